@@ -1,0 +1,163 @@
+"""What the core asks for. Each command is also a record: those marked `durable` are the journal.
+
+Recovery folds the durable commands back in (`Coordination.recover`): they are decisions already taken, so replaying
+them needs neither the randomness nor the version of the code that took them.
+
+`waits` marks what must not happen before the command, and all before it, is on disk. StartAttempt does not wait:
+an attempt of a task whose acceptance is then lost was never promised to anyone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from msgspec import Struct
+
+from flowray.core.model import AgentId, AgentSpec, Choice, Failure, Outcome, Task, TaskId
+from flowray.core.states import TaskState
+
+
+class AcceptTask(Struct, frozen=True, tag="accept", omit_defaults=True):
+    """The task is ours from now on. Tell its caller, once on disk."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = True
+    task: Task
+    at: float
+    seq: int
+
+
+class KnownTask(Struct, frozen=True, tag="known"):
+    """A repeat: the caller gets the handle of the task accepted earlier."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    submitted_id: TaskId
+    task_id: TaskId  # the earlier one; equal to submitted_id when the same submit came twice
+
+
+class RefuseTask(Struct, frozen=True, tag="refuse"):
+    """Not accepted; nothing is stored."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    reason: str  # queue_full | unknown_capability | conflict
+    detail: str
+    retry_after_s: float | None = None
+
+
+class StartAttempt(Struct, frozen=True, tag="start", omit_defaults=True):
+    """Send the task to this agent. The shell finds the task itself by `Coordination.task(task_id)`."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    agent_id: AgentId
+    incarnation: int
+    at: float
+    reason: str  # first | retry | failover | adopted
+    choice: Choice
+    remaining_s: float | None = None  # of the task's deadline
+
+
+class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True):
+    """The attempt is over without an outcome; the task waits again, until `not_before` if it must back off."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    attempt: int
+    at: float
+    arrow: str  # requeued | failed (see states)
+    failure: Failure | None = None
+    counts: str = ""  # which bound it uses up: failures | losses | kills | ""
+    not_before: float = 0.0
+
+
+class WakeTask(Struct, frozen=True, tag="wake"):
+    """A back-off is over."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    at: float
+
+
+class ResolveTask(Struct, frozen=True, tag="resolve", omit_defaults=True):
+    """The one outcome. Record it, then show it to whoever waits."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = True
+    outcome: Outcome
+    task: Task | None = None  # set for dead letters, which can be replayed
+
+
+class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
+    """Tell the agent to stop this attempt; its answer no longer matters."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    attempt: int
+    agent_id: AgentId
+    incarnation: int
+
+
+class AnswerCancel(Struct, frozen=True, tag="answer_cancel"):
+    """Tell whoever asked for the cancel what became of it. None: no open task has this id."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    task_id: TaskId
+    state: TaskState | None
+
+
+class AddAgents(Struct, frozen=True, tag="add_agents"):
+    """The team has these agents from now on."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = True
+    spec: AgentSpec
+    at: float
+
+
+class StartAgent(Struct, frozen=True, tag="start_agent"):
+    """Start one agent's process."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    agent_id: AgentId
+    incarnation: int
+    spec_name: str
+    at: float
+
+
+class StopAgent(Struct, frozen=True, tag="stop_agent"):
+    """End one agent's process: it hangs, is not wanted any more, or belongs to an earlier incarnation."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
+    agent_id: AgentId
+    incarnation: int
+    reason: str
+
+
+Command = (
+    AcceptTask
+    | KnownTask
+    | RefuseTask
+    | StartAttempt
+    | RequeueTask
+    | WakeTask
+    | ResolveTask
+    | CancelAttempt
+    | AnswerCancel
+    | AddAgents
+    | StartAgent
+    | StopAgent
+)
+
+DurableCommand = AcceptTask | StartAttempt | RequeueTask | WakeTask | ResolveTask | AddAgents | StartAgent

@@ -1,0 +1,87 @@
+"""What can happen: everything the core is told. Late, duplicate and reordered events are normal and harmless."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
+
+
+class TaskSubmitted(Struct, frozen=True):
+    """A caller hands in a task. Answered by AcceptTask, KnownTask or RefuseTask."""
+
+    task: Task
+
+
+class CancelRequested(Struct, frozen=True):
+    """A caller no longer wants a task. Answered by AnswerCancel."""
+
+    task_id: TaskId
+
+
+class AttemptFinished(Struct, frozen=True):
+    """An agent ran an attempt to its end. Exactly one of `value` and `failure` is set."""
+
+    task_id: TaskId
+    attempt: int
+    epoch: int  # of the coordinator that started the attempt
+    agent_id: AgentId
+    value: Payload | None = None
+    failure: Failure | None = None
+    run_s: float = 0.0  # as the agent measured it
+
+
+class AttemptReturned(Struct, frozen=True):
+    """An agent hands back an attempt that it has not begun (it is stuck on another, or leaving)."""
+
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    agent_id: AgentId
+
+
+class AgentsAdded(Struct, frozen=True):
+    """The team shall have these agents. A spec of a known name replaces its count."""
+
+    spec: AgentSpec
+
+
+class AgentReady(Struct, frozen=True):
+    """An agent's process is up and takes attempts; `running` is what it holds (after a coordinator restart)."""
+
+    agent_id: AgentId
+    incarnation: int
+    running: tuple[Running, ...] = ()
+
+
+class AgentLost(Struct, frozen=True):
+    """An agent's process is gone (certain: its process ended, or its node was declared dead)."""
+
+    agent_id: AgentId
+    incarnation: int
+    cause: str = ""
+
+
+class AgentStartFailed(Struct, frozen=True):
+    """An agent could not be started: its constructor raised, or its class could not be loaded."""
+
+    agent_id: AgentId
+    incarnation: int
+    failure: Failure
+
+
+class Ticked(Struct, frozen=True):
+    """Time has passed. Whatever is due by `now` happens."""
+
+
+Event = (
+    TaskSubmitted
+    | CancelRequested
+    | AttemptFinished
+    | AttemptReturned
+    | AgentsAdded
+    | AgentReady
+    | AgentLost
+    | AgentStartFailed
+    | Ticked
+)

@@ -1,0 +1,159 @@
+"""The nouns of the core: tasks, outcomes, agents and what is remembered of them.
+
+Everything here is frozen and crosses boundaries (journal, processes), so fields are only ever added, with defaults.
+Times named `_at` are seconds on the coordinator's time-line: monotonic within one life of the coordinator, and
+never going back from one life to the next.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+from msgspec import Struct
+
+from flowray.core.states import TaskState
+
+TaskId = NewType("TaskId", str)
+AgentId = NewType("AgentId", str)
+
+
+class Payload(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task's input or result: small ones inline, large ones by reference."""
+
+    codec: str = "msgpack"  # how the bytes were made: "msgpack" (plain data) or "pickle" (any other Python object)
+    data: bytes | None = None  # the bytes themselves; None when by reference
+    ref: str | None = None  # content address in the payload store, "sha256:<hex>"; None when inline
+    size_bytes: int = 0  # of the encoded bytes, wherever they are
+
+
+class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a caller wants done. Built by the shell from user input, so it is valid by construction."""
+
+    id: TaskId
+    prompt: str = ""
+    payload: Payload | None = None
+    needs: tuple[str, ...] = ()  # capabilities required, sorted and unique
+    tier: str = ""  # only agents of this tier; "" for any
+    agent: str = ""  # only agents of this class name; "" for any
+    priority: int = 0  # higher runs first
+    deadline_s: float | None = None  # seconds from acceptance to the end, > 0; None for no deadline
+    attempt_timeout_s: float | None = None  # longest one attempt may run, > 0; None for no limit
+    max_attempts: int = 3  # attempts that may fail by the agent's own code; lost agents do not count
+    key: str = ""  # idempotency key; "" for none
+    fingerprint: str = ""  # digest of what was asked, to tell a repeat from a conflict
+    replay_of: str = ""  # the dead letter that this task tries again
+    labels: dict[str, str] = {}  # the caller's own marks; never interpreted
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that holding this task open takes, roughly: its inline bytes and a fixed overhead."""
+        inline = len(self.payload.data) if self.payload is not None and self.payload.data is not None else 0
+        return 512 + len(self.prompt) + inline
+
+
+class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why an attempt, a start or a task failed."""
+
+    kind: str  # application | agent_lost | timeout | deadline | cancelled | poison | no_agent
+    type: str = ""  # class name of the exception, where there was one
+    message: str = ""
+    traceback: str = ""  # as text, from the process where it happened
+    retryable: bool = False
+
+
+class StoryLine(Struct, frozen=True, array_like=True):
+    """One line of a task's story."""
+
+    at: float
+    what: str  # past tense: accepted, started, attempt_failed, resolved ...
+    attempt: int = 0  # 0 when the line is not about an attempt
+    agent_id: str = ""
+    detail: str = ""
+
+
+class Choice(Struct, frozen=True, array_like=True):
+    """Why this agent: what `explain()` says of one attempt."""
+
+    policy: str  # only_one | power_of_two | prefetch | adopted
+    candidates: int  # agents that had the capabilities and room
+    considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The one final result of a task. Recorded before anyone sees it and never changed after."""
+
+    task_id: TaskId
+    state: TaskState  # a terminal one
+    value: Payload | None = None  # set when succeeded
+    failure: Failure | None = None  # set when not
+    agent_id: str = ""  # who answered; "" when nobody did
+    attempts: int = 0  # attempts started, whatever became of them
+    accepted_at: float = 0.0
+    resolved_at: float = 0.0
+    queue_s: float = 0.0  # time spent not running
+    run_s: float = 0.0  # of the attempt that was accepted, as its agent measured it
+    key: str = ""
+    fingerprint: str = ""
+    labels: dict[str, str] = {}
+    story: tuple[StoryLine, ...] = ()
+    choices: tuple[Choice, ...] = ()  # one for each attempt started, in order
+
+
+class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A class of agents that should exist: `count` of them, in one tier. The shell knows how to start one."""
+
+    name: str  # unique; agents are called "<name>-<n>"
+    tier: str
+    capabilities: tuple[str, ...] = ()  # sorted, unique
+    count: int = 1  # target
+    slots: int = 1  # attempts that one agent runs at once
+    target: str = ""  # "module:Class" or "" when `code` carries it
+    code: bytes = b""  # the pickled class or function, for those that cannot be imported (notebooks, __main__)
+    options: dict[str, float | int | str | bool | None | list[str]] = {}  # constructor arguments from a team file
+    num_cpus: float = 0.0  # reserved in the placement group; 0 means the tier's share divided by its agents
+    memory_bytes: int = 0  # reserved (Ray admits by it, it is no limit); 0 means none
+
+
+class AgentRef(Struct, frozen=True, array_like=True):
+    """One life of one agent."""
+
+    agent_id: AgentId
+    incarnation: int
+
+
+class Running(Struct, frozen=True, array_like=True):
+    """What an agent says it is running, when a new coordinator asks."""
+
+    task_id: TaskId
+    attempt: int
+    epoch: int
+
+
+class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task that is not yet terminal, as a snapshot keeps it."""
+
+    task: Task
+    state: TaskState
+    seq: int
+    accepted_at: float
+    attempt: int = 0
+    epoch: int = 0
+    agent_id: str = ""
+    incarnation: int = 0
+    started_at: float = 0.0
+    failures: int = 0
+    losses: int = 0
+    kills: int = 0
+    not_before: float = 0.0
+    story: tuple[StoryLine, ...] = ()
+    choices: tuple[Choice, ...] = ()
+
+
+class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The durable part of the core at a moment: what a restarted coordinator must know again."""
+
+    at: float
+    next_seq: int
+    tasks: tuple[OpenTask, ...] = ()
+    specs: tuple[AgentSpec, ...] = ()
+    incarnations: dict[str, int] = {}  # agent id -> highest incarnation ever asked for

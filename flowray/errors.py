@@ -1,0 +1,203 @@
+"""Every error flowray raises, in one tree.
+
+FlowrayError
+├── ConfigError                a configuration value is wrong; `field` names it
+├── InvalidTask                a task that can never be accepted; `field` names what is wrong with it
+│   └── PayloadError           its payload cannot be serialised, or is larger than the limit
+├── TaskRefused                not accepted, nothing stored; `retry_after_s` says when to try again, if ever
+│   ├── QueueFull              too many open tasks or bytes; retryable
+│   ├── UnknownCapability      no agent of this team has what the task needs
+│   └── IdempotencyConflict    the key belongs to an earlier task with another content
+├── TaskError                  an accepted task that did not succeed; `.result()` raises one of these
+│   ├── TaskFailed             dead letter: the agent's code failed for good; carries its traceback and the story
+│   ├── TaskCancelled          cancelled before it finished
+│   └── TaskExpired            its deadline passed
+├── WaitTimeout                `.result(timeout_s=...)` ran out; the task itself goes on
+├── UnknownTask                no task has this id
+├── RetryableError             for agents to raise: this attempt failed, another may succeed
+├── InvalidTransition          a state machine was asked for an arrow that it does not have: our bug
+├── InvariantBroken            `check()` found the state contradicting itself: our bug
+├── StoreError                 the journal cannot be used
+│   ├── StoreUnsupported       the place cannot give the durability promised (network file system, no fsync)
+│   ├── StoreCorrupt           a committed row does not match its checksum
+│   └── StoreFenced            a later coordinator owns the journal; this one must stop
+├── CoordinatorUnavailable     the coordinator did not answer in time; `outcome` says what is known
+├── AgentStartFailed           an agent's constructor fails again and again
+├── NotConnected               the runtime is stopped, or there is none to connect to
+└── MissingExtra               an optional dependency is absent; the message is the install command
+"""
+
+from __future__ import annotations
+
+
+class FlowrayError(Exception):
+    """The root of the tree."""
+
+    retryable: bool = False  # may the same call succeed later without a change?
+
+
+class ConfigError(FlowrayError):
+    """A configuration value is wrong. `field` is its dotted path, `hint` a way out or ''."""
+
+    def __init__(self, field: str, problem: str, hint: str = "") -> None:
+        super().__init__(field, problem, hint)
+        self.field, self.problem, self.hint = field, problem, hint
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}" + (f" ({self.hint})" if self.hint else "")
+
+
+class InvalidTask(FlowrayError):
+    """A task that can never be accepted as it is. `field` names the argument."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field, self.problem = field, problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
+class PayloadError(InvalidTask):
+    """A payload or result that cannot be serialised, or is larger than the limit."""
+
+
+class TaskRefused(FlowrayError):
+    """The task was not accepted and nothing was stored.
+
+    `task_id` is the id it would have had; `retry_after_s` is None where waiting does not help.
+    """
+
+    def __init__(self, task_id: str, detail: str, retry_after_s: float | None = None) -> None:
+        super().__init__(task_id, detail, retry_after_s)
+        self.task_id, self.detail, self.retry_after_s = task_id, detail, retry_after_s
+
+    def __str__(self) -> str:
+        later = f"; try again in {self.retry_after_s:.1f} s" if self.retry_after_s is not None else ""
+        return f"task {self.task_id} refused: {self.detail}{later}"
+
+
+class QueueFull(TaskRefused):
+    """Too many open tasks, or too many bytes in them."""
+
+    retryable = True
+
+
+class UnknownCapability(TaskRefused):
+    """No agent of this team, live or starting, has what the task needs."""
+
+
+class IdempotencyConflict(TaskRefused):
+    """The idempotency key belongs to an earlier task with another content."""
+
+
+class TaskError(FlowrayError):
+    """An accepted task that ended without a result. `story` is the task's ordered log as text."""
+
+    def __init__(self, task_id: str, detail: str, story: str = "") -> None:
+        super().__init__(task_id, detail, story)
+        self.task_id, self.detail, self.story = task_id, detail, story
+
+    def __str__(self) -> str:
+        return f"task {self.task_id}: {self.detail}"
+
+
+class TaskFailed(TaskError):
+    """The task is a dead letter: agents' code failed for good.
+
+    `error_type` is the class name of the last failure, `agent_traceback` its traceback as text.
+    """
+
+    def __init__(
+        self, task_id: str, detail: str, story: str = "", error_type: str = "", agent_traceback: str = ""
+    ) -> None:
+        super().__init__(task_id, detail, story)
+        self.args = (task_id, detail, story, error_type, agent_traceback)
+        self.error_type, self.agent_traceback = error_type, agent_traceback
+
+    def __str__(self) -> str:
+        tail = f"\n\nIn the agent:\n{self.agent_traceback.rstrip()}" if self.agent_traceback else ""
+        return f"task {self.task_id}: {self.detail}{tail}"
+
+
+class TaskCancelled(TaskError):
+    """The task was cancelled before it finished."""
+
+
+class TaskExpired(TaskError):
+    """The task's deadline passed before it finished."""
+
+
+class WaitTimeout(FlowrayError):
+    """Waiting ran out of time; the task itself goes on."""
+
+    retryable = True
+
+    def __init__(self, task_id: str, timeout_s: float) -> None:
+        super().__init__(task_id, timeout_s)
+        self.task_id, self.timeout_s = task_id, timeout_s
+
+    def __str__(self) -> str:
+        return f"no outcome of task {self.task_id} within {self.timeout_s:g} s; the task goes on"
+
+
+class UnknownTask(FlowrayError):
+    """No task has this id, or it left the journal's retention."""
+
+
+class RetryableError(FlowrayError):
+    """Raised by an agent: this attempt failed, another one may succeed."""
+
+    retryable = True
+
+
+class InvalidTransition(FlowrayError):
+    """A state machine was asked for an arrow that it does not have. Always our bug."""
+
+
+class InvariantBroken(FlowrayError):
+    """`check()` found the state contradicting itself. Always our bug."""
+
+
+class StoreError(FlowrayError):
+    """The journal cannot be used."""
+
+
+class StoreUnsupported(StoreError):
+    """The place cannot give the durability promised."""
+
+
+class StoreCorrupt(StoreError):
+    """A committed row does not match its checksum; nothing after it can be trusted."""
+
+
+class StoreFenced(StoreError):
+    """A later coordinator owns the journal; this one must stop at once."""
+
+
+class CoordinatorUnavailable(FlowrayError):
+    """The coordinator did not answer in time.
+
+    `outcome` is what is known of the call: "accepted", "unknown" or "none" (nothing was sent).
+    """
+
+    retryable = True
+
+    def __init__(self, detail: str, outcome: str = "unknown") -> None:
+        super().__init__(detail, outcome)
+        self.detail, self.outcome = detail, outcome
+
+    def __str__(self) -> str:
+        return f"{self.detail} (outcome: {self.outcome})"
+
+
+class AgentStartFailed(FlowrayError):
+    """An agent's constructor fails again and again."""
+
+
+class NotConnected(FlowrayError):
+    """The runtime is stopped, or there is none to connect to."""
+
+
+class MissingExtra(FlowrayError):
+    """An optional dependency is absent; the message is the install command."""
