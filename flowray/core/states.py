@@ -1,9 +1,9 @@
 """The life of a task and of an agent, as tables. An arrow that is not here cannot happen.
 
-            ┌────────── requeued ◀──────────┐
- accepted ▶ queued ── started ▶ running ── failed ▶ backing_off ── due ▶ queued
-            │                   │ answered ▶ succeeded
-            └── any open state: cancelled · expired · dead
+           ┌────────── requeued ◀──────────┐
+accepted ▶ queued ── started ▶ running ── failed ▶ backing_off ── due ▶ queued
+           │                   │ answered ▶ succeeded
+           └── any open state: cancelled · expired · dead
 """
 
 from __future__ import annotations
