@@ -1,0 +1,668 @@
+"""THE machine: `handle(event, now) -> commands`. The only place that decides, and the only one that emits commands.
+
+It does no IO and reads no clock. Whoever drives it (the Ray shell, the simulator, a test) tells it what happened and
+the time, and does what it says. Times are seconds on one time-line that never goes back.
+
+A task is in exactly one place: a lane (queued), an agent's `outstanding` (running), a back-off timer, or gone with an
+outcome. Every change of a task is a durable command, applied to the book as it is emitted; what else is kept here
+(lanes, loads, timers) can be made again from the book and from what the agents say they are running.
+
+Attempts are told apart by (attempt, epoch). An answer that is not from the current attempt changes nothing but the
+load of the agent that sent it, so late, duplicate and reordered answers need no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from msgspec import Struct
+
+from flowray.core.admission import Admission, AdmissionPolicy
+from flowray.core.book import Book, Entry
+from flowray.core.commands import (
+    AcceptTask,
+    AddAgents,
+    AnswerCancel,
+    CancelAttempt,
+    Command,
+    DurableCommand,
+    KnownTask,
+    RefuseTask,
+    RequeueTask,
+    ResolveTask,
+    StartAgent,
+    StartAttempt,
+    StopAgent,
+    WakeTask,
+)
+from flowray.core.events import (
+    AgentLost,
+    AgentReady,
+    AgentsAdded,
+    AgentStartFailed,
+    AttemptFinished,
+    AttemptReturned,
+    CancelRequested,
+    Event,
+    TaskSubmitted,
+    Ticked,
+)
+from flowray.core.invariants import check_coordination
+from flowray.core.model import (
+    AgentId,
+    AgentSpec,
+    Choice,
+    Failure,
+    Outcome,
+    Payload,
+    Running,
+    Snapshot,
+    StoryLine,
+    Task,
+    TaskId,
+)
+from flowray.core.placement import PlacementPolicy, choose_agent
+from flowray.core.queueing import Lane, Queue
+from flowray.core.registry import Agent, AgentClass, Registry, RestartPolicy
+from flowray.core.retry import RetryPolicy, Rng
+from flowray.core.states import AgentState, TaskState
+from flowray.core.timers import Timers
+from flowray.errors import ConfigError
+
+
+class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All policies of the core, and the few bounds that belong to no part."""
+
+    admission: AdmissionPolicy = AdmissionPolicy()
+    retry: RetryPolicy = RetryPolicy()
+    placement: PlacementPolicy = PlacementPolicy()
+    restart: RestartPolicy = RestartPolicy()
+    cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
+    adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running
+    start_timeout_s: float = 120.0  # an agent asked for must be ready within this, or it is asked for again
+
+    def __post_init__(self) -> None:
+        for name in ("cancel_grace_s", "adoption_s", "start_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, f"must be positive, got {getattr(self, name)}")
+
+
+class Coordination:
+    """One team's tasks and agents in one epoch."""
+
+    def __init__(self, *, epoch: int, rng: Rng, policy: CorePolicy | None = None) -> None:
+        self.epoch = epoch
+        self.policy = policy or CorePolicy()
+        self.now = 0.0
+        self.book = Book()
+        self.registry = Registry(self.policy.restart)
+        self.queue = Queue()
+        self.admission = Admission(self.policy.admission)
+        self.timers = Timers()
+        self._rng = rng
+        self._out: list[Command] = []
+        self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            TaskSubmitted: self._on_submitted,
+            CancelRequested: self._on_cancel,
+            AttemptFinished: self._on_finished,
+            AttemptReturned: self._on_returned,
+            AgentsAdded: self._on_agents_added,
+            AgentReady: self._on_agent_ready,
+            AgentLost: self._on_agent_lost,
+            AgentStartFailed: self._on_start_failed,
+            Ticked: self._on_tick,
+        }
+        self._timer_handlers: dict[str, Callable[[str], None]] = {
+            "deadline": self._deadline_passed,
+            "backoff": self._backoff_over,
+            "attempt": self._attempt_timed_out,
+            "grace": self._grace_over,
+            "restart": self._restart_due,
+            "start": self._start_timed_out,
+            "adoption": self._adoption_over,
+        }
+
+    # ── the doors ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event in; what to do about it, in order. `now` may repeat but time never goes back."""
+        if now > self.now:
+            self.now = now
+        self._handlers[type(event)](event)
+        out, self._out = self._out, []
+        return out
+
+    def next_due(self) -> float | None:
+        """When a Ticked is wanted next; None while nothing is timed."""
+        return self.timers.next_due()
+
+    def task(self, task_id: TaskId) -> Task | None:
+        """An open task."""
+        entry = self.book.open.get(task_id)
+        return entry.task if entry is not None else None
+
+    def snapshot(self) -> Snapshot:
+        """The durable part, for the store."""
+        return self.book.snapshot(self.now)
+
+    def check(self) -> None:
+        """Raise InvariantBroken if the state contradicts itself. Costs as much as everything open."""
+        check_coordination(self)
+
+    @classmethod
+    def recover(
+        cls,
+        *,
+        epoch: int,
+        rng: Rng,
+        now: float,
+        policy: CorePolicy | None = None,
+        snapshot: Snapshot | None = None,
+        commands: Iterable[DurableCommand] = (),
+    ) -> Coordination:
+        """Rebuild from what the store has.
+
+        Attempts that were running stay running, unconfirmed: their agents have `adoption_s` to say so (AgentReady
+        with `running`). The driver reports the agents that it finds first, then ticks.
+        """
+        core = cls(epoch=epoch, rng=rng, policy=policy)
+        core.now = now
+        book = core.book
+        if snapshot is not None:
+            book.restore(snapshot)
+        for command in commands:
+            book.apply(command)
+        for spec in book.specs.values():
+            core._join(spec)
+        for agent in core.registry.agents():
+            agent.incarnation = book.incarnations.get(agent.id, 0)
+            if agent.incarnation:
+                core.registry.move(agent, "requested")
+                core.timers.set("start", agent.id, now + core.policy.adoption_s)
+            else:
+                core.timers.set("restart", agent.id, now)
+        for task_id, entry in book.open.items():
+            core.admission.opened(entry.task)
+            if entry.deadline_at is not None:
+                core.timers.set("deadline", task_id, entry.deadline_at)
+            if entry.state is TaskState.QUEUED:
+                core._lane(entry.task).push(entry.task, entry.seq)
+            elif entry.state is TaskState.BACKING_OFF:
+                core.timers.set("backoff", task_id, entry.not_before)
+            else:
+                core._claims.setdefault(entry.agent_id, {})[task_id] = None
+                core.timers.set("adoption", task_id, now + core.policy.adoption_s)
+        return core
+
+    # ── tasks: in ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_submitted(self, event: TaskSubmitted) -> None:
+        task = event.task
+        if task.id in self.book.open or self.admission.recent(task.id):
+            self._out.append(KnownTask(task.id, task.id))
+            return
+        owner = self.admission.by_key(task.key)
+        if owner is not None:
+            if owner[1] == task.fingerprint:
+                self._out.append(KnownTask(task.id, owner[0]))
+            else:
+                detail = f"key {task.key!r} belongs to task {owner[0]}, which asks for something else"
+                self._out.append(RefuseTask(task.id, "conflict", detail))
+            return
+        lane = self._lane(task)
+        if not lane.classes or all(one.hopeless for one in lane.classes):
+            self._out.append(RefuseTask(task.id, "unknown_capability", self._why_nobody(lane)))
+            return
+        full = self.admission.full(task)
+        if full:
+            self._out.append(RefuseTask(task.id, "queue_full", full, self._retry_after_s()))
+            return
+        self._commit(AcceptTask(task, self.now, self.book.next_seq))
+        self.admission.opened(task)
+        entry = self.book.open[task.id]
+        if entry.deadline_at is not None:
+            self.timers.set("deadline", task.id, entry.deadline_at)
+        self._place(entry, lane)
+
+    def _why_nobody(self, lane: Lane) -> str:
+        key = lane.key
+        broken = [a for one in lane.classes for a in one.agents if a.failure is not None]
+        if broken and broken[0].failure is not None:
+            return f"its agents do not start: {broken[0].id}: {broken[0].failure.type}: {broken[0].failure.message}"
+        known = self.registry.capabilities()
+        missing = [need for need in key.needs if need not in known]
+        if missing:
+            close = get_close_matches(missing[0], known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the team has: {', '.join(known) or 'no agents'}"
+            return f"no agent has {missing[0]!r}; {hint}"
+        wanted = [f"tier {key.tier!r}" if key.tier else "", f"agent {key.agent!r}" if key.agent else ""]
+        wanted.append(f"all of {', '.join(key.needs)}" if key.needs else "")
+        return f"no agent with {' and '.join(w for w in wanted if w) or 'anything at all: the team is empty'}"
+
+    def _retry_after_s(self) -> float:
+        """Until about a twentieth of what is open should be done, by the agents' own average run times."""
+        ready = [a for a in self.registry.agents() if a.state is AgentState.READY]
+        slots = sum(a.slots for a in ready)
+        measured = [a.service_s for a in ready if a.service_s >= 0]
+        if not slots or not measured:
+            return 1.0
+        return min(30.0, max(0.05, 0.05 * self.admission.open_tasks * sum(measured) / len(measured) / slots))
+
+    # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _lane(self, task: Task) -> Lane:
+        return self.queue.find(task) or self.queue.lane(task, self.registry.classes())
+
+    def _place(self, entry: Entry, lane: Lane) -> None:
+        """Start the task where there is room, or let it wait. Older and more urgent tasks of its lane go first."""
+        chosen = None if len(lane) else choose_agent(lane, self._rng)
+        if chosen is not None:
+            self._start(entry, chosen[0], chosen[1])
+        elif lane.classes and all(one.hopeless for one in lane.classes):
+            self._give_up(entry, Failure(kind="no_agent", message=self._why_nobody(lane)))
+        else:
+            lane.push(entry.task, entry.seq)
+
+    def _start(self, entry: Entry, agent: Agent, choice: Choice) -> None:
+        task = entry.task
+        reason = "first" if not entry.attempt else "retry" if entry.failures else "failover"
+        remaining_s = None if entry.deadline_at is None else max(0.0, entry.deadline_at - self.now)
+        attempt = entry.attempt + 1
+        self._commit(
+            StartAttempt(
+                task.id, attempt, self.epoch, agent.id, agent.incarnation, self.now, reason, choice, remaining_s
+            )
+        )
+        if task.attempt_timeout_s is not None:
+            self.timers.set("attempt", task.id, self.now + task.attempt_timeout_s)
+        agent.outstanding[task.id] = attempt
+        agent.agent_class.update(agent)
+
+    def _fill(self, agent: Agent) -> None:
+        """Give an agent with room the best of what waits for its class."""
+        one = agent.agent_class
+        while agent in one.free or agent in one.spare:
+            best: Lane | None = None
+            best_head: tuple[int, int, TaskId] | None = None
+            for lane in one.lanes:
+                if len(lane):
+                    head = lane.head()
+                    if head is not None and (best_head is None or head < best_head):
+                        best, best_head = lane, head
+            if best is None:
+                return
+            entry = self.book.open[best.pop()]
+            policy = "next_free" if agent in one.free else "prefetch"
+            self._start(entry, agent, Choice(policy, 1, ((agent.id, agent.load),)))
+
+    # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_finished(self, event: AttemptFinished) -> None:
+        agent = self.registry.agent(event.agent_id)
+        entry = self.book.open.get(event.task_id)
+        current = entry is not None and self._is_current(entry, event)
+        if agent is not None:
+            self._free_slot(agent, event.task_id, event.attempt, event.run_s)
+        if entry is not None and current:
+            self.timers.clear("attempt", event.task_id)
+            if event.failure is None:
+                self._resolve(entry, TaskState.SUCCEEDED, value=event.value, run_s=event.run_s)
+            else:
+                self._attempt_failed(entry, event.failure)
+        if agent is not None:
+            self._fill(agent)
+
+    def _is_current(self, entry: Entry, event: AttemptFinished | AttemptReturned) -> bool:
+        return (
+            entry.state is TaskState.RUNNING
+            and entry.attempt == event.attempt
+            and entry.epoch == event.epoch
+            and entry.agent_id == event.agent_id
+        )
+
+    def _on_returned(self, event: AttemptReturned) -> None:
+        agent = self.registry.agent(event.agent_id)
+        if agent is not None:
+            # Whatever its average says, this agent is not quick now.
+            agent.service_s = max(agent.service_s, self.policy.placement.prefetch_s)
+            agent.prefetch = 0
+            self._free_slot(agent, event.task_id, event.attempt, None)
+        entry = self.book.open.get(event.task_id)
+        if entry is not None and self._is_current(entry, event):
+            self.timers.clear("attempt", event.task_id)
+            self._commit(RequeueTask(event.task_id, event.attempt, self.now, "requeued", None))
+            self._place(entry, self._lane(entry.task))
+        if agent is not None:
+            self._fill(agent)
+
+    def _free_slot(self, agent: Agent, task_id: TaskId, attempt: int, run_s: float | None) -> None:
+        if agent.outstanding.get(task_id) == attempt:
+            del agent.outstanding[task_id]
+        elif (task_id, attempt) in agent.stopping:
+            del agent.stopping[task_id, attempt]
+            if not agent.stopping:
+                self.timers.clear("grace", agent.id)
+        else:
+            return
+        if run_s is not None:
+            agent.resolved += 1
+            agent.losses = 0
+            agent.observe(run_s, self.policy.placement.prefetch_s, self.policy.placement.max_prefetch)
+        agent.agent_class.update(agent)
+        if agent.state is AgentState.DRAINING and not agent.held:
+            self._stop(agent, "drained")
+
+    def _attempt_failed(self, entry: Entry, failure: Failure) -> None:
+        """The agent's own code failed: back off and retry, or give up."""
+        if not failure.retryable or entry.failures + 1 >= entry.task.max_attempts:
+            self._give_up(entry, failure)
+            return
+        not_before = self.now + self.policy.retry.delay_s(entry.failures + 1, self._rng)
+        task_id = entry.task.id
+        self._commit(RequeueTask(task_id, entry.attempt, self.now, "failed", failure, "failures", not_before))
+        self.timers.set("backoff", task_id, not_before)
+
+    def _attempt_lost(self, entry: Entry, failure: Failure, counts: str) -> None:
+        """The attempt ended without an answer, through no fault of the agent's code: again, elsewhere, at once."""
+        retry = self.policy.retry
+        self.timers.clear("attempt", entry.task.id)
+        if counts == "kills" and entry.kills + 1 >= retry.poison_kills:
+            message = f"{entry.kills + 1} agents died while running it; the last: {failure.message}"
+            self._give_up(entry, Failure(kind="poison", message=message))
+        elif counts and entry.losses + 1 >= retry.max_losses:
+            message = f"{entry.losses + 1} attempts were lost; the last: {failure.message}"
+            self._give_up(entry, Failure(kind="agent_lost", message=message))
+        else:
+            self._commit(RequeueTask(entry.task.id, entry.attempt, self.now, "requeued", failure, counts))
+            self._place(entry, self._lane(entry.task))
+
+    def _give_up(self, entry: Entry, failure: Failure) -> None:
+        self._resolve(entry, TaskState.DEAD, failure=failure)
+
+    def _resolve(
+        self,
+        entry: Entry,
+        state: TaskState,
+        *,
+        value: Payload | None = None,
+        failure: Failure | None = None,
+        run_s: float = 0.0,
+    ) -> None:
+        task, now = entry.task, self.now
+        detail = "" if failure is None else f"{failure.type}: {failure.message}" if failure.type else failure.message
+        entry.tell(StoryLine(now, state.value, entry.attempt, entry.agent_id, detail[:500]))
+        outcome = Outcome(
+            task_id=task.id,
+            state=state,
+            value=value,
+            failure=failure,
+            agent_id=entry.agent_id,
+            attempts=entry.attempt,
+            accepted_at=entry.accepted_at,
+            resolved_at=now,
+            queue_s=max(0.0, now - entry.accepted_at - run_s),
+            run_s=run_s,
+            key=task.key,
+            fingerprint=task.fingerprint,
+            labels=task.labels,
+            story=tuple(entry.story),
+            choices=tuple(entry.choices),
+        )
+        self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None))
+        self.admission.closed(task)
+        if entry.deadline_at is not None:
+            self.timers.clear("deadline", task.id)
+
+    def _on_cancel(self, event: CancelRequested) -> None:
+        entry = self.book.open.get(event.task_id)
+        if entry is None:
+            self._out.append(AnswerCancel(event.task_id, None))
+            return
+        self._withdraw(entry, TaskState.CANCELLED, Failure(kind="cancelled", message="cancelled by its caller"))
+        self._out.append(AnswerCancel(event.task_id, TaskState.CANCELLED))
+
+    def _withdraw(self, entry: Entry, state: TaskState, failure: Failure) -> None:
+        """End an open task from outside: take it from wherever it is."""
+        task_id, was = entry.task.id, entry.state
+        agent = self.registry.agent(AgentId(entry.agent_id)) if was is TaskState.RUNNING else None
+        if was is TaskState.QUEUED:
+            self._lane(entry.task).remove(task_id)
+        elif was is TaskState.BACKING_OFF:
+            self.timers.clear("backoff", task_id)
+        else:
+            self.timers.clear("attempt", task_id)
+            self._unclaim(entry)
+        self._resolve(entry, state, failure=failure)
+        if agent is not None:
+            self._stop_attempt(agent, task_id)
+
+    def _stop_attempt(self, agent: Agent, task_id: TaskId) -> None:
+        """Tell an agent to stop an attempt. It holds its slot until the agent says that it is over."""
+        attempt = agent.outstanding.pop(task_id, None)
+        if attempt is None:
+            return
+        self._tell_to_stop(agent, task_id, attempt)
+        agent.agent_class.update(agent)
+
+    def _tell_to_stop(self, agent: Agent, task_id: TaskId, attempt: int) -> None:
+        agent.stopping[task_id, attempt] = self.now
+        self._out.append(CancelAttempt(task_id, attempt, agent.id, agent.incarnation))
+        if ("grace", agent.id) not in self.timers:
+            self.timers.set("grace", agent.id, self.now + self.policy.cancel_grace_s)
+
+    # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_agents_added(self, event: AgentsAdded) -> None:
+        self._commit(AddAgents(event.spec, self.now))
+        _, added, surplus = self._join(event.spec)
+        for agent in self.registry.broken(event.spec.name):  # added again: its author may have mended it
+            self.registry.move(agent, "retried")
+            added.append(agent)
+        for agent in added:
+            self._start_agent(agent)
+        for agent in surplus:
+            if agent.state is AgentState.READY and agent.held:
+                self.registry.move(agent, "drain")
+                agent.agent_class.update(agent)
+            elif agent.state is not AgentState.DRAINING:
+                self._stop(agent, "not wanted any more")
+
+    def _join(self, spec: AgentSpec) -> tuple[AgentClass, list[Agent], list[Agent]]:
+        known = len(self.registry.classes())
+        one, added, surplus = self.registry.add(spec)
+        if len(self.registry.classes()) > known:
+            self.queue.join(one)
+        return one, added, surplus
+
+    def _start_agent(self, agent: Agent) -> None:
+        self.registry.move(agent, "requested")
+        agent.incarnation += 1
+        self._commit(StartAgent(agent.id, agent.incarnation, agent.agent_class.spec.name, self.now))
+        self.timers.set("start", agent.id, self.now + self.policy.start_timeout_s)
+
+    def _stop(self, agent: Agent, reason: str) -> None:
+        self.registry.move(agent, "stopped")
+        for kind in ("start", "restart", "grace"):
+            self.timers.clear(kind, agent.id)
+        agent.agent_class.update(agent)
+        if agent.incarnation:
+            self._out.append(StopAgent(agent.id, agent.incarnation, reason))
+        self.registry.forget(agent)
+
+    def _on_agent_ready(self, event: AgentReady) -> None:
+        agent = self.registry.agent(event.agent_id)
+        if agent is None or event.incarnation < agent.incarnation or agent.state is AgentState.BROKEN:
+            self._out.append(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
+            return
+        if event.incarnation > agent.incarnation:  # its StartAgent was in the tail of the journal that a crash lost
+            agent.incarnation = event.incarnation
+            self.book.incarnations[agent.id] = event.incarnation
+        self.registry.move(agent, "ready")
+        agent.start_failures, agent.failure = 0, None
+        self.timers.clear("start", agent.id)
+        self.timers.clear("restart", agent.id)
+        self._reconcile(agent, event.running)
+        agent.agent_class.update(agent)
+        self._fill(agent)
+
+    def _reconcile(self, agent: Agent, running: tuple[Running, ...]) -> None:
+        """Bring the book and what the agent says it runs together."""
+        said = {(r.task_id, r.attempt, r.epoch): r for r in running}
+        for task_id in self._held_or_claimed(agent):
+            entry = self.book.open[task_id]
+            token = (task_id, entry.attempt, entry.epoch)
+            self._unclaim(entry)
+            if token in said and entry.incarnation == agent.incarnation:
+                del said[token]
+                agent.outstanding[entry.task.id] = entry.attempt
+                if entry.task.attempt_timeout_s is not None:
+                    self.timers.set("attempt", entry.task.id, self.now + entry.task.attempt_timeout_s)
+            else:
+                agent.outstanding.pop(entry.task.id, None)
+                self._attempt_lost(entry, Failure(kind="agent_lost", message="its agent does not have it"), "losses")
+        for one in said.values():
+            self._adopt_or_stop(agent, one)
+
+    def _held_or_claimed(self, agent: Agent) -> list[TaskId]:
+        """The attempts that the book has at this agent, whether the agent confirmed them or has yet to."""
+        return [*agent.outstanding, *self._claims.get(agent.id, ())]
+
+    def _unclaim(self, entry: Entry) -> None:
+        """The attempt needs no confirmation any more."""
+        claims = self._claims.get(entry.agent_id)
+        if claims is not None and entry.task.id in claims:
+            del claims[entry.task.id]
+            self.timers.clear("adoption", entry.task.id)
+
+    def _adopt_or_stop(self, agent: Agent, one: Running) -> None:
+        """The agent runs something that the book does not expect there: keep it if nobody else has it."""
+        entry = self.book.open.get(one.task_id)
+        fresh = entry is not None and one.attempt > entry.attempt and one.epoch < self.epoch
+        if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
+            self._tell_to_stop(agent, one.task_id, one.attempt)
+            return
+        self._lane(entry.task).remove(one.task_id)
+        self.timers.clear("backoff", one.task_id)
+        choice = Choice("adopted", 1, ((agent.id, agent.load),))
+        self._commit(
+            StartAttempt(one.task_id, one.attempt, one.epoch, agent.id, agent.incarnation, self.now, "adopted", choice)
+        )
+        agent.outstanding[one.task_id] = one.attempt
+
+    def _on_agent_lost(self, event: AgentLost) -> None:
+        agent = self.registry.agent(event.agent_id)
+        if agent is None or agent.incarnation != event.incarnation:
+            return
+        if agent.state in (AgentState.STARTING, AgentState.READY, AgentState.DRAINING):
+            self._lose(agent, event.cause or "its process ended")
+
+    def _on_start_failed(self, event: AgentStartFailed) -> None:
+        agent = self.registry.agent(event.agent_id)
+        if agent is None or agent.incarnation != event.incarnation or agent.state is not AgentState.STARTING:
+            return
+        if not self.registry.start_failed(agent, event.failure):
+            self._lose(agent, f"it did not start: {event.failure.type}: {event.failure.message}")
+            return
+        self.registry.move(agent, "gave_up")
+        self.timers.clear("start", agent.id)
+        self._requeue_all(agent, "it did not start", blame=False)
+        for lane in agent.agent_class.lanes:
+            if all(one.hopeless for one in lane.classes):
+                for task_id in sorted(lane.ids()):
+                    lane.remove(task_id)
+                    entry = self.book.open[task_id]
+                    self._give_up(entry, Failure(kind="no_agent", message=self._why_nobody(lane)))
+
+    def _lose(self, agent: Agent, cause: str) -> None:
+        """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving."""
+        draining = agent.state is AgentState.DRAINING
+        self.registry.move(agent, "lost")
+        self.timers.clear("start", agent.id)
+        self.timers.clear("grace", agent.id)
+        agent.stopping.clear()
+        agent.prefetch, agent.service_s = 0, -1.0
+        agent.agent_class.update(agent)
+        if draining:
+            self.registry.forget(agent)
+        else:
+            self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
+        self._requeue_all(agent, cause, blame=True)
+
+    def _requeue_all(self, agent: Agent, cause: str, *, blame: bool) -> None:
+        held = self._held_or_claimed(agent)
+        agent.outstanding.clear()
+        for position, task_id in enumerate(held):
+            entry = self.book.open[task_id]
+            self._unclaim(entry)
+            # An agent takes its attempts in order: only as many as it has slots can have been running.
+            counts = ("kills" if position < agent.slots else "losses") if blame else ""
+            self._attempt_lost(entry, Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}"), counts)
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_tick(self, event: Ticked) -> None:
+        while (due := self.timers.pop_due(self.now)) is not None:
+            self._timer_handlers[due[0]](due[1])
+
+    def _deadline_passed(self, key: str) -> None:
+        entry = self.book.open[TaskId(key)]
+        message = f"not finished within {entry.task.deadline_s:g} s"
+        self._withdraw(entry, TaskState.EXPIRED, Failure(kind="deadline", message=message))
+
+    def _backoff_over(self, key: str) -> None:
+        entry = self.book.open[TaskId(key)]
+        self._commit(WakeTask(entry.task.id, self.now))
+        self._place(entry, self._lane(entry.task))
+
+    def _attempt_timed_out(self, key: str) -> None:
+        entry = self.book.open[TaskId(key)]
+        agent = self.registry.agent(AgentId(entry.agent_id))
+        message = f"attempt {entry.attempt} did not end within {entry.task.attempt_timeout_s:g} s"
+        if agent is not None:
+            self._stop_attempt(agent, entry.task.id)
+        self._attempt_failed(entry, Failure(kind="timeout", type="TimeoutError", message=message, retryable=True))
+
+    def _grace_over(self, key: str) -> None:
+        """An attempt that was told to stop still holds its slot: end the process."""
+        agent = self.registry.agent(AgentId(key))
+        if agent is None or not agent.stopping:
+            return
+        due = min(agent.stopping.values()) + self.policy.cancel_grace_s
+        if due > self.now:  # the one that set the timer did stop; another was told later
+            self.timers.set("grace", agent.id, due)
+            return
+        self._out.append(StopAgent(agent.id, agent.incarnation, "an attempt that was told to stop goes on"))
+        self._lose_quietly(agent, "ended by the coordinator: a stopped attempt went on")
+
+    def _lose_quietly(self, agent: Agent, cause: str) -> None:
+        """Lose an agent by our own decision: its other attempts are not to blame."""
+        blamed, agent.slots = agent.slots, 0
+        self._lose(agent, cause)
+        agent.slots = blamed
+
+    def _restart_due(self, key: str) -> None:
+        agent = self.registry.agent(AgentId(key))
+        if agent is not None and agent.state is AgentState.WAITING:
+            self._start_agent(agent)
+
+    def _start_timed_out(self, key: str) -> None:
+        agent = self.registry.agent(AgentId(key))
+        if agent is not None and agent.state is AgentState.STARTING:
+            self._out.append(StopAgent(agent.id, agent.incarnation, "it was not ready in time"))
+            self._lose_quietly(agent, "it was not ready in time")
+
+    def _adoption_over(self, key: str) -> None:
+        entry = self.book.open[TaskId(key)]
+        self._unclaim(entry)
+        failure = Failure(kind="agent_lost", message=f"{entry.agent_id} did not report after a coordinator restart")
+        self._attempt_lost(entry, failure, "losses")
+
+    # ── the one way out ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _commit(self, command: DurableCommand) -> None:
+        """Emit a durable command: applied to the book here, to the journal by the driver."""
+        self.book.apply(command)
+        self._out.append(command)

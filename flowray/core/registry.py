@@ -1,0 +1,222 @@
+"""The agents: classes of them, their states, what each is doing, and when a lost one is started again."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from flowray.core.model import AgentId, AgentSpec, Failure, TaskId
+from flowray.core.ordered import IndexedSet
+from flowray.core.queueing import Lane, LaneKey
+from flowray.core.states import AgentState, next_agent_state
+from flowray.errors import ConfigError
+
+_SERVICE_WEIGHT = 0.2  # of the newest run time in an agent's moving average
+
+
+class RestartPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How lost agents come back. The first loss in a while is made good at once, further ones are spaced out."""
+
+    window_s: float = 60.0  # losses further apart than this do not add up
+    delay_s: float = 0.5  # after the second loss within the window; doubles with each further one
+    delay_max_s: float = 30.0
+    max_start_failures: int = 3  # failed starts in a row (constructor raised), before the agent counts as broken
+
+    def __post_init__(self) -> None:
+        for name in ("window_s", "delay_s", "delay_max_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"restart.{name}", f"must be positive, got {getattr(self, name)}")
+        if self.max_start_failures < 1:
+            raise ConfigError("restart.max_start_failures", f"must be at least 1, got {self.max_start_failures}")
+
+    def wait_s(self, losses: int) -> float:
+        """Delay before the start that follows the `losses`-th loss within the window."""
+        return 0.0 if losses <= 1 else min(self.delay_max_s, self.delay_s * 2.0 ** min(losses - 2, 30))
+
+
+class Agent:
+    """One agent over all its incarnations. Mutable; private to the core."""
+
+    __slots__ = (
+        "agent_class",
+        "failure",
+        "id",
+        "incarnation",
+        "last_lost_at",
+        "losses",
+        "outstanding",
+        "prefetch",
+        "resolved",
+        "service_s",
+        "slots",
+        "start_failures",
+        "state",
+        "stopping",
+    )
+
+    def __init__(self, agent_id: AgentId, agent_class: AgentClass) -> None:
+        self.id = agent_id
+        self.agent_class = agent_class
+        self.slots = agent_class.spec.slots
+        self.state = AgentState.WAITING
+        self.incarnation = 0  # of the process asked for last; 0 before the first
+        self.outstanding: dict[TaskId, int] = {}  # current attempts it holds, oldest first
+        self.stopping: dict[tuple[TaskId, int], float] = {}  # attempts told to stop that still hold a slot -> when
+        self.prefetch = 0  # attempts it may hold beyond its slots
+        self.service_s = -1.0  # moving average of its run times; negative before the first
+        self.losses = 0  # within the restart window
+        self.last_lost_at = float("-inf")
+        self.start_failures = 0  # in a row
+        self.resolved = 0  # attempts it finished, ever
+        self.failure: Failure | None = None  # why it last failed to start
+
+    @property
+    def held(self) -> int:
+        """Attempts that occupy it, wanted or not."""
+        return len(self.outstanding) + len(self.stopping)
+
+    @property
+    def load(self) -> float:
+        """Attempts held per slot."""
+        return self.held / self.slots
+
+    def observe(self, run_s: float, prefetch_s: float, max_prefetch: int) -> None:
+        """Learn from one run time; see PlacementPolicy for what prefetch is for."""
+        old = self.service_s
+        self.service_s = run_s if old < 0 else old + _SERVICE_WEIGHT * (run_s - old)
+        if self.service_s * max_prefetch <= prefetch_s:
+            self.prefetch = max_prefetch
+        else:
+            self.prefetch = int(prefetch_s / self.service_s)
+
+
+class AgentClass:
+    """The live side of one AgentSpec: its agents, and which of them have room."""
+
+    __slots__ = ("agents", "capabilities", "free", "lanes", "spare", "spec")
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self.spec = spec
+        self.capabilities = frozenset(spec.capabilities)
+        self.agents: list[Agent] = []
+        self.free: IndexedSet[Agent] = IndexedSet()  # ready, with an idle slot
+        self.spare: IndexedSet[Agent] = IndexedSet()  # ready, slots taken, with room to prefetch
+        self.lanes: list[Lane] = []  # that it serves
+
+    def serves(self, key: LaneKey) -> bool:
+        """May its agents run the tasks of such a lane?"""
+        return (
+            (not key.tier or key.tier == self.spec.tier)
+            and (not key.agent or key.agent == self.spec.name)
+            and self.capabilities.issuperset(key.needs)
+        )
+
+    def join(self, lane: Lane) -> None:
+        """Serve a lane from now on."""
+        lane.classes.append(self)
+        self.lanes.append(lane)
+        if self.free:
+            lane.free.add(self)
+        if self.spare:
+            lane.spare.add(self)
+
+    def update(self, agent: Agent) -> None:
+        """Put the agent where its state and load say; tell the lanes when the class gains or loses room."""
+        held = agent.held
+        ready = agent.state is AgentState.READY
+        if ready and held < agent.slots:
+            changed = self.free.add(agent) and len(self.free) == 1
+            if changed:
+                for lane in self.lanes:
+                    lane.free.add(self)
+        elif self.free.discard(agent) and not self.free:
+            for lane in self.lanes:
+                lane.free.discard(self)
+        if ready and agent.slots <= held < agent.slots + agent.prefetch:
+            if self.spare.add(agent) and len(self.spare) == 1:
+                for lane in self.lanes:
+                    lane.spare.add(self)
+        elif self.spare.discard(agent) and not self.spare:
+            for lane in self.lanes:
+                lane.spare.discard(self)
+
+    @property
+    def hopeless(self) -> bool:
+        """Will none of its agents ever take an attempt again?"""
+        return all(a.state in (AgentState.BROKEN, AgentState.STOPPED) for a in self.agents)
+
+
+class Registry:
+    """All agent classes and agents, by name and id."""
+
+    __slots__ = ("_agents", "_classes", "_policy")
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self._classes: dict[str, AgentClass] = {}
+        self._agents: dict[AgentId, Agent] = {}
+
+    def add(self, spec: AgentSpec) -> tuple[AgentClass, list[Agent], list[Agent]]:
+        """Make the class have `spec.count` agents. Returns the class, the new agents, those not wanted any more."""
+        one = self._classes.get(spec.name)
+        if one is None:
+            one = self._classes[spec.name] = AgentClass(spec)
+        one.spec = spec
+        known = {a.id for a in one.agents}
+        added = []
+        for number in range(spec.count):
+            agent_id = AgentId(f"{spec.name}-{number}")
+            if agent_id not in known:
+                agent = Agent(agent_id, one)
+                one.agents.append(agent)
+                self._agents[agent_id] = agent
+                added.append(agent)
+        wanted = {f"{spec.name}-{number}" for number in range(spec.count)}
+        surplus = [a for a in one.agents if a.id not in wanted]
+        return one, added, surplus
+
+    def forget(self, agent: Agent) -> None:
+        """A stopped agent leaves the books."""
+        agent.agent_class.agents.remove(agent)
+        del self._agents[agent.id]
+
+    def agent(self, agent_id: AgentId) -> Agent | None:
+        """The agent of this id."""
+        return self._agents.get(agent_id)
+
+    def move(self, agent: Agent, arrow: str) -> None:
+        """Follow an arrow of the agent's state table."""
+        agent.state = next_agent_state(agent.state, arrow, agent.id)
+
+    def lost(self, agent: Agent, now: float) -> float:
+        """Count a loss; when the agent shall be started again."""
+        if now - agent.last_lost_at > self._policy.window_s:
+            agent.losses = 0
+        agent.losses += 1
+        agent.last_lost_at = now
+        return now + self._policy.wait_s(agent.losses)
+
+    def start_failed(self, agent: Agent, failure: Failure) -> bool:
+        """Count a failed start; True when there were too many in a row."""
+        agent.start_failures += 1
+        agent.failure = failure
+        return agent.start_failures >= self._policy.max_start_failures
+
+    def broken(self, name: str) -> list[Agent]:
+        """The agents of a class that do not start."""
+        return [a for a in self._classes[name].agents if a.state is AgentState.BROKEN]
+
+    def classes(self) -> list[AgentClass]:
+        """All classes, in the order of their first appearance."""
+        return list(self._classes.values())
+
+    def agents(self) -> list[Agent]:
+        """All agents, in the order of their first appearance."""
+        return list(self._agents.values())
+
+    def specs(self) -> tuple[AgentSpec, ...]:
+        """All specs."""
+        return tuple(c.spec for c in self._classes.values())
+
+    def capabilities(self) -> list[str]:
+        """Every capability that some class has, sorted."""
+        return sorted({c for one in self._classes.values() for c in one.capabilities})
