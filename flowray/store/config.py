@@ -1,0 +1,42 @@
+"""The bounds and choices of the store, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowray.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """How much the store may hold back, how often it tidies up, and where it may live."""
+
+    queue_commands: int = 65_536  # commands handed in and not yet on disk; beyond it `append` blocks its caller
+    queue_bytes: int = 256 * 1024 * 1024  # the same, by memory held
+    group_commands: int = 4_096  # commands in one commit: bounds what one crash can leave unknown
+    group_bytes: int = 16 * 1024 * 1024  # the same, by size; one larger append still goes, alone
+    busy_timeout_s: float = 5.0  # wait for another process's write lock; a stopped zombie holds it for ever
+    checkpoint_bytes: int = 16 * 1024 * 1024  # written to the WAL (estimated) before it is copied into the database
+    trim_rows: int = 512  # outcomes looked at in one transaction of `trim`, so that appends wait briefly
+    full_check_bytes: int = 256 * 1024 * 1024  # a larger database is checked at start only in journal and snapshot
+    allow_volatile: bool = False  # accept tmpfs and ramfs: survives a crash of the process, not of the machine
+    allow_filesystems: tuple[str, ...] = ()  # file systems accepted by name although they are usually refused
+
+    def __post_init__(self) -> None:
+        for name in ("queue_commands", "queue_bytes", "group_commands", "group_bytes", "checkpoint_bytes", "trim_rows"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"store.{name}", f"must be a whole number of at least 1, not {value!r}")
+        if isinstance(self.full_check_bytes, bool) or not isinstance(self.full_check_bytes, int):
+            raise ConfigError("store.full_check_bytes", f"must be a whole number, not {self.full_check_bytes!r}")
+        if self.full_check_bytes < 0:
+            raise ConfigError("store.full_check_bytes", "must not be negative", "0 turns the full check off")
+        if not 0 < self.busy_timeout_s <= 3600:
+            raise ConfigError("store.busy_timeout_s", f"must be within (0, 3600] seconds, not {self.busy_timeout_s!r}")
+        if self.group_commands > self.queue_commands:
+            raise ConfigError("store.group_commands", "is larger than store.queue_commands", "a group never fills")
+        if self.group_bytes > self.queue_bytes:
+            raise ConfigError("store.group_bytes", "is larger than store.queue_bytes", "a group never fills")
+        names: object = self.allow_filesystems
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError("store.allow_filesystems", "must be a tuple of names", 'for example ("overlay",)')

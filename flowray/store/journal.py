@@ -1,0 +1,226 @@
+"""The store's transactions, one method each. All of them are fenced: they happen in our epoch or not at all.
+
+Used by one thread at a time: by the caller of `begin_epoch` first, by the writer's thread from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flowray.core.commands import DurableCommand, ResolveTask
+from flowray.core.model import Outcome, Snapshot
+from flowray.errors import StoreError, StoreFenced
+from flowray.store import records, recovery, schema
+from flowray.store.config import StoreConfig
+from flowray.store.records import Head
+from flowray.store.recovery import Recovery
+from flowray.store.witness import Witness
+
+_FENCE = "(SELECT v FROM meta WHERE k = 'epoch')"
+_INSERT_ROW = f"INSERT INTO journal (seq, epoch, at, commands, body, sha) SELECT ?, ?, ?, ?, ?, ? WHERE {_FENCE} = ?"
+# One statement for many rows: sqlite3 gives up the interpreter's lock for each statement it runs, and beside a busy
+# event loop each time costs a turn in the queue to get it back. Few sizes, so that the statements stay prepared.
+_ROWS = (64, 8, 1)
+_INSERT_OUTCOMES = {
+    count: 'INSERT INTO outcomes (task_id, state, resolved_at, "key", fingerprint, body, sha) VALUES '
+    + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * count)
+    for count in _ROWS
+}
+_PAGE_BYTES = 4096
+
+
+class Journal:
+    """The writing connection and what it knows of the file: the head of this epoch."""
+
+    def __init__(self, directory: Path, config: StoreConfig) -> None:
+        self._directory = directory
+        self._config = config
+        self._path = directory / schema.FILE_NAME
+        with schema.translated(f"open {self._path}"):
+            self._connection = schema.connect_writer(self._path, config)
+        self._witness = Witness(directory)
+        self._head = Head()
+        self._counts: dict[str, int] = {}
+        self._unchecked_bytes = 0  # written since the last checkpoint, estimated
+
+    @property
+    def head(self) -> Head:
+        return self._head
+
+    def begin_epoch(self, owner: str) -> Recovery:
+        """Take the journal over: from here on every earlier owner's transactions fail."""
+        with self._transaction("begin an epoch"):
+            connection = self._connection
+            head = schema.read_head(connection)
+            self._witness.compare(head)
+            size = connection.execute("PRAGMA page_count").fetchone()[0] * _PAGE_BYTES
+            if size <= self._config.full_check_bytes:
+                recovery.check_structure(connection)
+            snapshot, previous = recovery.read_snapshot(connection, head)
+            groups = recovery.read_journal(connection, head, previous, self._directory)
+            commands = [command for group in groups for command in group]
+            epoch = connection.execute("UPDATE meta SET v = v + 1 WHERE k = 'epoch' RETURNING v").fetchone()[0]
+            connection.execute("UPDATE meta SET v = ? WHERE k = 'owner'", (owner,))
+            self._counts = records.decode_counts(head.counts)
+            self._advance(replace(head, epoch=epoch, owner=owner))
+        return Recovery(epoch=epoch, snapshot=snapshot, commands=commands, last_at=self._head.last_at)
+
+    def write_group(self, commands: Sequence[DurableCommand]) -> None:
+        """One journal row for all of them, and their projections."""
+        head, connection = self._head, self._connection
+        body = records.encode(commands)
+        seq = head.seq + 1
+        sha = records.row_sha(head.sha, seq, head.epoch, body)
+        at = max(map(records.command_at, commands))
+        resolved = [command for command in commands if isinstance(command, ResolveTask)]
+        with self._transaction("write to the journal"):
+            row = (seq, head.epoch, at, len(commands), body, sha, head.epoch)
+            if connection.execute(_INSERT_ROW, row).rowcount != 1:
+                self._raise_fenced()
+            counts = self._insert_outcomes([command.outcome for command in resolved]) if resolved else self._counts
+            dead = [
+                (command.task.id, command.outcome.resolved_at, letter, records.body_sha(letter))
+                for command in resolved
+                if command.task is not None
+                for letter in (records.encode(command.task),)
+            ]
+            if dead:
+                connection.executemany("INSERT INTO dead_letters VALUES (?, ?, ?, ?)", dead)
+            self._advance(
+                replace(head, seq=seq, sha=sha, last_at=max(head.last_at, at), counts=records.encode(counts)),
+            )
+            self._counts = counts
+        # Two index pages for each outcome, as its id and key may lie anywhere; the body twice.
+        self._unchecked_bytes += 2 * len(body) + _PAGE_BYTES * (4 + 2 * len(resolved))
+
+    def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Replace the snapshot and the journal rows that it covers: all written so far."""
+        head, connection = self._head, self._connection
+        with self._transaction("write a snapshot"):
+            self._check_fence()
+            seq = head.seq
+            connection.execute("DELETE FROM snapshots")
+            previous = records.GENESIS
+            for part, body in enumerate((head.sha, *records.snapshot_parts(snapshot), b"end")):
+                previous = records.row_sha(previous, seq, part, body)
+                connection.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?)", (seq, part, body, previous))
+                self._unchecked_bytes += len(body)
+            connection.execute("DELETE FROM journal WHERE seq <= ?", (seq,))
+            self._advance(replace(head, snapshot_seq=seq, last_at=max(head.last_at, snapshot.at)))
+
+    def trim(self, after_id: int, older_than_at: float, dead_letters_older_than_at: float | None) -> int | None:
+        """Delete old outcomes among the next rows after `after_id`. Returns where to go on, None at the end."""
+        connection = self._connection
+        rows = connection.execute(
+            "SELECT id, task_id, state, resolved_at, EXISTS (SELECT 1 FROM dead_letters d WHERE d.task_id = o.task_id) "
+            "FROM outcomes o WHERE id > ? ORDER BY id LIMIT ?",
+            (after_id, self._config.trim_rows),
+        ).fetchall()
+        bound = dead_letters_older_than_at
+        gone = [
+            (row_id, task_id, state)
+            for row_id, task_id, state, at, dead in rows
+            if at < older_than_at and (not dead or (bound is not None and at < bound))
+        ]
+        if gone:
+            counts = dict(self._counts)
+            for _, _, state in gone:
+                counts[state] -= 1
+            with self._transaction("trim outcomes"):
+                self._check_fence()
+                connection.executemany("DELETE FROM outcomes WHERE id = ?", [(row[0],) for row in gone])
+                connection.executemany("DELETE FROM dead_letters WHERE task_id = ?", [(row[1],) for row in gone])
+                self._advance(replace(self._head, counts=records.encode(counts)))
+                self._counts = counts
+            self._unchecked_bytes += _PAGE_BYTES * 3 * len(gone)
+        if len(rows) < self._config.trim_rows or rows[-1][3] >= older_than_at:
+            return None
+        last: int = rows[-1][0]
+        return last
+
+    def purge_dead_letter(self, task_id: str) -> None:
+        """Delete the task of a dead letter; its outcome stays, as outcomes do. Nothing happens when it is not there."""
+        with self._transaction("purge a dead letter"):
+            self._check_fence()
+            self._connection.execute("DELETE FROM dead_letters WHERE task_id = ?", (task_id,))
+            self._advance(self._head)
+
+    def checkpoint_if_due(self) -> None:
+        """Copy the WAL into the database now and then. Called after the acknowledgements: nobody waits for it."""
+        if self._unchecked_bytes < self._config.checkpoint_bytes:
+            return
+        self._unchecked_bytes = 0
+        with schema.translated("checkpoint the journal"):
+            _, logged, copied = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if logged != copied and logged * _PAGE_BYTES > 8 * self._config.checkpoint_bytes:
+                # A reader was in the way each time: wait for it once, or the WAL grows without bound.
+                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+
+    def close(self, *, checkpoint: bool) -> None:
+        """Without `checkpoint` (after a failed write or a fence) nothing more is written or synced."""
+        self._witness.close()
+        if checkpoint:
+            with schema.translated("checkpoint the journal"):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _transaction(self, doing: str) -> Iterator[None]:
+        before = self._head, self._counts
+        connection = self._connection
+        try:
+            with schema.translated(doing):
+                connection.execute("BEGIN IMMEDIATE")
+                yield
+                connection.execute("COMMIT")
+            self._witness.record(self._head)
+        except BaseException:
+            self._head, self._counts = before
+            if connection.in_transaction:
+                # SQLite may have rolled back itself; a second error adds nothing to the first.
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            raise
+
+    def _advance(self, head: Head) -> None:
+        self._head = replace(head, changes=head.changes + 1)
+        schema.write_head(self._connection, self._head)
+
+    def _check_fence(self) -> None:
+        epoch = self._connection.execute("SELECT v FROM meta WHERE k = 'epoch'").fetchone()[0]
+        if epoch != self._head.epoch:
+            self._raise_fenced()
+
+    def _raise_fenced(self) -> None:
+        rows = self._connection.execute("SELECT v FROM meta WHERE k IN ('epoch', 'owner') ORDER BY k").fetchall()
+        raise StoreFenced(
+            f"epoch {self._head.epoch} is over: {rows[1][0]!r} began epoch {rows[0][0]} in {self._directory}; "
+            "this process must stop"
+        )
+
+    def _insert_outcomes(self, outcomes: Sequence[Outcome]) -> dict[str, int]:
+        counts = dict(self._counts)
+        rows: list[tuple[object, ...]] = []
+        for outcome in outcomes:
+            state = outcome.state.value
+            counts[state] = counts.get(state, 0) + 1
+            body = records.encode(outcome)
+            sha = records.body_sha(body)
+            rows.append((outcome.task_id, state, outcome.resolved_at, outcome.key, outcome.fingerprint, body, sha))
+        start = 0
+        try:
+            for size in _ROWS:
+                while len(rows) - start >= size:
+                    flat = [value for row in rows[start : start + size] for value in row]
+                    self._connection.execute(_INSERT_OUTCOMES[size], flat)
+                    start += size
+        except sqlite3.IntegrityError as error:
+            ids = ", ".join(str(row[0]) for row in rows[start : start + size])
+            raise StoreError(
+                f"a task or a key has an outcome already, and the first one stands: {error}: {ids}"
+            ) from error
+        return counts

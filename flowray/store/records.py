@@ -1,0 +1,144 @@
+"""The bytes of a row and their checksums: the one place that knows how a command becomes a blob and back.
+
+A journal row holds one group of commands. Its checksum covers its predecessor's, so rows can neither change, vanish
+nor swap places unseen. An outcome's row is covered by the checksum of its body, and its columns repeat the body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, ResolveTask
+from flowray.core.model import OpenTask, Outcome, Snapshot, Task
+from flowray.errors import StoreCorrupt, StoreError
+
+GENESIS = bytes(32)  # stands for the checksum before the first row
+TASKS_PER_PART = 256  # of a snapshot: encoding one part holds the interpreter for about a millisecond
+
+_encoder = msgspec.msgpack.Encoder()
+_commands = msgspec.msgpack.Decoder(list[DurableCommand])
+_outcome = msgspec.msgpack.Decoder(Outcome)
+_task = msgspec.msgpack.Decoder(Task)
+_snapshot = msgspec.msgpack.Decoder(Snapshot)
+_open_tasks = msgspec.msgpack.Decoder(list[OpenTask])
+_counts = msgspec.msgpack.Decoder(dict[str, int])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Where the journal stands. One row, rewritten and checksummed in every transaction."""
+
+    epoch: int = 0
+    owner: str = ""  # who began the epoch
+    seq: int = 0  # of the last journal row ever written
+    sha: bytes = GENESIS  # of that row
+    snapshot_seq: int = 0  # the last row the snapshot covers; 0 without a snapshot
+    changes: int = 0  # transactions so far
+    last_at: float = 0.0  # highest time of any command or snapshot
+    counts: bytes = b"\x80"  # msgpack: terminal state -> outcomes kept
+
+    def check(self) -> bytes:
+        fields = (
+            self.epoch,
+            self.owner,
+            self.seq,
+            self.sha,
+            self.snapshot_seq,
+            self.changes,
+            self.last_at,
+            self.counts,
+        )
+        return hashlib.sha256(_encoder.encode(fields)).digest()
+
+
+def row_sha(previous: bytes, seq: int, epoch: int, body: bytes) -> bytes:
+    """The checksum of a journal row, chained to the row before it."""
+    digest = hashlib.sha256(previous + seq.to_bytes(8, "big") + epoch.to_bytes(8, "big"))
+    digest.update(body)
+    return digest.digest()
+
+
+def body_sha(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
+
+
+def encode(value: object) -> bytes:
+    return _encoder.encode(value)
+
+
+def decode_commands(seq: int, body: bytes) -> list[DurableCommand]:
+    """Raises StoreError for a row that is intact and yet means nothing to this version."""
+    try:
+        return _commands.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _from_another_version(f"journal row {seq}", error) from error
+
+
+def decode_outcome(task_id: str, state: str, key: str, body: bytes, sha: bytes) -> Outcome:
+    """Raises StoreCorrupt when the row is not what was written."""
+    if body_sha(body) != sha:
+        raise StoreCorrupt(f"the outcome of task {task_id} does not match its checksum")
+    try:
+        outcome = _outcome.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _from_another_version(f"the outcome of task {task_id}", error) from error
+    if (outcome.task_id, outcome.state.value, outcome.key) != (task_id, state, key):
+        raise StoreCorrupt(f"the outcome of task {task_id} does not match its row")
+    return outcome
+
+
+def decode_task(task_id: str, body: bytes, sha: bytes) -> Task:
+    """Raises StoreCorrupt when the dead letter is not what was written."""
+    if body_sha(body) != sha:
+        raise StoreCorrupt(f"the dead letter {task_id} does not match its checksum")
+    try:
+        task = _task.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _from_another_version(f"the dead letter {task_id}", error) from error
+    if task.id != task_id:
+        raise StoreCorrupt(f"the dead letter {task_id} does not match its row")
+    return task
+
+
+def decode_counts(body: bytes) -> dict[str, int]:
+    return _counts.decode(body)
+
+
+def snapshot_parts(snapshot: Snapshot) -> Iterator[bytes]:
+    """The snapshot without its tasks, then its tasks by the slice."""
+    yield _encoder.encode(msgspec.structs.replace(snapshot, tasks=()))
+    for start in range(0, len(snapshot.tasks), TASKS_PER_PART):
+        yield _encoder.encode(snapshot.tasks[start : start + TASKS_PER_PART])
+
+
+def join_snapshot(seq: int, parts: Sequence[bytes]) -> Snapshot:
+    """The inverse of `snapshot_parts`."""
+    try:
+        tasks = tuple(task for part in parts[1:] for task in _open_tasks.decode(part))
+        return msgspec.structs.replace(_snapshot.decode(parts[0]), tasks=tasks)
+    except msgspec.MsgspecError as error:
+        raise _from_another_version(f"the snapshot at {seq}", error) from error
+
+
+def command_at(command: DurableCommand) -> float:
+    return command.outcome.resolved_at if isinstance(command, ResolveTask) else command.at
+
+
+def held_bytes(command: DurableCommand) -> int:
+    """Memory that a queued command holds, roughly: what can be large is counted, the rest is a fixed overhead."""
+    if isinstance(command, AcceptTask):
+        return command.task.size_bytes
+    if isinstance(command, ResolveTask):
+        value = command.outcome.value
+        inline = len(value.data) if value is not None and value.data is not None else 0
+        dead = command.task.size_bytes if command.task is not None else 0
+        return 1024 + inline + dead
+    return 512 + (len(command.spec.code) if isinstance(command, AddAgents) else 0)
+
+
+def _from_another_version(what: str, error: Exception) -> StoreError:
+    return StoreError(f"{what} is intact but cannot be read ({error}): was it written by another version of flowray?")

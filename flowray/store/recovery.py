@@ -1,0 +1,181 @@
+"""Read the journal back, believing nothing: each row is checked against the chain before it is used.
+
+Read row after row, in order of seq, the chain proves that every row is what was written, that none is missing between
+the snapshot and the head, and that none was added. The head proves where it ends, and the witness beside the
+database proves that this end is not an earlier one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowray.core.commands import DurableCommand
+from flowray.core.model import Snapshot
+from flowray.errors import StoreCorrupt, StoreError
+from flowray.store import records, schema, witness
+from flowray.store.config import StoreConfig
+from flowray.store.records import Head
+
+QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What a coordinator that just began its epoch must know."""
+
+    epoch: int  # its own, higher than any before
+    snapshot: Snapshot | None  # None when there never was one
+    commands: list[DurableCommand] = field(repr=False)  # those after the snapshot, in order
+    last_at: float  # the highest time known; the new life's time-line must not start below it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What an offline check found. Nothing is repaired."""
+
+    epoch: int = 0
+    journal_rows: int = 0
+    commands: int = 0  # after the snapshot
+    outcomes: int = 0
+    dead_letters: int = 0
+    problems: tuple[str, ...] = ()  # in the order found; empty when all is well
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def read_snapshot(connection: sqlite3.Connection, head: Head) -> tuple[Snapshot | None, bytes]:
+    """The snapshot, and the checksum that the first journal row after it builds on."""
+    if head.snapshot_seq == 0:
+        return None, records.GENESIS
+    rows = connection.execute(
+        "SELECT part, body, sha FROM snapshots WHERE seq = ? ORDER BY part", (head.snapshot_seq,)
+    ).fetchall()
+    # Part 0 is the checksum of the last row covered, so the parts are chained to the journal and to one another.
+    if not rows or rows[0][0] != 0:
+        raise StoreCorrupt(f"the snapshot at {head.snapshot_seq} is missing")
+    previous = records.GENESIS
+    for index, (part, body, sha) in enumerate(rows):
+        if part != index or records.row_sha(previous, head.snapshot_seq, part, body) != sha:
+            raise StoreCorrupt(f"part {index} of the snapshot at {head.snapshot_seq} does not match its checksum")
+        previous = sha
+    if rows[-1][1] != b"end" or len(rows) < 3:
+        raise StoreCorrupt(f"the end of the snapshot at {head.snapshot_seq} is missing")
+    return records.join_snapshot(head.snapshot_seq, [row[1] for row in rows[1:-1]]), rows[0][1]
+
+
+def read_journal(
+    connection: sqlite3.Connection, head: Head, previous: bytes, directory: Path | None
+) -> Iterator[list[DurableCommand]]:
+    """The groups of commands after the snapshot, each checked first.
+
+    `directory` is where the bytes of a bad row are kept; None keeps nothing (read only).
+    Raises StoreCorrupt naming the row.
+    """
+    seq = head.snapshot_seq
+    cursor = connection.execute("SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq", (seq,))
+    for found, epoch, body, sha in cursor:
+        seq += 1
+        if found != seq:
+            raise StoreCorrupt(f"journal row {seq} is missing: the next one is {found}")
+        intact = isinstance(body, bytes) and isinstance(epoch, int) and 0 <= epoch <= head.epoch
+        if not intact or records.row_sha(previous, seq, epoch, body) != sha:
+            kept = quarantine(directory, f"journal-{seq}", body) if directory is not None else ""
+            raise StoreCorrupt(f"journal row {seq} does not match its checksum{kept}")
+        previous = sha
+        yield records.decode_commands(seq, body)
+    if (seq, previous) != (head.seq, head.sha):
+        raise StoreCorrupt(f"the journal ends at row {seq} and should end at row {head.seq}")
+
+
+def quarantine(directory: Path, name: str, content: object) -> str:
+    """Keep a copy of what is damaged, for whoever looks into it. Returns the end of a sentence."""
+    path = directory / QUARANTINE / f"{name}.bin"
+    data = content if isinstance(content, bytes) else repr(content).encode()
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+    except OSError as error:
+        return f"; its bytes could not be copied to {path}: {error}"
+    return f"; its bytes are in {path}"
+
+
+def check_structure(connection: sqlite3.Connection) -> None:
+    """SQLite's own check: pages, order, and that indexes and rows agree, so that no lookup misses a row.
+
+    Raises StoreCorrupt.
+    """
+    found = [row[0] for row in connection.execute("PRAGMA integrity_check(10)").fetchall()]
+    if found != ["ok"]:
+        raise StoreCorrupt(f"the database is damaged: {'; '.join(str(line) for line in found)}")
+
+
+def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
+    """Check everything in a store, read only. Works beside a running coordinator; it sees one moment."""
+    config = config if config is not None else StoreConfig()
+    path = directory / schema.FILE_NAME
+    if not path.is_file():
+        raise StoreError(f"there is no journal in {directory}")
+    problems: list[str] = []
+    # Before the first read, so that a commit in between cannot look like a loss.
+    acknowledged = witness.read(directory)
+    rows = commands = outcomes = dead_letters = epoch = 0
+    with contextlib.closing(schema.connect_reader(path, config)) as connection:
+        try:
+            with schema.translated(f"verify {path}"):
+                connection.execute("BEGIN")
+                schema.check_version(connection, path)
+                head = schema.read_head(connection)
+                epoch = head.epoch
+                witness.compare(directory, acknowledged, head)
+                _, previous = read_snapshot(connection, head)
+                for group in read_journal(connection, head, previous, None):
+                    rows, commands = rows + 1, commands + len(group)
+        except StoreError as error:
+            problems.append(str(error))
+        for check in (check_structure, _check_outcomes, _check_dead_letters):
+            try:
+                with schema.translated(f"verify {path}"):
+                    count = check(connection)
+            except StoreError as error:
+                problems.append(str(error))
+                continue
+            if check is _check_outcomes:
+                outcomes = count or 0
+            elif check is _check_dead_letters:
+                dead_letters = count or 0
+    return VerifyReport(
+        epoch=epoch,
+        journal_rows=rows,
+        commands=commands,
+        outcomes=outcomes,
+        dead_letters=dead_letters,
+        problems=tuple(problems),
+    )
+
+
+def _check_outcomes(connection: sqlite3.Connection) -> int:
+    found: dict[str, int] = {}
+    for row in connection.execute('SELECT task_id, state, "key", body, sha FROM outcomes'):
+        outcome = records.decode_outcome(*row)
+        found[outcome.state.value] = found.get(outcome.state.value, 0) + 1
+    counts = records.decode_counts(schema.read_head(connection).counts)
+    counted = {state: count for state, count in counts.items() if count}
+    if counted != found:
+        raise StoreCorrupt(f"there should be outcomes {counted} and there are {found}")
+    return sum(found.values())
+
+
+def _check_dead_letters(connection: sqlite3.Connection) -> int:
+    count = 0
+    for row in connection.execute("SELECT task_id, body, sha FROM dead_letters"):
+        records.decode_task(*row)
+        count += 1
+    return count

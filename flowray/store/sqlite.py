@@ -1,0 +1,193 @@
+"""The durable state of a coordinator in one SQLite file: its journal, its snapshot and the outcomes of its tasks.
+
+A life of a coordinator: `open`, then `begin_epoch` (which fences every earlier life and returns what to recover),
+then appends, snapshots and trims in any order, answered in that order from the writer's thread, then `close`.
+Whatever was answered with None is on disk. After the first error nothing is written any more: the process is
+expected to end, and the next one to recover.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowray.core.commands import DurableCommand
+from flowray.core.model import Outcome, Snapshot, Task
+from flowray.core.states import TaskState
+from flowray.errors import StoreError, StoreUnsupported
+from flowray.store import filesystem
+from flowray.store.config import StoreConfig
+from flowray.store.journal import Journal
+from flowray.store.reader import Reader
+from flowray.store.recovery import Recovery
+from flowray.store.writer import Done, Writer
+
+
+class SqliteStore:
+    """One process's hold on a store. Methods may be called from any thread."""
+
+    def __init__(self, journal: Journal, reader: Reader, config: StoreConfig) -> None:
+        """For `open` only."""
+        self._journal, self._reader = journal, reader
+        self._writer = Writer(journal, config)
+        self._lock = threading.Lock()
+        self._began = False
+        self._closed = False
+        self._since_snapshot = 0
+
+    @classmethod
+    def open(cls, directory: Path, config: StoreConfig | None = None) -> SqliteStore:
+        """Open the store in this directory, made if missing. Nothing is written but, the first time, empty tables.
+
+        Raises:
+            StoreUnsupported: the file system cannot keep the promise, or a newer flowray wrote the file.
+            StoreCorrupt: the file is damaged.
+            StoreError: it cannot be opened for another reason.
+        """
+        config = config if config is not None else StoreConfig()
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnsupported(f"{directory} cannot be made: {error}") from error
+        filesystem.refuse_unfit(directory, config)
+        filesystem.sync_directory(directory)
+        journal = Journal(directory, config)
+        try:
+            filesystem.sync_directory(directory)
+            reader = Reader(directory, config)
+        except StoreError:
+            journal.close(checkpoint=False)
+            raise
+        return cls(journal, reader, config)
+
+    def owner(self) -> tuple[int, str]:
+        """The epoch in force and who began it; (0, "") before the first. Readable while a stopped owner holds locks."""
+        head = self._reader.head()
+        return head.epoch, head.owner
+
+    def begin_epoch(self, owner: str) -> Recovery:
+        """Take over as `owner` and return everything to recover, all of it verified. Once for each store object.
+
+        Raises:
+            StoreCorrupt: something acknowledged is damaged or missing. Nothing was changed, the epoch neither.
+            StoreError: another process holds the write lock (a stopped owner: end it first), or the disk fails.
+        """
+        with self._lock:
+            if self._began or self._closed:
+                raise StoreError("this store has begun its epoch already" if self._began else "the store is closed")
+            recovery = self._journal.begin_epoch(owner)
+            self._since_snapshot = len(recovery.commands)
+            self._began = True
+            self._writer.start()
+        return recovery
+
+    @property
+    def failure(self) -> StoreError | None:
+        """Why nothing is written any more; None while all is well."""
+        return self._writer.failure
+
+    @property
+    def backlog_ratio(self) -> float:
+        """How full the queue of appends is, 0..1: stop accepting well before 1, where `append` blocks its caller."""
+        return self._writer.backlog_ratio
+
+    @property
+    def commands_since_snapshot(self) -> int:
+        """Commands that a recovery would have to fold, counted as they are handed in."""
+        return self._since_snapshot
+
+    def append(self, commands: Sequence[DurableCommand], done: Done) -> None:
+        """Hand in commands; `done(None)` is called from the writer's thread once they are on disk.
+
+        `done(error)` means that they may or may not be. The sequence must not change afterwards. An empty one is
+        answered after everything before it. Raises the first cause at once when the store has failed.
+        """
+        self._require_epoch()
+        self._writer.append(commands, done)
+        with self._lock:
+            self._since_snapshot += len(commands)
+
+    def save_snapshot(self, snapshot: Snapshot, done: Done) -> None:
+        """Replace everything appended before this call by the snapshot."""
+        self._require_epoch()
+
+        def step() -> bool:
+            self._journal.write_snapshot(snapshot)
+            return True
+
+        with self._lock:
+            self._writer.add(step, done)
+            self._since_snapshot = 0
+
+    def trim(self, older_than_at: float, done: Done, *, dead_letters_older_than_at: float | None = None) -> None:
+        """Delete outcomes resolved before `older_than_at`, in small transactions between the appends.
+
+        Dead letters go, with their outcomes, only when also older than their own bound; None keeps them all.
+        """
+        self._require_epoch()
+        after_id: int | None = 0
+
+        def step() -> bool:
+            nonlocal after_id
+            after_id = self._journal.trim(after_id or 0, older_than_at, dead_letters_older_than_at)
+            return after_id is None
+
+        self._writer.add(step, done)
+
+    def purge_dead_letter(self, task_id: str, done: Done) -> None:
+        """Delete a dead letter's task, so that it can no longer be replayed; its outcome stays."""
+        self._require_epoch()
+
+        def step() -> bool:
+            self._journal.purge_dead_letter(task_id)
+            return True
+
+        self._writer.add(step, done)
+
+    def outcome(self, task_id: str) -> Outcome | None:
+        """Raises StoreCorrupt when its row does not match its checksum; so do the other reads."""
+        return next(self._reader.outcomes("task_id", (task_id,)), None)
+
+    def outcomes(self, ids: Sequence[str]) -> dict[str, Outcome]:
+        """Those that exist, by task id."""
+        return {outcome.task_id: outcome for outcome in self._reader.outcomes("task_id", ids)}
+
+    def by_key(self, keys: Sequence[str]) -> dict[str, Outcome]:
+        """The outcomes of these idempotency keys, by key."""
+        return {outcome.key: outcome for outcome in self._reader.outcomes("key", keys)}
+
+    def recent_outcomes(self, limit: int = 100) -> list[Outcome]:
+        """The newest first."""
+        return self._reader.recent(limit)
+
+    def dead_letters(self, limit: int = 100, after: str = "") -> list[tuple[Task, Outcome]]:
+        """The newest first; go on with `after` the last id seen."""
+        return self._reader.dead_letters(limit, after)
+
+    def dead_letter(self, task_id: str) -> tuple[Task, Outcome] | None:
+        return self._reader.dead_letter(task_id)
+
+    def counts(self) -> dict[TaskState, int]:
+        """Outcomes kept, by state; states without any are left out."""
+        return self._reader.counts()
+
+    def close(self) -> None:
+        """Write what is queued and let go of the file. Again: nothing. Not from within a `done`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        healthy = self._began and self._writer.failure is None
+        self._writer.close()
+        healthy = healthy and self._writer.failure is None
+        if healthy:
+            self._reader.close()
+        self._journal.close(checkpoint=healthy)
+        if not healthy:
+            # The reader last: it cannot write, so SQLite leaves the files alone when it goes.
+            self._reader.close()
+
+    def _require_epoch(self) -> None:
+        if not self._began:
+            raise StoreError("begin_epoch comes first")
