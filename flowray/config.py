@@ -1,0 +1,283 @@
+"""One configuration: a YAML file, then the environment, then overrides; checked at the edge, frozen inside.
+
+    name: audit
+    tiers:  {secondary: {agents: 16, cpu_share: 0.4}}
+    agents: [{use: "mypackage.agents:Writer", tier: primary, count: 3}]
+
+Environment variables spell the path with double underscores: FLOWRAY_TIERS__SECONDARY__AGENTS=8. Whatever is wrong
+raises ConfigError with the dotted path of the field and, for a misspelt name, the one that was probably meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import msgspec
+from msgspec import Struct, structs
+
+from flowray.core.coordination import CorePolicy
+from flowray.errors import ConfigError
+from flowray.store.config import StoreConfig
+
+ENVIRONMENT_PREFIX = "FLOWRAY_"
+Scalar = float | int | str | bool | list[str] | None
+
+
+class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A class of agents with a share of the cluster."""
+
+    agents: int = 1  # agents the share is meant for: one agent reserves share / agents
+    cpu_share: float = 0.1  # of the cluster's CPUs, 0..1
+    memory_share: float = 0.1  # of the cluster's memory, 0..1; reserved for placement only, it is no limit
+    labels: dict[str, str] = {}  # node labels its agents must find, as Ray's label selectors ("a", "!a", "in(a,b)")
+    agents_per_block: int = 1  # agents placed together: one placement group holds this many
+    spread: bool = True  # put a block's agents on different nodes where there are several
+
+    def __post_init__(self) -> None:
+        if self.agents < 1:
+            raise ConfigError("agents", f"must be at least 1, got {self.agents}")
+        for name in ("cpu_share", "memory_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(name, f"must be between 0 and 1, got {getattr(self, name)}")
+        if not 1 <= self.agents_per_block <= 64:
+            raise ConfigError("agents_per_block", f"must be between 1 and 64, got {self.agents_per_block}")
+
+
+DEFAULT_TIERS: dict[str, TierConfig] = {
+    "orchestrator": TierConfig(agents=1, cpu_share=0.1, memory_share=0.1),
+    "primary": TierConfig(agents=3, cpu_share=0.3, memory_share=0.3),
+    "secondary": TierConfig(agents=16, cpu_share=0.4, memory_share=0.4, agents_per_block=4),
+    "specialist": TierConfig(agents=4, cpu_share=0.2, memory_share=0.2),
+}
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Agents of one class. What is left out comes from the class's own `@flowray.agent(...)`."""
+
+    use: str  # "module:Class" or "module:function"
+    name: str = ""  # "" takes the class's name in lower case; agents are called "<name>-<n>"
+    tier: str = ""  # "" takes the class's own, or "secondary"
+    count: int = 1
+    capabilities: list[str] | None = None
+    slots: int | None = None  # attempts that one agent runs at once
+    num_cpus: float | None = None  # reserved for one agent; left out, its tier's share divided by the tier's agents
+    options: dict[str, Scalar] = {}  # constructor arguments
+
+    def __post_init__(self) -> None:
+        module, colon, attribute = self.use.partition(":")
+        if not (module and colon and attribute):
+            raise ConfigError("use", f"wants 'module:Class', got {self.use!r}")
+        if self.count < 1:
+            raise ConfigError("count", f"must be at least 1, got {self.count}")
+        if self.slots is not None and self.slots < 1:
+            raise ConfigError("slots", f"must be at least 1, got {self.slots}")
+        if self.num_cpus is not None and self.num_cpus < 0:
+            raise ConfigError("num_cpus", f"must not be negative, got {self.num_cpus}")
+
+
+class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The Ray cluster underneath."""
+
+    address: str = ""  # of a running cluster ("auto" or host:port); "" joins RAY_ADDRESS, else starts an embedded one
+    num_cpus: int | None = None  # of the embedded one; left out, the machine's
+    object_store_mb: int = 512  # of the embedded one
+    dashboard: bool = False  # of the embedded one, on loopback
+    fast_failure_detection: bool = True  # notice lost processes and nodes in about a second instead of 14 to 64
+    temp_dir: str = ""  # Ray's session directory; "" for Ray's default
+
+    def __post_init__(self) -> None:
+        if self.num_cpus is not None and self.num_cpus < 1:
+            raise ConfigError("num_cpus", f"must be at least 1, got {self.num_cpus}")
+        if self.object_store_mb < 80:
+            raise ConfigError("object_store_mb", f"Ray needs at least 80, got {self.object_store_mb}")
+
+
+class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes and waits at the edges."""
+
+    inline_bytes: int = 64 * 1024  # payloads and results up to this travel in messages; larger ones by reference
+    payload_bytes: int = 1 << 30  # and above this they are refused
+    batch_tasks: int = 512  # tasks in one message
+    batch_bytes: int = 4 << 20  # bytes in one message, roughly
+    unavailable_after_s: float = 60.0  # how long a call waits for a coordinator that does not answer
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.inline_bytes <= 1 << 20:
+            raise ConfigError("inline_bytes", f"must be between 0 and {1 << 20}, got {self.inline_bytes}")
+        if self.payload_bytes < self.inline_bytes:
+            raise ConfigError("payload_bytes", f"must be at least inline_bytes, got {self.payload_bytes}")
+        for name in ("batch_tasks", "batch_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"must be at least 1, got {getattr(self, name)}")
+        if self.unavailable_after_s <= 0:
+            raise ConfigError("unavailable_after_s", f"must be positive, got {self.unavailable_after_s}")
+
+
+class JobConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `flowray run` does with its input: a job class, or one task for each row or file."""
+
+    use: str = ""  # "module:JobClass", called with the input's path and `options`; "" maps input to tasks one to one
+    options: dict[str, Scalar] = {}
+    needs: list[str] = []  # of every task, when mapping
+    prompt: str = ""  # column of the prompt, when mapping rows; "" makes the whole row the payload
+    key: str = ""  # column that identifies a row; "" takes its number and content
+    glob: str = "**/*"  # which files, when mapping a directory
+    priority: int = 0
+    deadline_s: float | None = None
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ConfigError("max_attempts", f"must be at least 1, got {self.max_attempts}")
+        if self.deadline_s is not None and self.deadline_s <= 0:
+            raise ConfigError("deadline_s", f"must be positive, got {self.deadline_s}")
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a runtime is started with."""
+
+    name: str = "default"  # several runtimes share a cluster under different names
+    tiers: dict[str, TierConfig] = msgspec.field(
+        default_factory=lambda: dict(DEFAULT_TIERS)
+    )  # those named here are changed or added; the other defaults stay
+    agents: list[AgentConfig] = []
+    job: JobConfig | None = None  # for `flowray run`
+    journal: str = ""  # directory that outlives the run, so that the next one resumes; "" for one that goes with it
+    core: CorePolicy = CorePolicy()
+    store: StoreConfig = StoreConfig()
+    ray: RayConfig = RayConfig()
+    limits: LimitsConfig = LimitsConfig()
+    seed: int | None = None  # of the coordinator's choices; left out, a new one each time
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError("name", f"wants letters, digits, '-' and '_', got {self.name!r}")
+        for number, one in enumerate(self.agents):
+            if one.tier and one.tier not in self.tiers:
+                raise ConfigError(f"agents[{number}].tier", f"unknown tier {one.tier!r}", _meant(one.tier, self.tiers))
+        total = sum(tier.cpu_share for tier in self.tiers.values())
+        if total > 1.0 + 1e-9:
+            raise ConfigError("tiers", f"the tiers' cpu_share add up to {total:.2f}, more than 1")
+
+
+def load(
+    file: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read, merge and check a configuration. `overrides` maps dotted paths to values and wins over everything.
+
+    Raises:
+        ConfigError: the file cannot be read or is no YAML mapping, or a value is wrong.
+    """
+    data: dict[str, Any] = {}
+    if file is not None:
+        data = _read(Path(file))
+    for path, text in _from_environment(environment or {}):
+        _put(data, path, text)
+    for dotted, value in (overrides or {}).items():
+        _put(data, dotted.split("."), value)
+    tiers = data.get("tiers")
+    if tiers is None or isinstance(tiers, dict):
+        data["tiers"] = _merged_tiers(tiers or {})
+    config: Config = _build(Config, data, "")
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(file), f"cannot be read: {error.strerror}") from error
+    try:
+        data = msgspec.yaml.decode(text)
+    except msgspec.DecodeError as error:
+        raise ConfigError(str(file), f"is not YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(str(file), "wants a mapping of names to values at the top level")
+    return data
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[list[str], Any]]:
+    """FLOWRAY_A__B=value becomes (["a", "b"], value); names without a known first part are somebody else's."""
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            path = name[len(ENVIRONMENT_PREFIX) :].lower().split("__")
+            if path[0] in Config.__struct_fields__:
+                try:
+                    yield path, msgspec.yaml.decode(environment[name].encode())
+                except msgspec.DecodeError as error:
+                    raise ConfigError(name, f"is not a YAML value: {error}") from error
+
+
+def _put(data: dict[str, Any], path: list[str], value: Any) -> None:
+    at = data
+    for position, part in enumerate(path[:-1]):
+        below = at.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise ConfigError(".".join(path[: position + 1]), "is a value; nothing can be set below it")
+        at = below
+    at[path[-1]] = value
+
+
+def _merged_tiers(tiers: dict[str, Any]) -> dict[str, Any]:
+    """The default tiers with the given ones laid over them, field by field."""
+    merged: dict[str, Any] = {name: msgspec.to_builtins(tier) for name, tier in DEFAULT_TIERS.items()}
+    for name, tier in tiers.items():
+        merged[name] = {**merged.get(name, {}), **tier} if isinstance(tier, dict) else tier
+    return merged
+
+
+def _build(wanted: Any, value: Any, path: str) -> Any:
+    """Convert plain data to `wanted`, naming the exact path of whatever is wrong."""
+    origin, arguments = get_origin(wanted), get_args(wanted)
+    if origin in (typing.Union, types.UnionType) and any(_is_struct(a) for a in arguments):
+        return None if value is None else _build(next(a for a in arguments if _is_struct(a)), value, path)
+    if _is_struct(wanted):
+        return _build_struct(wanted, value, path)
+    if origin is dict and _is_struct(arguments[1]) and isinstance(value, dict):
+        return {str(k): _build(arguments[1], v, f"{path}.{k}") for k, v in value.items()}
+    if origin is list and _is_struct(arguments[0]) and isinstance(value, list):
+        return [_build(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value)]
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError as error:
+        raise ConfigError(path, str(error).replace(" - at `$", " - at `" + path)) from error
+
+
+def _build_struct(wanted: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(path or "configuration", f"wants a mapping, got {value!r}")
+    hints = typing.get_type_hints(wanted)
+    fields = [field.name for field in (structs if issubclass(wanted, Struct) else dataclasses).fields(wanted)]
+    built = {}
+    for key, below in value.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise ConfigError(where, "there is no such setting", _meant(str(key), fields))
+        built[key] = _build(hints[key], below, where)
+    try:
+        return wanted(**built)
+    except TypeError as error:
+        raise ConfigError(path, str(error)) from error
+    except ConfigError as error:
+        last = error.field.rpartition(".")[2]
+        raise ConfigError(f"{path}.{last}" if path else error.field, error.problem, error.hint) from error
+
+
+def _is_struct(wanted: Any) -> bool:
+    return isinstance(wanted, type) and (issubclass(wanted, Struct) or dataclasses.is_dataclass(wanted))
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

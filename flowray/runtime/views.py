@@ -1,0 +1,104 @@
+"""What a runtime tells about itself: frozen pictures of a moment, never live internals. `render` draws them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from flowray.core.model import Choice, Outcome, StoryLine, Task
+
+
+class View(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A picture that draws itself in terminals (rich) and notebooks (HTML)."""
+
+    def __rich__(self) -> Any:
+        from flowray.runtime import render  # rich is loaded when something is drawn, not with every agent
+
+        return render.rich(self)
+
+    def _repr_html_(self) -> str:
+        from flowray.runtime import render
+
+        return render.html(self)
+
+
+class AgentView(View, frozen=True, kw_only=True, omit_defaults=True):
+    """One agent."""
+
+    agent_id: str
+    name: str  # of its class
+    tier: str
+    state: str
+    incarnation: int  # of its process, from 1; 0 before the first
+    node: str = ""  # node's address; "" until its process is up
+    pid: int = 0
+    held: int = 0  # attempts it has now
+    slots: int = 1
+    resolved: int = 0  # attempts it finished since the coordinator started
+    service_s: float | None = None  # moving average of its run times
+    capabilities: tuple[str, ...] = ()
+    failure: str = ""  # why it does not start
+
+
+class AgentsView(View, frozen=True, kw_only=True):
+    """All agents."""
+
+    agents: tuple[AgentView, ...] = ()
+
+
+class NodeView(View, frozen=True, kw_only=True, omit_defaults=True):
+    """One node of the cluster."""
+
+    node_id: str
+    address: str
+    alive: bool
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    labels: dict[str, str] = {}
+
+
+class Status(View, frozen=True, kw_only=True, omit_defaults=True):
+    """The runtime at a moment."""
+
+    name: str
+    epoch: int
+    at_utc: str  # ISO 8601
+    journal: str  # directory
+    journal_failed: str = ""  # why the journal takes nothing any more; "" while it does
+    queued: int = 0
+    running: int = 0
+    backing_off: int = 0
+    ended: dict[str, int] = {}  # terminal state -> tasks, over the journal's retention
+    open_bytes: int = 0
+    agents: tuple[AgentView, ...] = ()
+    nodes: tuple[NodeView, ...] = ()
+    blocks: dict[str, str] = {}  # placement group -> its state, where it is not CREATED
+    pid: int = 0  # of the coordinator
+    node: str = ""
+
+
+class Story(View, frozen=True, kw_only=True, omit_defaults=True):
+    """The ordered log of one task, and why each of its agents was chosen."""
+
+    task_id: str
+    state: str
+    accepted_at_utc: str
+    lines: tuple[StoryLine, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    accepted_at: float = 0.0  # on the coordinator's time-line: subtract it from the lines' `at`
+    queue_s: float = 0.0
+    run_s: float = 0.0
+
+
+class DeadLetter(View, frozen=True, kw_only=True):
+    """A task that failed for good: what was asked, and what came of it."""
+
+    task: Task
+    outcome: Outcome
+
+
+class DeadLetters(View, frozen=True, kw_only=True):
+    """Dead letters, newest first."""
+
+    letters: tuple[DeadLetter, ...] = ()
