@@ -18,7 +18,7 @@ class StoreConfig:
     busy_timeout_s: float = 5.0  # wait for another process's write lock; a stopped zombie holds it for ever
     checkpoint_bytes: int = 16 * 1024 * 1024  # written to the WAL (estimated) before it is copied into the database
     trim_rows: int = 512  # outcomes looked at in one transaction of `trim`, so that appends wait briefly
-    full_check_bytes: int = 256 * 1024 * 1024  # a larger database is checked at start only in journal and snapshot
+    full_check_bytes: int = 512 * 1024 * 1024  # a larger database is checked at start only in journal and snapshot
     allow_volatile: bool = False  # accept tmpfs and ramfs: survives a crash of the process, not of the machine
     allow_filesystems: tuple[str, ...] = ()  # file systems accepted by name although they are usually refused
 

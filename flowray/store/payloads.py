@@ -6,11 +6,13 @@ keep each of them small.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flowray.errors import StoreCorrupt, StoreError
@@ -36,11 +38,13 @@ class PayloadStore:
         ref = f"sha256:{hashlib.sha256(data).hexdigest()}"
         path = self.path(ref)
         try:
-            if path.is_file() and path.stat().st_size == memoryview(data).nbytes:
-                os.utime(path)  # young again: `delete_unused` must not take it before its new user is recorded
-                return ref
-            self._make_parents(path)
-            self._write(path, data)
+            with self._locked(fcntl.LOCK_SH):
+                if self._is_there(path, ref):
+                    os.utime(path)  # young again: `delete_unused` must not take it before its new user is recorded
+                else:
+                    self._make_parents(path)
+                    self._write(path, data)
+                filesystem.sync_directory(path.parent)
         except OSError as error:
             raise StoreError(f"payload {ref} cannot be written: {error}") from error
         return ref
@@ -82,16 +86,34 @@ class PayloadStore:
         for path in sorted(self._directory.glob("??/??/*")):
             ref = f"sha256:{path.name}"
             try:
-                if now_s - path.stat().st_mtime < older_than_s:
+                if not path.name.endswith(_TEMPORARY) and (not _REF.fullmatch(ref) or keep(ref)):
                     continue
-                if path.name.endswith(_TEMPORARY) or (_REF.fullmatch(ref) and not keep(ref)):
-                    path.unlink()
-                    deleted += 1
+                with self._locked(fcntl.LOCK_EX):
+                    if now_s - path.stat().st_mtime >= older_than_s:
+                        path.unlink()
+                        deleted += 1
             except FileNotFoundError:
                 continue  # another process was faster
             except OSError as error:
                 raise StoreError(f"{path} cannot be deleted: {error}") from error
         return deleted
+
+    def _is_there(self, path: Path, ref: str) -> bool:
+        """A damaged file counts as absent: writing it again heals it."""
+        try:
+            return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" == ref
+        except FileNotFoundError:
+            return False
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Keep `put` and `delete_unused` apart, across processes: what was just touched must not be deleted."""
+        descriptor = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _make_parents(self, path: Path) -> None:
         for parent in (path.parent.parent, path.parent):
@@ -111,7 +133,6 @@ class PayloadStore:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        filesystem.sync_directory(path.parent)
 
     def _absent(self, ref: str) -> StoreError:
         return StoreError(f"payload {ref} is not in {self._directory}: deleted, or never written here")

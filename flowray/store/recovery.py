@@ -79,17 +79,18 @@ def read_journal(
     Raises StoreCorrupt naming the row.
     """
     seq = head.snapshot_seq
-    cursor = connection.execute("SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq", (seq,))
-    for found, epoch, body, sha in cursor:
-        seq += 1
-        if found != seq:
-            raise StoreCorrupt(f"journal row {seq} is missing: the next one is {found}")
-        intact = isinstance(body, bytes) and isinstance(epoch, int) and 0 <= epoch <= head.epoch
-        if not intact or records.row_sha(previous, seq, epoch, body) != sha:
-            kept = quarantine(directory, f"journal-{seq}", body) if directory is not None else ""
-            raise StoreCorrupt(f"journal row {seq} does not match its checksum{kept}")
-        previous = sha
-        yield records.decode_commands(seq, body)
+    rows = connection.execute("SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq", (seq,))
+    with contextlib.closing(rows):
+        for found, epoch, body, sha in rows:
+            seq += 1
+            if found != seq:
+                raise StoreCorrupt(f"journal row {seq} is missing: the next one is {found}")
+            intact = isinstance(body, bytes) and isinstance(epoch, int) and 0 <= epoch <= head.epoch
+            if not intact or records.row_sha(previous, seq, epoch, body) != sha:
+                kept = quarantine(directory, f"journal-{seq}", body) if directory is not None else ""
+                raise StoreCorrupt(f"journal row {seq} does not match its checksum{kept}")
+            previous = sha
+            yield records.decode_commands(seq, body)
     if (seq, previous) != (head.seq, head.sha):
         raise StoreCorrupt(f"the journal ends at row {seq} and should end at row {head.seq}")
 

@@ -96,9 +96,9 @@ def read_head(connection: sqlite3.Connection) -> Head:
 
 
 def write_head(connection: sqlite3.Connection, head: Head) -> None:
-    connection.execute(
+    connection.executemany(
         'UPDATE head SET seq = ?, sha = ?, snapshot_seq = ?, changes = ?, last_at = ?, counts = ?, "check" = ?',
-        (head.seq, head.sha, head.snapshot_seq, head.changes, head.last_at, head.counts, head.check()),
+        [(head.seq, head.sha, head.snapshot_seq, head.changes, head.last_at, head.counts, head.check())],
     )
 
 

@@ -46,6 +46,7 @@ class Writer:
         self._arrived = threading.Condition(self._lock)
         self._left = threading.Condition(self._lock)
         self._queue: deque[_Append | _Chore] = deque()
+        self._in_hand: deque[_Append | _Chore] = deque()  # taken by the thread and not yet answered
         self._commands = 0  # handed in and not yet answered
         self._bytes = 0
         self._idle = False
@@ -112,87 +113,69 @@ class Writer:
             self._arrived.notify()
 
     def _run(self) -> None:
-        cause = StoreError("the writer's thread ended by an error of its own")
         try:
-            while work := self._take():
-                if isinstance(work[0], _Chore):
-                    self._do_chore(work[0])
+            while self._take():
+                if isinstance(self._in_hand[0], _Chore):
+                    self._do_chore(self._in_hand[0])
                 else:
-                    self._commit([item for item in work if isinstance(item, _Append)])
-            cause = StoreError("the store is closed")
-        finally:
-            # Also after a callback raised (our bug; threading prints it): whoever waits must not wait for ever.
-            self._fail(cause)
+                    self._commit([item for item in self._in_hand if isinstance(item, _Append)])
+        except StoreError as error:
+            self._fail(error)
+        except BaseException as error:
+            # Our bug, or a callback's: threading prints it. Whoever waits must not wait for ever.
+            self._fail(StoreError(f"the writer's thread ended by {error!r}"))
+            raise
 
-    def _take(self) -> list[_Append | _Chore]:
-        """The next group of appends, or one chore. Empty when closing and nothing is left, or after a failure."""
+    def _take(self) -> bool:
+        """Take the next group of appends, or one chore. False when closing and nothing is left."""
         with self._lock:
             while not self._queue:
-                if self._closing or self._failure is not None:
-                    return []
+                if self._closing:
+                    return False
                 self._idle = True
                 self._arrived.wait()
             self._idle = False
-            group = [self._queue.popleft()]
-            if isinstance(group[0], _Chore):
-                return group
-            commands, size_bytes = len(group[0].commands), group[0].size_bytes
+            self._in_hand.append(first := self._queue.popleft())
+            if isinstance(first, _Chore):
+                return True
+            commands, size_bytes = len(first.commands), first.size_bytes
             while self._queue and isinstance(item := self._queue[0], _Append):
                 commands, size_bytes = commands + len(item.commands), size_bytes + item.size_bytes
                 if commands > self._config.group_commands or size_bytes > self._config.group_bytes:
                     break
-                group.append(self._queue.popleft())
-            return group
+                self._in_hand.append(self._queue.popleft())
+            return True
 
     def _commit(self, group: list[_Append]) -> None:
         commands = [command for item in group for command in item.commands]
-        error: StoreError | None = None
         if commands:
-            try:
-                self._journal.write_group(commands)
-            except StoreError as caught:
-                error = caught
+            self._journal.write_group(commands)
         with self._lock:
             self._commands -= len(commands)
             self._bytes -= sum(item.size_bytes for item in group)
-            self._failure = self._failure or error
             self._left.notify_all()
-        for item in group:
-            item.done(error)
-        if error is not None:
-            self._fail(error)
-        elif commands:
-            self._checkpoint()
+        while self._in_hand:
+            self._in_hand.popleft().done(None)
+        self._journal.checkpoint_if_due()
 
     def _do_chore(self, chore: _Chore) -> None:
-        try:
-            finished = chore.step()
-        except StoreError as error:
-            with self._lock:
-                self._failure = self._failure or error
-            chore.done(error)
-            self._fail(error)
-            return
+        finished = chore.step()
+        self._in_hand.popleft()
         if finished:
             chore.done(None)
         else:
             with self._lock:
                 self._queue.append(chore)  # behind what arrived meanwhile: appends do not wait for all of it
-        self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        try:
-            self._journal.checkpoint_if_due()
-        except StoreError as error:
-            self._fail(error)
+        self._journal.checkpoint_if_due()
 
     def _fail(self, error: StoreError) -> None:
         """Nothing is written from here on: a failed fsync cannot be repeated, and a fence is for ever."""
         with self._lock:
-            self._failure = self._failure or error
-            left = list(self._queue)
+            self._failure = error
+            unanswered = [*self._in_hand, *self._queue]
+            self._in_hand.clear()
             self._queue.clear()
             self._commands = self._bytes = 0
             self._left.notify_all()
-        for item in left:
+        for item in unanswered:
             item.done(error)
