@@ -6,6 +6,7 @@ Used by one thread at a time: by the caller of `begin_epoch` first, by the write
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,14 +24,9 @@ from flowray.store.witness import Witness
 _FENCE = "(SELECT v FROM meta WHERE k = 'epoch')"
 _INSERT_ROW = f"INSERT INTO journal (seq, epoch, at, commands, body, sha) SELECT ?, ?, ?, ?, ?, ? WHERE {_FENCE} = ?"
 # One statement for many rows: sqlite3 gives up the interpreter's lock for each statement it runs, and beside a busy
-# event loop each time costs a switch interval to get it back. Few sizes, so that the statements stay prepared.
-# `executemany` with one set of values gives it up twice, `execute` three times (it also asks for the last rowid).
-_ROWS = (64, 8, 1)
-_INSERT_OUTCOMES = {
-    count: 'INSERT INTO outcomes (task_id, state, resolved_at, "key", fingerprint, body, sha) VALUES '
-    + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * count)
-    for count in _ROWS
-}
+# event loop each time costs a switch interval (5 ms by default) to get it back. Any number up to 64 has a statement
+# of its own, so that a usual group needs one; they stay prepared.
+_ROWS_SMALL, _ROWS_LARGE = 64, 512
 _PAGE_BYTES = 4096
 
 
@@ -212,16 +208,23 @@ class Journal:
             body = records.encode(outcome)
             sha = records.body_sha(body)
             rows.append((outcome.task_id, state, outcome.resolved_at, outcome.key, outcome.fingerprint, body, sha))
-        start = 0
+        start = size = 0
         try:
-            for size in _ROWS:
-                while len(rows) - start >= size:
-                    flat = [value for row in rows[start : start + size] for value in row]
-                    self._connection.executemany(_INSERT_OUTCOMES[size], [flat])
-                    start += size
+            while start < len(rows):
+                left = len(rows) - start
+                size = _ROWS_LARGE if left >= _ROWS_LARGE else min(left, _ROWS_SMALL)
+                flat = [value for row in rows[start : start + size] for value in row]
+                self._connection.executemany(_insert_outcomes(size), [flat])
+                start += size
         except sqlite3.IntegrityError as error:
             ids = ", ".join(str(row[0]) for row in rows[start : start + size])
             raise StoreError(
                 f"a task or a key has an outcome already, and the first one stands: {error}: {ids}"
             ) from error
         return counts
+
+
+@functools.cache
+def _insert_outcomes(rows: int) -> str:
+    columns = '(task_id, state, resolved_at, "key", fingerprint, body, sha)'
+    return f"INSERT INTO outcomes {columns} VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * rows)
