@@ -1,0 +1,130 @@
+"""A task's story in plain words: one sentence for each of its lines, and why each of its agents was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flowray.core.model import Choice, StoryLine
+from flowray.runtime.views import Story
+
+_REASONS = {
+    "first": "",
+    "retry": "another try",
+    "failover": "its last agent was lost or gave it back",
+    "adopted": "found running there by a restarted coordinator",
+}
+_PLAIN = {
+    "attempt_failed": "attempt {attempt} failed on {agent}",
+    "requeued": "attempt {attempt} was lost with {agent}; waiting again",
+    "succeeded": "succeeded on {agent}",
+    "dead": "gave up: a dead letter",
+    "cancelled": "cancelled",
+    "expired": "expired: its deadline passed",
+}
+_ENDED = {
+    "succeeded": "It succeeded",
+    "dead": "It failed for good and is kept as a dead letter",
+    "cancelled": "It was cancelled",
+    "expired": "Its deadline passed before it was done",
+    "queued": "It is waiting for an agent",
+    "running": "It is running",
+    "backing_off": "It waits a moment before the next attempt",
+}
+
+
+def choice_of(story: Story, line: StoryLine) -> Choice | None:
+    """The choice that led to a "started" line.
+
+    Choices are kept in the order of the attempts; a line whose agent is not among those compared belongs to a story
+    with gaps (a crash lost a number), and then saying nothing is better than giving another attempt's reason.
+    """
+    if line.what != "started" or not 1 <= line.attempt <= len(story.choices):
+        return None
+    choice = story.choices[line.attempt - 1]
+    return choice if any(agent == line.agent_id for agent, _ in choice.considered) else None
+
+
+def why(choice: Choice, agent_id: str) -> str:
+    """Why this agent, in a few words."""
+    loads = dict(choice.considered)
+    mine = loads.get(agent_id)
+    others = [(agent, load) for agent, load in choice.considered if agent != agent_id]
+    among = f"{choice.candidates} candidates"
+    if choice.policy == "only_one":
+        return "the only agent with room"
+    if choice.policy == "next_free":
+        return "the first agent to get free"
+    if choice.policy == "adopted":
+        return "found running there by a restarted coordinator"
+    if choice.policy == "power_of_two" and others and mine is not None:
+        return f"power of two choices: load {mine:.1f} against {others[0][1]:.1f}, {among}"
+    if choice.policy == "prefetch":
+        return f"sent ahead of time: its tasks are short, {among}"
+    return f"{choice.policy}, {among}"
+
+
+def sentence(story: Story, line: StoryLine) -> str:
+    """One line of the story."""
+    if line.what == "accepted":
+        return f"accepted ({line.detail})" if line.detail else "accepted"
+    if line.what == "started":
+        choice = choice_of(story, line)
+        reasons = [_REASONS.get(line.detail, line.detail), why(choice, line.agent_id) if choice else ""]
+        said = list(dict.fromkeys(reason for reason in reasons if reason))
+        return f"started on {line.agent_id}" + (f" ({'; '.join(said)})" if said else "")
+    form = _PLAIN.get(line.what, line.what.replace("_", " "))
+    if not line.agent_id and line.what in ("succeeded", "requeued", "attempt_failed"):
+        form = form.replace(" on {agent}", "").replace(" with {agent}", "")
+    text = form.format(attempt=line.attempt, agent=line.agent_id)
+    return f"{text}: {line.detail}" if line.detail else text
+
+
+def timeline(story: Story) -> Iterator[tuple[str, str, str]]:
+    """(time since acceptance, what in one word, sentence) for each line."""
+    start = story.accepted_at or (story.lines[0].at if story.lines else 0.0)
+    for line in story.lines:
+        yield f"+{max(0.0, line.at - start):.2f} s", line.what, sentence(story, line)
+
+
+def explain(story: Story) -> str:
+    """What happened to a task and why these agents, as a paragraph that needs no knowledge of flowray."""
+    text = [f"Task {story.task_id} was accepted at {story.accepted_at_utc}."]
+    for line in story.lines:
+        if line.what == "started":
+            text.append(_started(story, line))
+        elif line.what in ("attempt_failed", "requeued"):
+            ended = "failed" if line.what == "attempt_failed" else "ended without an answer"
+            text.append(f"Attempt {line.attempt} {ended}" + (f" ({line.detail})." if line.detail else "."))
+    if not any(line.what == "started" for line in story.lines):
+        text.append("No agent ever started it.")
+    last = story.lines[-1] if story.lines else None
+    detail = f" ({last.detail})" if last is not None and last.detail and last.what == story.state else ""
+    took = ""
+    if story.state == "succeeded":
+        took = f" after {story.queue_s:.2f} s of waiting and {story.run_s:.2f} s of work"
+    text.append(f"{_ENDED.get(story.state, f'It is {story.state}')}{took}{detail}.")
+    return "\n".join(text)
+
+
+def _started(story: Story, line: StoryLine) -> str:
+    choice = choice_of(story, line)
+    again = {"retry": ", as another try", "failover": ", because its last agent was lost or gave it back"}
+    text = f"Attempt {line.attempt} went to {line.agent_id}{again.get(line.detail, '')}"
+    if choice is None:
+        return f"{text}."
+    loads = dict(choice.considered)
+    if choice.policy == "only_one":
+        return f"{text}: no other agent that can do it had room."
+    if choice.policy == "next_free":
+        return f"{text}: every agent that can do it was busy, and this one was free first."
+    if choice.policy == "adopted":
+        return f"{text}: a restarted coordinator found it running there and left it."
+    others = [(agent, load) for agent, load in choice.considered if agent != line.agent_id]
+    if choice.policy == "prefetch":
+        return f"{text}: all were busy, but its tasks are so short that it may hold some ahead of time."
+    if choice.policy == "power_of_two" and others:
+        return (
+            f"{text}: of {choice.candidates} agents that can do it and had room, two were drawn at random and the less "
+            f"busy one taken (load {loads[line.agent_id]:.1f} against {others[0][1]:.1f} of {others[0][0]})."
+        )
+    return f"{text}: {choice.policy}, {choice.candidates} candidates."
