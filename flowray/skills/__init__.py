@@ -1,0 +1,1 @@
+"""Ready-made agents that need no network: what makes the embedded default useful at once."""
