@@ -38,6 +38,7 @@ class Journal:
         self._config = config
         self._path = directory / schema.FILE_NAME
         with schema.translated(f"open {self._path}"):
+            schema.create(self._path)
             self._connection = schema.connect_writer(self._path, config)
         self._witness = Witness(directory)
         self._head = Head()

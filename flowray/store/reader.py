@@ -29,6 +29,9 @@ class Reader:
         self._lock = threading.Lock()
         with schema.translated(f"open {path}"):
             self._connection = schema.connect_reader(path, config)
+            # From its first read on it holds SQLite's shared lock. So the writing connection is never the last to
+            # go, and when it closes after a failed sync it does not checkpoint, which would sync again.
+            schema.check_version(self._connection, path)
 
     def outcomes(self, column: str, values: Sequence[str]) -> Iterator[Outcome]:
         """Those whose task_id or key is among the values."""

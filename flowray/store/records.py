@@ -36,7 +36,7 @@ class Head:
     owner: str = ""  # who began the epoch
     seq: int = 0  # of the last journal row ever written
     sha: bytes = GENESIS  # of that row
-    snapshot_seq: int = 0  # the last row the snapshot covers; 0 without a snapshot
+    snapshot_seq: int = -1  # the last row the snapshot covers, 0 when it covers none; -1 without a snapshot
     changes: int = 0  # transactions so far
     last_at: float = 0.0  # highest time of any command or snapshot
     counts: bytes = b"\x80"  # msgpack: terminal state -> outcomes kept

@@ -52,7 +52,7 @@ class VerifyReport:
 
 def read_snapshot(connection: sqlite3.Connection, head: Head) -> tuple[Snapshot | None, bytes]:
     """The snapshot, and the checksum that the first journal row after it builds on."""
-    if head.snapshot_seq == 0:
+    if head.snapshot_seq < 0:
         return None, records.GENESIS
     rows = connection.execute(
         "SELECT part, body, sha FROM snapshots WHERE seq = ? ORDER BY part", (head.snapshot_seq,)
@@ -78,7 +78,7 @@ def read_journal(
     `directory` is where the bytes of a bad row are kept; None keeps nothing (read only).
     Raises StoreCorrupt naming the row.
     """
-    seq = head.snapshot_seq
+    seq = max(head.snapshot_seq, 0)
     rows = connection.execute("SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq", (seq,))
     with contextlib.closing(rows):
         for found, epoch, body, sha in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,21 +46,38 @@ def translated(doing: str) -> Iterator[None]:
         raise kind(f"{doing}: {error} ({name})") from error
 
 
+def create(path: Path) -> None:
+    """Make a store without content where there is none. It appears complete or not at all."""
+    if path.exists():
+        return
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    # Made here and not by SQLite, so that it is private from its first moment; WAL and SHM copy its mode.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            _create_tables(connection)
+            # Last: until here each commit is in the file itself and synced, and there is no WAL to carry along.
+            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreUnsupported(f"{path.parent}: SQLite offers journal mode {mode!r} here, not WAL")
+        with contextlib.suppress(FileExistsError):  # another process was faster, and its store is as good
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink()
+
+
 def connect_writer(path: Path, config: StoreConfig) -> sqlite3.Connection:
-    """The connection that writes; it creates the file and its tables where they are missing."""
-    with contextlib.suppress(FileExistsError):
-        # Made here and not by SQLite, so that it is private from its first moment; WAL and SHM copy its mode.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    """The connection that writes."""
     connection = _connect(path, config, "rw")
     try:
-        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        if mode != "wal":
-            raise StoreUnsupported(f"{path}: SQLite offers journal mode {mode!r} here, not WAL")
+        check_version(connection, path)
         # FULL: each commit waits for its fsync. No automatic checkpoints: the writer makes them after it has
         # acknowledged. secure_delete: what was trimmed or purged is overwritten.
         for setting in ("synchronous=FULL", "secure_delete=ON", "wal_autocheckpoint=0", "journal_size_limit=67108864"):
             connection.execute(f"PRAGMA {setting}").fetchall()
-        _ensure_tables(connection, path)
+        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        if mode != "wal":
+            raise StoreCorrupt(f"{path} is in journal mode {mode!r}, not WAL: it was changed by something else")
     except BaseException:
         connection.close()
         raise
@@ -67,7 +85,10 @@ def connect_writer(path: Path, config: StoreConfig) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path, config: StoreConfig) -> sqlite3.Connection:
-    """A connection that cannot write, nor checkpoint when it is the last to close."""
+    """A connection that cannot write, nor checkpoint when it is the last to close.
+
+    Once it has read something it also keeps the writing connection from being the last.
+    """
     return _connect(path, config, "ro")
 
 
@@ -104,6 +125,8 @@ def write_head(connection: sqlite3.Connection, head: Head) -> None:
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
     """Raises StoreUnsupported for a file that a newer flowray wrote."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
+        raise StoreCorrupt(f"{path} is not a store of flowray")
     row = connection.execute("SELECT v FROM meta WHERE k = 'schema'").fetchone()
     version = row[0] if row is not None else None
     if not isinstance(version, int) or version < 1:
@@ -126,25 +149,16 @@ def _connect(path: Path, config: StoreConfig, mode: str) -> sqlite3.Connection:
     )
 
 
-def _ensure_tables(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
-                for statement in _TABLES.split(";"):
-                    connection.execute(statement)
-                head = Head()
-                connection.executemany(
-                    "INSERT INTO meta VALUES (?, ?)",
-                    [("schema", SCHEMA_VERSION), ("epoch", head.epoch), ("owner", head.owner)],
-                )
-                connection.execute(
-                    "INSERT INTO head VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
-                    (head.seq, head.sha, head.snapshot_seq, head.changes, head.last_at, head.counts, head.check()),
-                )
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-    check_version(connection, path)
+def _create_tables(connection: sqlite3.Connection) -> None:
+    head = Head()
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _TABLES.split(";"):
+        connection.execute(statement)
+    connection.executemany(
+        "INSERT INTO meta VALUES (?, ?)", [("schema", SCHEMA_VERSION), ("epoch", head.epoch), ("owner", head.owner)]
+    )
+    connection.execute(
+        "INSERT INTO head VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
+        (head.seq, head.sha, head.snapshot_seq, head.changes, head.last_at, head.counts, head.check()),
+    )
+    connection.execute("COMMIT")

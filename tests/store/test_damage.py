@@ -1,0 +1,97 @@
+"""Bits flip and files are cut: every such fault is noticed, or makes no difference. Never a wrong answer."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowray.errors import StoreError
+from flowray.store import SqliteStore
+
+from .builders import config, life, opened, save, snapshot, write
+
+pytestmark = pytest.mark.slow
+
+FILES = ("flowray.db", "flowray.db-wal", "witness")
+TASKS = 60
+
+
+def content(directory: Path) -> dict[str, Any]:
+    """Everything that a coordinator or its callers can learn from a store."""
+    store = SqliteStore.open(directory, config())
+    try:
+        recovery = store.begin_epoch("reader")
+        ids = [f"t-{number:06d}" for number in range(TASKS)]
+        return {
+            "epoch": recovery.epoch,
+            "snapshot": recovery.snapshot,
+            "commands": recovery.commands,
+            "last_at": recovery.last_at,
+            "outcomes": store.outcomes(ids),
+            "single": store.outcome(ids[7]),
+            "keys": store.by_key([f"k-{number:06d}" for number in range(TASKS)]),
+            "recent": store.recent_outcomes(),
+            "dead": store.dead_letters(),
+            "counts": store.counts(),
+        }
+    finally:
+        store.close()
+
+
+def image(directory: Path, kind: str) -> Path:
+    """A store as a crash leaves it: the files of a running one, copied while it rests."""
+    running, copy = directory / "running", directory / "image"
+    store = opened(running)
+    for number in range(0, TASKS, 2):
+        assert write(store, [*life(number), *life(number + 1)]) is None
+        if number == 20:
+            assert save(store, snapshot(*range(300))) is None
+            if kind == "database and log":
+                store.close()
+                store = opened(running)
+    if kind == "database":
+        store.close()
+    copy.mkdir()
+    for name in FILES:
+        if (running / name).exists():
+            shutil.copy(running / name, copy)
+    store.close()
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["log", "database and log", "database"])
+def test_a_flipped_bit_or_a_cut_is_detected_or_harmless(tmp_path: Path, kind: str) -> None:
+    source = image(tmp_path, kind)
+    copied = tmp_path / "sound"
+    shutil.copytree(source, copied)
+    expected = content(copied)
+    assert len(expected["outcomes"]) == TASKS
+    assert len(expected["recent"]) == TASKS
+    rng = random.Random(f"damage {kind}")
+    detected = harmless = 0
+    for round_number in range(150):
+        target = tmp_path / f"damaged-{round_number}"
+        shutil.copytree(source, target)
+        names = [name for name in FILES[:2] if (target / name).exists() and (target / name).stat().st_size]
+        path = target / (rng.choice(names) if round_number % 25 else "witness")
+        data = bytearray(path.read_bytes())
+        position = rng.randrange(len(data))
+        if rng.random() < 0.2:
+            del data[position:]
+        else:
+            data[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            found = content(target)
+        except StoreError:
+            detected += 1
+        else:
+            assert found == expected, f"silent wrong data: {path.name} at {position}, round {round_number}"
+            harmless += 1
+        shutil.rmtree(target)
+    assert detected > 20
+    assert harmless > 0
