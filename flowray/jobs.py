@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ class Result:
     key: str
     value: Any = None
     error: str = ""  # what went wrong, in one or more lines
+    state: str = "succeeded"  # of its task: succeeded | dead | cancelled | expired
     agent_id: str = ""
     attempts: int = 1
     run_s: float = 0.0
@@ -140,5 +140,10 @@ def _run_one(request: Request, team: list[LocalAgent]) -> Result:
     try:
         return Result(key=request.key, value=chosen(task), agent_id=chosen.name)
     except Exception as error:  # noqa: BLE001 - an agent's error, of whatever type, is a result here
-        detail = "".join(traceback.format_exception_only(error)).strip()
-        return Result(key=request.key, error=detail, agent_id=chosen.name)
+        detail = failure_text(type(error).__name__, str(error))
+        return Result(key=request.key, error=detail, state="dead", agent_id=chosen.name)
+
+
+def failure_text(kind: str, message: str) -> str:
+    """What `Result.error` says of a failure, the same here and on a cluster."""
+    return ": ".join(part for part in (kind, message[:2000]) if part)
