@@ -1,0 +1,261 @@
+"""A simulated agent process: slots, a queue in order of arrival, and answers kept until they are acknowledged.
+
+What an agent must do for the core's promises to hold, in the simulation as in production:
+
+- refuse what a coordinator of an older epoch than the newest seen sends;
+- take the same attempt once, however often it arrives;
+- keep an answer, and send it again, until a coordinator acknowledges it;
+- to a new coordinator: first the answers kept, then AgentReady with what it holds;
+- answer every CancelAttempt, also for what it does not have: the coordinator holds a slot until then;
+- hand back what it has not begun when it is stuck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from flowray.core.commands import StartAttempt
+from flowray.core.events import AgentReady, AttemptFinished, AttemptReturned
+from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
+from flowray.testing.network import Link
+
+if TYPE_CHECKING:
+    from flowray.testing.coordinator import CoordinatorProcess
+    from flowray.testing.world import World
+
+STUCK_S = 1.0  # no attempt ended for so long: hand back what is not begun
+RESEND_S = 5.0  # an answer without acknowledgement is sent again
+SEEN = 1024  # attempts remembered to recognise a repeat
+Token = tuple[TaskId, int, int]  # (task, attempt, epoch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What will become of one attempt, decided when it begins."""
+
+    duration_s: float
+    value: Payload | None = None
+    failure: Failure | None = None
+    kills: bool = False  # it takes its process down instead of answering
+    heeds_cancel: bool = True  # it stops soon after being told to
+
+
+class Behaviour(Protocol):
+    """What the agents of a simulation do with a task."""
+
+    def construct(self, process: AgentProcess) -> Failure | None:
+        """The process is up: make the agent. What went wrong, or None."""
+        ...
+
+    def begin(self, process: AgentProcess, command: StartAttempt, task: Task) -> Run:
+        """An attempt begins."""
+        ...
+
+
+class Stream:
+    """A connection of one agent process to one coordinator process."""
+
+    def __init__(self, number: int, agent: AgentProcess, coordinator: CoordinatorProcess) -> None:
+        self.number = number  # later connections have higher ones
+        self.agent = agent
+        self.coordinator = coordinator
+        self._up, self._down = Link(), Link()
+
+    def up(self, deliver: Callable[[], None]) -> None:
+        """Agent to coordinator."""
+        self._send(deliver, self._up)
+
+    def down(self, deliver: Callable[[], None]) -> None:
+        """Coordinator to agent."""
+        self._send(deliver, self._down)
+
+    def _send(self, deliver: Callable[[], None], link: Link) -> None:
+        if not link.broken and not self.agent.world.network.send(deliver, link):
+            self._up.broken = self._down.broken = True
+            self.agent.world.note("stream broken")
+            self.agent.redial(self)
+
+
+class AgentProcess:
+    """One incarnation of one agent."""
+
+    def __init__(self, world: World, spec: AgentSpec, agent_id: AgentId, incarnation: int, factor: float) -> None:
+        self.world = world
+        self.spec = spec
+        self.id = agent_id
+        self.incarnation = incarnation
+        self.factor = factor  # its service times are so many times the usual
+        self.alive = True
+        self.hung = False
+        self.epoch_seen = 0
+        self.stream: Stream | None = None
+        self.queue: dict[Token, tuple[StartAttempt, Task]] = {}  # not begun, oldest first
+        self.running: dict[Token, Run] = {}
+        self.unacknowledged: dict[Token, AttemptFinished] = {}
+        self._seen: dict[Token, None] = {}  # attempts taken lately: a repeat is not taken again
+        self._held: list[Callable[[], None]] = []  # what arrived or fell due while hung
+        self._last_end = 0.0
+        self._resending = self._watching = False
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hang(self) -> None:
+        """Stop without a word."""
+        self.hung = True
+
+    def wake(self) -> None:
+        """Go on where it was."""
+        self.hung = False
+        held, self._held = self._held, []
+        for do in held:
+            self._do(do)
+
+    def _do(self, do: Callable[[], None]) -> None:
+        if not self.alive:
+            return
+        if self.hung:
+            self._held.append(do)
+        else:
+            do()
+
+    # ── connecting ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def redial(self, broken: Stream | None = None) -> None:
+        """Connect (again) in a moment, unless that has happened already."""
+
+        def dial() -> None:
+            if broken is None or self.stream is broken:
+                self.dial()
+
+        self.world.clock.after(self.world.rng.uniform(0.02, 0.3), lambda: self._do(dial))
+
+    def dial(self) -> None:
+        """Connect to the coordinator there is: the answers kept, then what is held."""
+        coordinator = self.world.leader
+        if coordinator is None or not coordinator.alive or coordinator.epoch < self.epoch_seen:
+            return
+        if coordinator.epoch > self.epoch_seen and self.unacknowledged:
+            self.world.note("answer kept for a new coordinator")
+        self.epoch_seen = coordinator.epoch
+        stream = self.stream = self.world.open_stream(self, coordinator)
+        for answer in list(self.unacknowledged.values()):
+            self._answer(stream, answer)
+        held = tuple(Running(*token) for token in (*self.running, *self.queue))
+        stream.up(partial(coordinator.ready, AgentReady(self.id, self.incarnation, held), stream))
+
+    # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, stream: Stream, command: StartAttempt, task: Task) -> None:
+        """A StartAttempt."""
+        self._do(lambda: self._start(stream, command, task))
+
+    def cancel(self, stream: Stream, task_id: TaskId, attempt: int) -> None:
+        """A CancelAttempt."""
+        self._do(lambda: self._cancel(stream, task_id, attempt))
+
+    def acknowledged(self, token: Token) -> None:
+        """An answer is on the coordinator's disk."""
+        self._do(lambda: self._forget(token))
+
+    def _accepts(self, stream: Stream) -> bool:
+        if stream.coordinator.epoch < self.epoch_seen:
+            self.world.note("older epoch refused by an agent")
+            return False
+        return stream is self.stream
+
+    def _start(self, stream: Stream, command: StartAttempt, task: Task) -> None:
+        token = command.task_id, command.attempt, command.epoch
+        if not self._accepts(stream) or token in self._seen:
+            return
+        self._seen[token] = None
+        if len(self._seen) > SEEN:
+            del self._seen[next(iter(self._seen))]
+        self.queue[token] = command, task
+        self._begin()
+        if token in self.queue and not self._watching:
+            self._watching = True
+            self.world.clock.after(STUCK_S, lambda: self._do(self._hand_back))
+
+    def _cancel(self, stream: Stream, task_id: TaskId, attempt: int) -> None:
+        if not self._accepts(stream):
+            return
+        stopped = Failure(kind="cancelled", type="TaskCancelled", message="stopped")
+        for token in [t for t in self.queue if t[:2] == (task_id, attempt)]:
+            del self.queue[token]
+            self._keep(token, AttemptFinished(*token, self.id, failure=stopped))
+            return
+        for token, run in self.running.items():
+            if token[:2] == (task_id, attempt):
+                if run.heeds_cancel:
+                    soon = self.world.rng.uniform(0.0, 0.2)
+                    self.world.clock.after(soon, partial(self._do, partial(self._end, token, run, soon, stopped)))
+                return
+        if not any(token[:2] == (task_id, attempt) for token in self.unacknowledged):
+            self.world.note("told to stop what it does not have")
+            epoch = stream.coordinator.epoch
+            self._answer(stream, AttemptFinished(task_id, attempt, epoch, self.id, failure=stopped))
+
+    def _forget(self, token: Token) -> None:
+        self.unacknowledged.pop(token, None)
+
+    # ── running ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self) -> None:
+        while self.queue and len(self.running) < self.spec.slots:
+            token, (command, task) = next(iter(self.queue.items()))
+            del self.queue[token]
+            run = self.world.behaviour.begin(self, command, task)
+            self.running[token] = run
+            self._last_end = self.world.clock.now
+            took_s = run.duration_s * self.factor
+            self.world.clock.after(took_s, partial(self._do, partial(self._end, token, run, took_s)))
+
+    def _end(self, token: Token, run: Run, took_s: float, stopped: Failure | None = None) -> None:
+        if self.running.get(token) is not run:
+            return
+        del self.running[token]
+        self._last_end = self.world.clock.now
+        if run.kills and stopped is None:
+            self.world.crash(self)
+            return
+        value, failure = (None, stopped) if stopped is not None else (run.value, run.failure)
+        self._keep(token, AttemptFinished(*token, self.id, value=value, failure=failure, run_s=took_s))
+        self._begin()
+
+    def _keep(self, token: Token, answer: AttemptFinished) -> None:
+        self.unacknowledged[token] = answer
+        if self.stream is not None:
+            self._answer(self.stream, answer)
+        if not self._resending:
+            self._resending = True
+            self.world.clock.after(RESEND_S, lambda: self._do(self._resend))
+
+    def _answer(self, stream: Stream, answer: AttemptFinished) -> None:
+        token = answer.task_id, answer.attempt, answer.epoch
+        acknowledge = partial(stream.down, partial(self.acknowledged, token))
+        stream.up(partial(stream.coordinator.finished, answer, acknowledge))
+
+    def _resend(self) -> None:
+        self._resending = False
+        if self.unacknowledged:
+            self._resending = True
+            self.world.clock.after(RESEND_S, lambda: self._do(self._resend))
+            if self.stream is not None:
+                for answer in list(self.unacknowledged.values()):
+                    self._answer(self.stream, answer)
+
+    def _hand_back(self) -> None:
+        self._watching = False
+        if not self.queue:
+            return
+        if self.world.clock.now - self._last_end < STUCK_S or self.stream is None:
+            self._watching = True
+            self.world.clock.after(STUCK_S, lambda: self._do(self._hand_back))
+            return
+        for token in list(self.queue):
+            del self.queue[token]
+            self.world.note("attempt handed back")
+            self.stream.up(partial(self.stream.coordinator.hear, AttemptReturned(*token, self.id)))

@@ -1,0 +1,168 @@
+"""Simulated callers: they submit, repeat themselves when nobody answers, cancel, wait, and lose their patience."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, Command, KnownTask, RefuseTask
+from flowray.core.model import AgentSpec, Outcome, Task, TaskId
+
+if TYPE_CHECKING:
+    from flowray.testing.coordinator import CoordinatorProcess
+    from flowray.testing.world import World
+
+PATIENCE_S = 1.0  # without an answer for so long, a caller asks again
+WATCH_S = 10.0  # and for an outcome after this long, as the coordinator that was asked may be gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one caller will do."""
+
+    task: Task
+    at_s: float
+    cancel_after_s: float | None = None  # after the acceptance; None for never
+    twice: bool = False  # two submits at once, as by an impatient proxy
+    resubmits: int = 2  # when refused because there is no room
+
+
+class Caller:
+    """One task, from its caller's side."""
+
+    def __init__(self, world: World, plan: Plan) -> None:
+        self.world = world
+        self.task = plan.task
+        self.follows: TaskId = plan.task.id  # the task whose outcome it wants: another one when its key is known
+        self.accepted = False
+        self.refusal: RefuseTask | None = None
+        self.outcome: Outcome | None = None
+        self.cancel_answer: AnswerCancel | None = None
+        self.cancelling = False
+        self._plan = plan
+        self._asked = 0  # questions asked so far: what arrives for an earlier one is still welcome
+        self._resubmits = plan.resubmits
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will be asked."""
+        return self.refusal is not None or (
+            self.outcome is not None and (not self.cancelling or self.cancel_answer is not None)
+        )
+
+    def begin(self) -> None:
+        """Submit when it is time."""
+        self.world.clock.at(self._plan.at_s, self.submit)
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self) -> None:
+        """Hand the task in, and again as long as nobody answers."""
+        if self.accepted or self.refusal is not None:
+            return
+        coordinator = self.world.reach()
+        if coordinator is not None:
+            for _ in range(2 if self._plan.twice else 1):
+                reply = partial(self._reply, coordinator)
+                self.world.network.send(partial(coordinator.submit, self.task, reply))
+        self.world.clock.after(PATIENCE_S, self.submit)
+
+    def watch(self) -> None:
+        """Ask for the outcome until it is there."""
+        if self.outcome is not None:
+            return
+        coordinator = self.world.reach()
+        if coordinator is not None:
+            self.world.network.send(partial(coordinator.watch, self.follows, self._watched))
+        self.world.clock.after(WATCH_S, self.watch)
+
+    def cancel(self) -> None:
+        """Ask to cancel until that is answered."""
+        self.cancelling = True
+        if self.cancel_answer is not None:
+            return
+        coordinator = self.world.reach()
+        if coordinator is not None:
+            reply = partial(self._reply, coordinator)
+            self.world.network.send(partial(coordinator.cancel, self.follows, reply))
+        self.world.clock.after(PATIENCE_S, self.cancel)
+
+    # ── what is said: at the coordinator, then here ──────────────────────────────────────────────────────────────
+
+    def _reply(self, coordinator: CoordinatorProcess, command: Command) -> None:
+        self.world.observer.answered(coordinator.epoch, command)
+        self.world.network.send(partial(self._told, command))
+
+    def _watched(self, outcome: Outcome | None) -> None:
+        self.world.observer.shown(self.follows, outcome)
+        self.world.network.send(partial(self._seen, outcome))
+
+    def _told(self, command: Command) -> None:
+        if isinstance(command, AcceptTask | KnownTask):
+            self._accepted(command.task.id if isinstance(command, AcceptTask) else command.task_id)
+        elif isinstance(command, RefuseTask):
+            self._refused(command)
+        elif isinstance(command, AnswerCancel):
+            self.cancel_answer = command
+
+    def _accepted(self, task_id: TaskId) -> None:
+        if self.accepted:
+            return
+        self.accepted, self.refusal, self.follows = True, None, task_id
+        self.watch()
+        if self._plan.cancel_after_s is not None:
+            self.cancelling = True
+            self.world.clock.after(self._plan.cancel_after_s, self.cancel)
+
+    def _refused(self, command: RefuseTask) -> None:
+        if self.accepted or self.refusal is not None:
+            return
+        self.refusal = command
+        if command.retry_after_s is not None and self._resubmits:
+            self._resubmits -= 1
+            self.world.clock.after(command.retry_after_s, self._resubmit)
+
+    def _resubmit(self) -> None:
+        if not self.accepted:
+            self.refusal = None
+            self.submit()
+
+    def _seen(self, outcome: Outcome | None) -> None:
+        if outcome is not None and self.outcome is None:
+            self.outcome = outcome
+
+
+class Operator:
+    """Adds agents, until that is acknowledged."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._wanted: dict[str, AgentSpec] = {}
+
+    @property
+    def done(self) -> bool:
+        """Everything is acknowledged."""
+        return not self._wanted
+
+    def add(self, spec: AgentSpec) -> None:
+        """The team shall have these agents; a later call for the same class overrides an earlier one."""
+        self._wanted[spec.name] = spec
+        self._ask(spec)
+
+    def _ask(self, spec: AgentSpec) -> None:
+        if self._wanted.get(spec.name) is not spec:
+            return
+        coordinator = self.world.reach()
+        if coordinator is not None:
+            reply = partial(self._reply, coordinator)
+            self.world.network.send(partial(coordinator.add, spec, reply))
+        self.world.clock.after(PATIENCE_S, partial(self._ask, spec))
+
+    def _reply(self, coordinator: CoordinatorProcess, command: Command) -> None:
+        self.world.observer.answered(coordinator.epoch, command)
+        self.world.network.send(partial(self._told, command))
+
+    def _told(self, command: Command) -> None:
+        if isinstance(command, AddAgents) and self._wanted.get(command.spec.name) == command.spec:
+            del self._wanted[command.spec.name]

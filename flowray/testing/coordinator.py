@@ -1,0 +1,278 @@
+"""The simulated coordinator process: the same core as in production, and the protocol that a driver must keep.
+
+The protocol, which the Ray shell keeps too:
+
+- what one event led to is appended to the journal as one group, in order;
+- commands that do not wait are performed at once, the others when the group is on disk;
+- an answer of an agent is acknowledged when everything it led to is on disk;
+- no caller is told anything, not even a refusal, by a process whose epoch is over: a reply with nothing to wait for
+  still looks at the fence;
+- a repeat of a task that ended long ago is recognised in the store, before the core is asked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from flowray.core.commands import (
+    AcceptTask,
+    AddAgents,
+    AnswerCancel,
+    CancelAttempt,
+    Command,
+    KnownTask,
+    RefuseTask,
+    ResolveTask,
+    StartAgent,
+    StartAttempt,
+    StopAgent,
+)
+from flowray.core.coordination import Coordination
+from flowray.core.events import (
+    AgentReady,
+    AgentsAdded,
+    AttemptFinished,
+    CancelRequested,
+    Event,
+    TaskSubmitted,
+    Ticked,
+)
+from flowray.core.model import AgentSpec, Outcome, Task, TaskId
+from flowray.testing.journal import Writer
+
+if TYPE_CHECKING:
+    from flowray.testing.agent import Stream
+    from flowray.testing.world import World
+
+Reply = Callable[[Command], None]
+Watcher = Callable[[Outcome | None], None]
+SNAPSHOT_EVERY = 150  # groups; small, so that recovery from snapshot and journal is common
+
+
+class CoordinatorProcess:
+    """One life of the coordinator."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.epoch = world.disk.begin()
+        self.alive = True
+        self.paused = False
+        self.streams: dict[tuple[str, int], Stream] = {}  # to agents, by (id, incarnation)
+        snapshot, commands = world.disk.recall()
+        self.core = Coordination.recover(
+            epoch=self.epoch,
+            rng=Random(f"{world.seed}/core/{self.epoch}"),
+            now=world.clock.now,
+            policy=world.policy,
+            snapshot=snapshot,
+            commands=commands,
+        )
+        self.writer = Writer(
+            world.clock,
+            world.disk,
+            self.epoch,
+            sync_s=world.sync_s,
+            on_synced=self._release,
+            on_fenced=self.fenced,
+        )
+        self._held: deque[Callable[[], None]] = deque()  # what arrived while paused
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (groups on disk, what to do then)
+        self._watchers: dict[TaskId, list[Watcher]] = {}
+        self._tick_at: float | None = None
+        self._next_snapshot = SNAPSHOT_EVERY
+        self._schedule_tick()
+
+    # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, task: Task, reply: Reply) -> None:
+        """A caller hands in a task."""
+        self._receive(lambda: self._submit(task, reply))
+
+    def cancel(self, task_id: TaskId, reply: Reply) -> None:
+        """A caller no longer wants a task."""
+        self._receive(lambda: self._handle(CancelRequested(task_id), reply))
+
+    def add(self, spec: AgentSpec, reply: Reply) -> None:
+        """The team shall have these agents."""
+        self._receive(lambda: self._handle(AgentsAdded(spec), reply))
+
+    def watch(self, task_id: TaskId, watcher: Watcher) -> None:
+        """A caller wants the outcome: it gets it once, or None when no task has this id."""
+        self._receive(lambda: self._watch(task_id, watcher))
+
+    def ready(self, event: AgentReady, stream: Stream) -> None:
+        """An agent says that it is there and what it holds."""
+
+        def connect() -> None:
+            key = event.agent_id, event.incarnation
+            known = self.streams.get(key)
+            if known is None or known.number < stream.number:
+                self.streams[key] = stream
+            self._handle(event)
+
+        self._receive(connect)
+
+    def finished(self, event: AttemptFinished, acknowledge: Callable[[], None]) -> None:
+        """An agent answers."""
+        self._receive(lambda: self._handle(event, acknowledge=acknowledge))
+
+    def hear(self, event: Event) -> None:
+        """Anything that nobody waits for: notices of death, attempts handed back."""
+        self._receive(lambda: self._handle(event))
+
+    def _receive(self, do: Callable[[], None]) -> None:
+        if not self.alive:
+            return
+        if self.paused:
+            self._held.append(do)
+        else:
+            do()
+
+    # ── life and death ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def die(self) -> None:
+        """The process ends; part of the journal's tail may be lost."""
+        self.alive = False
+        if self.writer.die(self.world.rng, self.world.lost_tail):
+            self.world.note("tail lost")
+        self._forget()
+
+    def pause(self) -> None:
+        """The process stops where it is."""
+        self.paused = True
+        self.writer.pause()
+
+    def resume(self) -> None:
+        """The process goes on where it was, with what it remembers."""
+        self.paused = False
+        self.writer.resume()
+        while self._held and self.alive and not self.paused:
+            self._held.popleft()()
+
+    def fenced(self) -> None:
+        """A later epoch owns the journal: end at once."""
+        self.alive = False
+        self.world.note("zombie writer fenced")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held.clear()
+        self._waiting.clear()
+        self._watchers.clear()
+
+    # ── handling ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _submit(self, task: Task, reply: Reply) -> None:
+        answer = self._remembered(task)
+        if answer is None:
+            self._handle(TaskSubmitted(task), reply)
+        else:
+            self._when_synced(partial(reply, answer))
+
+    def _remembered(self, task: Task) -> Command | None:
+        """What the store knows of this task already: ended tasks leave the core's memory sooner or later."""
+        disk = self.world.disk
+        if task.id in disk.outcomes:
+            return KnownTask(task.id, task.id)
+        owner = disk.keys.get(task.key) if task.key else None
+        if owner is None:
+            return None
+        if disk.outcomes[owner].fingerprint == task.fingerprint:
+            return KnownTask(task.id, owner)
+        return RefuseTask(
+            task.id, "conflict", f"key {task.key!r} belongs to task {owner}, which asks for something else"
+        )
+
+    def _watch(self, task_id: TaskId, watcher: Watcher) -> None:
+        if self.core.task(task_id) is not None:
+            self._watchers.setdefault(task_id, []).append(watcher)
+        else:
+            self._when_synced(lambda: watcher(self.world.disk.outcomes.get(task_id)))
+
+    def _handle(self, event: Event, reply: Reply | None = None, acknowledge: Callable[[], None] | None = None) -> None:
+        world = self.world
+        world.observer.told(self, event)
+        commands = self.core.handle(event, world.clock.now)
+        durable = [command for command in commands if command.durable]
+        if durable:
+            self.writer.append(durable)  # type: ignore[arg-type]
+        for command in commands:
+            do = partial(self._perform, command, reply)
+            if command.waits or type(command) is RefuseTask:
+                self._when_synced(do)
+            else:
+                do()
+        if acknowledge is not None:
+            self._when_synced(acknowledge)
+        if self.writer.appended >= self._next_snapshot:
+            self._next_snapshot = self.writer.appended + SNAPSHOT_EVERY
+            self.writer.offer(self.core.snapshot())
+        world.observer.handled(self, event, commands)
+        self._schedule_tick()
+
+    def _when_synced(self, do: Callable[[], None]) -> None:
+        """Do it once everything appended so far is on disk; not at all if this epoch is over by then."""
+        position = self.writer.appended
+        if self.writer.synced < position:
+            self._waiting.append((position, do))
+        elif not self.alive or self.writer.fenced:
+            self.fenced()
+        else:
+            do()
+
+    def _release(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self.writer.synced and self.alive:
+            self._waiting.popleft()[1]()
+
+    def _schedule_tick(self) -> None:
+        due = self.core.next_due()
+        if due is not None and (self._tick_at is None or due < self._tick_at):
+            self._tick_at = due
+            self.world.clock.at(due, lambda: self._receive(lambda: self._tick(due)))
+
+    def _tick(self, at: float) -> None:
+        if self._tick_at != at:
+            return
+        self._tick_at = None
+        due = self.core.next_due()
+        if due is not None and due <= self.world.clock.now:
+            self._handle(Ticked())
+        else:
+            self._schedule_tick()
+
+    # ── performing ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _perform(self, command: Command, reply: Reply | None) -> None:
+        kind = type(command)
+        if isinstance(command, StartAttempt):
+            self._start_attempt(command)
+        elif isinstance(command, ResolveTask):
+            for watcher in self._watchers.pop(command.outcome.task_id, ()):
+                watcher(command.outcome)
+        elif isinstance(command, CancelAttempt):
+            stream = self.streams.get((command.agent_id, command.incarnation))
+            if stream is not None:
+                stream.down(partial(stream.agent.cancel, stream, command.task_id, command.attempt))
+        elif isinstance(command, StartAgent):
+            spec = self.core.book.specs[command.spec_name]
+            self.world.start_agent(spec, command.agent_id, command.incarnation)
+        elif isinstance(command, StopAgent):
+            self.streams.pop((command.agent_id, command.incarnation), None)
+            self.world.stop_agent(command.agent_id, command.incarnation)
+        elif reply is not None and kind in (AcceptTask, KnownTask, RefuseTask, AddAgents):
+            reply(command)
+        elif reply is not None and isinstance(command, AnswerCancel):
+            outcome = self.world.disk.outcomes.get(command.task_id)
+            reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else None))
+
+    def _start_attempt(self, command: StartAttempt) -> None:
+        if command.reason == "adopted":
+            return
+        task = self.core.task(command.task_id)
+        stream = self.streams.get((command.agent_id, command.incarnation))
+        if task is not None and stream is not None:
+            stream.down(partial(stream.agent.start, stream, command, task))

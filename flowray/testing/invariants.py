@@ -1,0 +1,367 @@
+"""An outside observer of the whole simulated world: it looks only at the journal and at what callers were told.
+
+It keeps its own book, made from nothing but what the disk has, and its own record of every promise. The numbers are
+those of the reliability contract:
+
+ 1  every acknowledged task reaches exactly one terminal state
+ 2  one outcome, and it never changes
+ 3  nothing from a stale epoch, attempt or incarnation counts
+ 4  whoever is told anything can find it on disk
+ 5  an agent gets what it can do, and no more than it may hold
+ 7  one key, one task; another content is a conflict
+ 8  cancelled means cancelled
+ 9  expired only after the deadline, and ended in time
+11  bounds hold; what was accepted is never shed
+15  only legal arrows; recovery gives the live state
+17  when the faults stop, everything ends
+20  and nothing is left behind
+P7  retries are bounded, and wait as long as they must
+O3  the most urgent, then the oldest, goes first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from flowray.core.book import Book
+from flowray.core.commands import (
+    AcceptTask,
+    AddAgents,
+    AnswerCancel,
+    Command,
+    DurableCommand,
+    KnownTask,
+    RefuseTask,
+    RequeueTask,
+    ResolveTask,
+    StartAgent,
+    StartAttempt,
+    WakeTask,
+)
+from flowray.core.coordination import Coordination
+from flowray.core.events import AgentReady, AttemptFinished, Event
+from flowray.core.model import Outcome, Task, TaskId
+from flowray.core.states import TaskState
+from flowray.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from flowray.testing.coordinator import CoordinatorProcess
+    from flowray.testing.world import World
+
+LATE_S = 1.0  # a task may end this long after its deadline, while the coordinator is up
+_EPSILON = 1e-6
+
+
+class Violation(InvariantBroken):
+    """An invariant of the whole world does not hold. `invariant` is its number."""
+
+    def __init__(self, invariant: str, detail: str) -> None:
+        super().__init__(invariant, detail)
+        self.invariant, self.detail = invariant, detail
+
+    def __str__(self) -> str:
+        return f"invariant {self.invariant}: {self.detail}"
+
+
+def hold(condition: bool, invariant: str, detail: str) -> None:
+    """Raise Violation unless the condition holds."""
+    if not condition:
+        raise Violation(invariant, detail)
+
+
+class Observer:
+    """Judges as things happen. `thorough` checks the core after every event, not only as often as is cheap."""
+
+    def __init__(self, world: World, *, thorough: bool) -> None:
+        self.book = Book()
+        self.accepted: dict[TaskId, int] = {}  # on disk -> the epoch that accepted it
+        self.resolved: dict[TaskId, Outcome] = {}  # on disk
+        self.acknowledged: dict[TaskId, None] = {}  # a caller was told that it is accepted
+        self.started: dict[tuple[str, int], None] = {}  # agent processes ever asked for
+        self._world = world
+        self._thorough = thorough
+        self._rng = Random(f"{world.seed}/observer")
+        self._keys: dict[str, Task] = {}  # of accepted tasks
+        self._lanes: dict[tuple[str, str, tuple[str, ...]], dict[TaskId, tuple[int, int]]] = {}
+        self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
+        self._until_check = 0
+
+    # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def written(self, epoch: int, group: Sequence[DurableCommand]) -> None:
+        """A group is on disk."""
+        newest = self._world.disk.epoch
+        hold(epoch == newest, "3", f"epoch {epoch} wrote to the journal of epoch {newest}")
+        for command in group:
+            if isinstance(command, AcceptTask):
+                self._accept(command, epoch)
+            elif isinstance(command, StartAttempt):
+                self._start(command, epoch)
+            elif isinstance(command, RequeueTask):
+                self._requeue(command)
+            elif isinstance(command, ResolveTask):
+                self._resolve(command)
+            else:
+                if isinstance(command, WakeTask):
+                    early = self.book.open[command.task_id].not_before - command.at
+                    hold(early <= _EPSILON, "P7", f"{command.task_id} was tried again {early:.3f} s too early")
+                elif isinstance(command, StartAgent):
+                    highest = self.book.incarnations.get(command.agent_id, 0)
+                    hold(command.incarnation > highest, "3", f"incarnation {command.incarnation} after {highest}")
+                self._apply(command)
+                if isinstance(command, WakeTask):
+                    self._wait(command.task_id)
+
+    def _apply(self, command: DurableCommand) -> None:
+        try:
+            self.book.apply(command)
+        except Exception as error:
+            raise Violation("15", f"the journal has {command!r}, which cannot be: {error!r}") from error
+
+    def _accept(self, command: AcceptTask, epoch: int) -> None:
+        task = command.task
+        hold(task.id not in self.accepted, "7", f"{task.id} was accepted twice")
+        if task.key:
+            owner = self._keys.get(task.key)
+            hold(owner is None, "7", f"{task.id} and {owner.id if owner else ''} share the key {task.key}")
+            self._keys[task.key] = task
+        self.accepted[task.id] = epoch
+        self._apply(command)
+        bound = self._world.policy.admission.max_open_tasks
+        hold(len(self.book.open) <= bound, "11", f"{len(self.book.open)} tasks are open, {bound} are allowed")
+        self._wait(task.id)
+
+    def _wait(self, task_id: TaskId) -> None:
+        entry = self.book.open[task_id]
+        task = entry.task
+        lane = self._lanes.setdefault((task.tier, task.agent, task.needs), {})
+        lane[task_id] = (-task.priority, entry.seq)
+
+    def _start(self, command: StartAttempt, epoch: int) -> None:
+        entry = self.book.open.get(command.task_id)
+        hold(entry is not None, "2", f"{command.task_id} was started and is not open")
+        assert entry is not None
+        task, name = entry.task, f"{command.task_id} attempt {command.attempt}"
+        lane = self._lanes.setdefault((task.tier, task.agent, task.needs), {})
+        adopted = command.reason == "adopted"
+        if adopted:
+            hold(command.epoch < epoch, "3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
+        else:
+            best = min(lane.values(), default=None)
+            hold(best == lane.get(task.id), "O3", f"{name} was started before {best}")
+            hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
+        hold(command.attempt > entry.attempt, "3", f"{name} was started after attempt {entry.attempt}")
+        spec = self.book.specs[command.agent_id.rpartition("-")[0]]
+        fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
+        hold(fits and task.agent in ("", spec.name), "5", f"{name} went to {command.agent_id}, which cannot do it")
+        lane.pop(task.id, None)
+        self._apply(command)
+        held = self._holds[command.agent_id] = self._holds.get(command.agent_id, 0) + 1
+        placement = self._world.policy.placement
+        bound = spec.slots + (placement.max_prefetch if placement.prefetch_s else 0)
+        hold(held <= bound or adopted, "5", f"{command.agent_id} holds {held} attempts, {bound} are allowed")
+
+    def _leave(self, task_id: TaskId) -> None:
+        entry = self.book.open.get(task_id)
+        hold(entry is not None, "2", f"{task_id} changed and is not open (ended: {task_id in self.resolved})")
+        assert entry is not None
+        if entry.state is TaskState.RUNNING:
+            self._holds[entry.agent_id] -= 1
+        elif entry.state is TaskState.QUEUED:
+            self._lanes[entry.task.tier, entry.task.agent, entry.task.needs].pop(task_id, None)
+
+    def _requeue(self, command: RequeueTask) -> None:
+        self._leave(command.task_id)
+        self._apply(command)
+        entry, retry = self.book.open[command.task_id], self._world.policy.retry
+        name = command.task_id
+        if command.arrow == "failed":
+            retryable = command.failure is not None and command.failure.retryable
+            hold(retryable, "P7", f"{name} is tried again after {command.failure}")
+        hold(entry.failures < entry.task.max_attempts, "P7", f"{name} goes on after {entry.failures} failures")
+        hold(entry.losses < retry.max_losses, "P7", f"{name} goes on after {entry.losses} losses")
+        hold(entry.kills < retry.poison_kills, "P7", f"{name} goes on after killing {entry.kills} agents")
+        if entry.state is TaskState.QUEUED:
+            self._wait(command.task_id)
+
+    def _resolve(self, command: ResolveTask) -> None:
+        outcome = command.outcome
+        name = outcome.task_id
+        hold(name not in self.resolved, "2", f"{name} ended twice")
+        self._leave(name)
+        entry = self.book.open[name]
+        if outcome.state is TaskState.SUCCEEDED:
+            where = (outcome.attempts, outcome.agent_id)
+            hold(where == (entry.attempt, entry.agent_id), "3", f"{name}: {where} answered, not the current attempt")
+            token = value_of(name, entry.attempt, entry.epoch, entry.agent_id, entry.incarnation)
+            data = outcome.value.data if outcome.value is not None else None
+            if data is not None and data.startswith(b"answer|"):
+                hold(data == token, "3", f"{name}: the value is {data!r}, the current attempt's is {token!r}")
+        deadline_at = entry.deadline_at
+        if outcome.state is TaskState.EXPIRED:
+            hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
+        if deadline_at is not None:
+            late_s = outcome.resolved_at - deadline_at
+            hold(
+                outcome.state is not TaskState.EXPIRED or late_s >= -_EPSILON, "9", f"{name} expired {-late_s} s early"
+            )
+            late_s -= self._world.down_s(deadline_at, outcome.resolved_at)
+            hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
+        failures = entry.failures + (outcome.failure is not None and outcome.failure.kind == "application")
+        hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
+        self._apply(command)
+        self.resolved[name] = outcome
+
+    # ── what callers are told ────────────────────────────────────────────────────────────────────────────────────
+
+    def answered(self, epoch: int, command: Command) -> None:
+        """A coordinator sends this to a caller."""
+        if isinstance(command, AcceptTask):
+            hold(command.task.id in self.accepted, "4", f"{command.task.id} was acknowledged and is not on disk")
+            self.acknowledged[command.task.id] = None
+        elif isinstance(command, KnownTask):
+            hold(command.task_id in self.accepted, "4", f"{command.task_id} is called known and is not on disk")
+            self.acknowledged[command.task_id] = None
+        elif isinstance(command, RefuseTask):
+            taken = self.accepted.get(command.task_id)
+            hold(taken in (None, epoch), "4", f"{command.task_id} was refused by epoch {epoch}, accepted by {taken}")
+        elif isinstance(command, AnswerCancel):
+            self._cancel_answered(command)
+        elif isinstance(command, AddAgents):
+            name = command.spec.name
+            hold(name in self.book.specs, "4", f"agents {name} were acknowledged and are not on disk")
+
+    def _cancel_answered(self, command: AnswerCancel) -> None:
+        outcome = self.resolved.get(command.task_id)
+        if command.state is None:
+            lost = command.task_id in self.acknowledged
+            hold(not lost, "1", f"{command.task_id} is accepted and a cancel was answered with: no such task")
+        else:
+            hold(outcome is not None, "4", f"cancel of {command.task_id} was answered and its end is not on disk")
+            assert outcome is not None
+            hold(outcome.state is command.state, "8", f"{command.task_id} is {outcome.state}, told {command.state}")
+
+    def shown(self, task_id: TaskId, outcome: Outcome | None) -> None:
+        """A coordinator sends this outcome to a caller; None: it knows no such task."""
+        if outcome is None:
+            hold(task_id not in self.acknowledged, "1", f"{task_id} was acknowledged and is unknown now")
+        else:
+            hold(task_id in self.resolved, "4", f"the outcome of {task_id} was shown and is not on disk")
+            hold(self.resolved[task_id] == outcome, "2", f"{task_id} was shown another outcome than is on disk")
+
+    # ── what the core does ───────────────────────────────────────────────────────────────────────────────────────
+
+    def agent_started(self, agent_id: str, incarnation: int) -> None:
+        """A process is asked for."""
+        hold((agent_id, incarnation) not in self.started, "3", f"{agent_id}#{incarnation} was started twice")
+        self.started[agent_id, incarnation] = None
+
+    def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
+        """The core is about to be told this: note the races worth having seen."""
+        note, core = self._world.note, coordinator.core
+        if isinstance(event, AttemptFinished):
+            entry = core.book.open.get(event.task_id)
+            if entry is None and event.failure is None:
+                outcome = self.resolved.get(event.task_id)
+                ended = outcome.state.value if outcome is not None else ""
+                note("cancel raced with answer" if ended == "cancelled" else "answer of an ended task")
+            elif entry is not None and (entry.attempt, entry.epoch) != (event.attempt, event.epoch):
+                note("commit arrived after re-queue")
+            elif entry is not None and ("adoption", event.task_id) in core.timers:
+                note("answer before the report")
+        elif isinstance(event, AgentReady):
+            for one in event.running:
+                entry = core.book.open.get(one.task_id)
+                if entry is not None and ("adoption", one.task_id) in core.timers:
+                    note("attempt confirmed after restart")
+
+    def handled(self, coordinator: CoordinatorProcess, event: Event, commands: Sequence[Command]) -> None:
+        """The core has been told this and answered that."""
+        world = self._world
+        world.trace.step(coordinator.epoch, event, commands)
+        for command in commands:
+            if isinstance(command, StartAttempt):
+                if command.reason != "first":
+                    world.note(f"{command.reason} attempt")
+                elif command.choice.policy == "prefetch":
+                    world.note("prefetched")
+            elif isinstance(command, ResolveTask):
+                self._note_end(coordinator, command.outcome)
+            elif isinstance(command, RefuseTask):
+                world.note(f"refused: {command.reason}")
+            elif isinstance(command, KnownTask) and command.task_id != command.submitted_id:
+                world.note("repeat recognised by its key")
+        core = coordinator.core
+        self._until_check -= 1
+        if self._thorough or self._until_check <= 0:
+            self._until_check = len(core.book.open) // 6
+            core.check()
+        if self._rng.random() < 0.004:
+            self.compare(coordinator)
+
+    def _note_end(self, coordinator: CoordinatorProcess, outcome: Outcome) -> None:
+        note, failure = self._world.note, outcome.failure
+        if outcome.state is TaskState.DEAD and failure is not None:
+            note(f"dead: {failure.kind}")
+        elif outcome.state in (TaskState.EXPIRED, TaskState.CANCELLED):
+            running = outcome.agent_id != ""
+            note(f"{outcome.state.value} while {'running' if running else 'waiting'}")
+
+    def compare(self, coordinator: CoordinatorProcess) -> None:
+        """Recover from what the journal has and is about to have, and compare with what is in memory."""
+        if coordinator.writer.fenced:
+            return
+        snapshot, commands = self._world.disk.recall()
+        commands.extend(coordinator.writer.tail)
+        core = coordinator.core
+        now = core.now
+        rebuilt = Coordination.recover(
+            epoch=core.epoch + 1,
+            rng=Random(0),
+            now=now,
+            policy=core.policy,
+            snapshot=snapshot,
+            commands=commands,
+        )
+        rebuilt.check()
+        hold(
+            rebuilt.book.snapshot(now) == core.book.snapshot(now), "15", "recovery gives another book than the live one"
+        )
+
+    def recovered(self, coordinator: CoordinatorProcess) -> None:
+        """A new coordinator stands on what the disk has."""
+        coordinator.core.check()
+        now = coordinator.core.now
+        same = coordinator.core.book.snapshot(now) == self.book.snapshot(now)
+        hold(same, "15", "a new coordinator's book is not what the journal says")
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def finish(self) -> None:
+        """Faults have stopped and everything had its time."""
+        leader = self._world.leader
+        assert leader is not None
+        for task_id in self.acknowledged:
+            hold(task_id in self.resolved, "1", f"{task_id} was acknowledged and never ended")
+        core = leader.core
+        core.check()
+        hold(not core.book.open, "17", f"still open: {[(t, e.state.value) for t, e in core.book.open.items()][:5]}")
+        hold(core.admission.open_tasks == 0 == core.admission.open_bytes, "20", "admission counts what is gone")
+        hold(len(core.timers) == 0, "20", f"{len(core.timers)} timers of nothing")
+        hold(not core.queue.waiting, "20", "tasks wait and none is open")
+        for one in core.registry.classes():
+            states = [agent.state.value for agent in one.agents]
+            there = len(states) == one.spec.count and all(state in ("ready", "broken") for state in states)
+            hold(there, "17", f"{one.spec.count} {one.spec.name} are wanted, there are: {states}")
+        for agent in core.registry.agents():
+            hold(not agent.held, "20", f"{agent.id} holds {agent.outstanding} and {agent.stopping} at the end")
+        wanted = {(agent.id, agent.incarnation) for agent in core.registry.agents() if agent.state.value == "ready"}
+        there_are = set(self._world.processes)
+        hold(wanted == there_are, "20", f"processes {sorted(there_are ^ wanted)[:5]} are on one side only")
+
+
+def value_of(task_id: str, attempt: int, epoch: int, agent_id: str, incarnation: int) -> bytes:
+    """The answer that only this very attempt gives."""
+    return f"answer|{task_id}|{attempt}|{epoch}|{agent_id}|{incarnation}".encode()

@@ -1,0 +1,132 @@
+"""What happened, twice: as a digest that two equal runs share, and, when asked for, as lines that a person reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from flowray.core.commands import (
+    AcceptTask,
+    AddAgents,
+    AnswerCancel,
+    CancelAttempt,
+    Command,
+    KnownTask,
+    RefuseTask,
+    RequeueTask,
+    ResolveTask,
+    StartAgent,
+    StartAttempt,
+    StopAgent,
+    WakeTask,
+)
+from flowray.core.events import (
+    AgentLost,
+    AgentReady,
+    AgentsAdded,
+    AgentStartFailed,
+    AttemptFinished,
+    AttemptReturned,
+    CancelRequested,
+    Event,
+    TaskSubmitted,
+)
+from flowray.core.model import Failure
+from flowray.testing.clock import VirtualClock
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Trace:
+    """Collects one run."""
+
+    def __init__(self, clock: VirtualClock, *, keep: bool) -> None:
+        self.lines: list[str] = []
+        self.events = 0
+        self._clock = clock
+        self._keep = keep
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal runs."""
+        return self._digest.hexdigest()
+
+    def line(self, text: str) -> None:
+        """Something outside the core."""
+        self._digest.update(text.encode())
+        if self._keep:
+            self.lines.append(f"{self._clock.now:10.4f}       {text}")
+
+    def step(self, epoch: int, event: Event, commands: Sequence[Command]) -> None:
+        """One event and what the core made of it."""
+        self.events += 1
+        self._digest.update(_encode((self._clock.now, epoch, type(event).__name__, event, commands)))
+        if self._keep:
+            self.lines.append(f"{self._clock.now:10.4f}  e{epoch:<3} {event_text(event)}")
+            self.lines.extend(f"{'':18}-> {command_text(command)}" for command in commands)
+
+
+def event_text(event: Event) -> str:
+    """One event, for people."""
+    if isinstance(event, TaskSubmitted):
+        return f"submitted {event.task.id}"
+    if isinstance(event, CancelRequested):
+        return f"cancel requested {event.task_id}"
+    if isinstance(event, AttemptFinished):
+        how = f"failed: {_failure(event.failure)}" if event.failure is not None else "answered"
+        return f"{event.agent_id} {how} {event.task_id} attempt {event.attempt} of epoch {event.epoch}"
+    if isinstance(event, AttemptReturned):
+        return f"{event.agent_id} hands back {event.task_id} attempt {event.attempt}"
+    if isinstance(event, AgentsAdded):
+        return f"agents added: {event.spec.count} {event.spec.name}"
+    if isinstance(event, AgentReady):
+        held = ", ".join(f"{r.task_id} attempt {r.attempt}" for r in event.running)
+        return f"{event.agent_id}#{event.incarnation} ready" + (f", holds {held}" if held else "")
+    if isinstance(event, AgentLost):
+        return f"{event.agent_id}#{event.incarnation} lost: {event.cause}"
+    if isinstance(event, AgentStartFailed):
+        return f"{event.agent_id}#{event.incarnation} did not start: {_failure(event.failure)}"
+    return "tick"
+
+
+def command_text(command: Command) -> str:
+    """One command, for people."""
+    if isinstance(command, AcceptTask):
+        return f"accept {command.task.id}"
+    if isinstance(command, KnownTask):
+        return f"known {command.submitted_id} as {command.task_id}"
+    if isinstance(command, RefuseTask):
+        return f"refuse {command.task_id}: {command.reason}: {command.detail}"
+    if isinstance(command, StartAttempt):
+        return f"start {command.task_id} attempt {command.attempt} on {command.agent_id} ({command.reason})"
+    if isinstance(command, RequeueTask):
+        until = f" until {command.not_before:.3f}" if command.not_before else ""
+        counts = f" counts as {command.counts}" if command.counts else ""
+        return f"requeue {command.task_id} ({command.arrow}{counts}){until}"
+    if isinstance(command, WakeTask):
+        return f"wake {command.task_id}"
+    if isinstance(command, ResolveTask):
+        outcome = command.outcome
+        why = f": {_failure(outcome.failure)}" if outcome.failure is not None else f" by {outcome.agent_id}"
+        return f"resolve {outcome.task_id} {outcome.state.value}{why}"
+    if isinstance(command, CancelAttempt):
+        return f"stop {command.task_id} attempt {command.attempt} on {command.agent_id}"
+    if isinstance(command, AnswerCancel):
+        return f"answer cancel {command.task_id}: {command.state.value if command.state is not None else 'not open'}"
+    if isinstance(command, AddAgents):
+        return f"add {command.spec.count} {command.spec.name}"
+    if isinstance(command, StartAgent):
+        return f"start agent {command.agent_id}#{command.incarnation}"
+    if isinstance(command, StopAgent):
+        return f"stop agent {command.agent_id}#{command.incarnation}: {command.reason}"
+    raise AssertionError(f"a command without a text: {command!r}")
+
+
+def _failure(failure: Failure | None) -> str:
+    if failure is None:
+        return ""
+    said = f"{failure.type}: {failure.message}" if failure.type else failure.message
+    return f"{failure.kind}: {said}"

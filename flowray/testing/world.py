@@ -1,0 +1,289 @@
+"""The simulated cluster: processes, their births and deaths, and the faults that befall them.
+
+Ray is here as it was measured to behave: a death is noticed late, or noticed although the process lives on beside its
+successor; a process that hangs is never noticed; a start may fail or never end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+from typing import TypeVar
+
+from flowray.core.coordination import CorePolicy
+from flowray.core.events import AgentLost, AgentStartFailed, Event
+from flowray.core.model import AgentId, AgentSpec, Failure
+from flowray.testing.agent import AgentProcess, Behaviour, Stream
+from flowray.testing.clock import VirtualClock
+from flowray.testing.coordinator import CoordinatorProcess
+from flowray.testing.faults import (
+    AgentStartFailure,
+    CoordinatorCrash,
+    CoordinatorZombie,
+    Crash,
+    FalseDeath,
+    Fault,
+    Hang,
+    LostTail,
+    Slow,
+    SlowDisk,
+)
+from flowray.testing.invariants import Observer
+from flowray.testing.journal import Disk
+from flowray.testing.network import Network
+from flowray.testing.trace import Trace
+
+F = TypeVar("F", bound=Fault)
+
+
+class World:
+    """Everything that is simulated. It starts with an empty disk and one coordinator."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        behaviour: Behaviour,
+        faults: Sequence[Fault] = (),
+        policy: CorePolicy | None = None,
+        start_s: tuple[float, float] = (0.05, 0.5),
+        trace: bool = False,
+        thorough: bool = False,
+    ) -> None:
+        self.seed = seed
+        self.behaviour = behaviour
+        self.faults: tuple[Fault, ...] = tuple(faults)
+        self.policy = policy or CorePolicy()
+        self.clock = VirtualClock()
+        self.rng = Random(f"{seed}/world")
+        self.trace = Trace(self.clock, keep=trace)
+        self.sometimes: Counter[str] = Counter()
+        self.observer = Observer(self, thorough=thorough)
+        self.disk = Disk(self.observer.written)
+        self.network = Network(self.clock, Random(f"{seed}/network"), self.faults)
+        self.processes: dict[tuple[str, int], AgentProcess] = {}  # alive, hung or not
+        self.leader: CoordinatorProcess | None = None
+        self.coordinators: list[CoordinatorProcess] = []  # alive, the leader last
+        self.downtime: list[tuple[float, float]] = []  # (from, until) without a working coordinator
+        self.healed = False
+        self._down_since: float | None = 0.0
+        self._start_s = start_s
+        self._streams = 0
+        self.start_coordinator()
+        for fault in self.faults:
+            self._plan(fault)
+
+    # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def note(self, point: str) -> None:
+        """Something worth seeing now and then has happened."""
+        self.sometimes[point] += 1
+
+    def fault(self, kind: type[F]) -> F | None:
+        """The fault of this kind, while there are faults."""
+        return None if self.healed else next((f for f in self.faults if isinstance(f, kind)), None)
+
+    @property
+    def lost_tail(self) -> float:
+        """Probability that nothing of the tail survives a crash."""
+        fault = self.fault(LostTail)
+        return fault.ratio if fault is not None else 0.3
+
+    def sync_s(self) -> float:
+        """How long the next sync takes."""
+        slow = self.fault(SlowDisk)
+        return self.rng.uniform(0.0005, slow.sync_s if slow is not None else 0.004)
+
+    def open_stream(self, agent: AgentProcess, coordinator: CoordinatorProcess) -> Stream:
+        """A new connection."""
+        self._streams += 1
+        return Stream(self._streams, agent, coordinator)
+
+    # ── the coordinator ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def start_coordinator(self) -> None:
+        """A new life of the coordinator, in a new epoch; it finds the agents that are there."""
+        if self.leader is not None and self.leader.alive and not self.leader.paused:
+            return
+        if self.leader is not None and self.leader.alive:
+            self.leader.writer.land(self.rng)
+        self.trace.line("coordinator starts")
+        self.leader = CoordinatorProcess(self)
+        self.coordinators = [c for c in self.coordinators if c.alive]
+        self.coordinators.append(self.leader)
+        self._up()
+        self.observer.recovered(self.leader)
+        for process in list(self.processes.values()):
+            process.redial()
+
+    def crash_coordinator(self, down_s: float) -> None:
+        """The coordinator ends; another starts later."""
+        if self.leader is None or not self.leader.alive:
+            return
+        self.trace.line("coordinator crashes")
+        self.note("coordinator crashed")
+        self._down()
+        self.leader.die()
+        self.clock.after(down_s, self.start_coordinator)
+
+    def pause_coordinator(self, pause_s: float, replaced_after_s: float) -> None:
+        """The coordinator stops, is replaced, and goes on as if nothing had happened."""
+        leader = self.leader
+        if leader is None or not leader.alive or leader.paused:
+            return
+        self.trace.line("coordinator is paused")
+        self._down()
+        leader.pause()
+        self.clock.after(replaced_after_s, self.start_coordinator)
+        self.clock.after(max(pause_s, replaced_after_s), partial(self._resume, leader))
+
+    def _resume(self, coordinator: CoordinatorProcess) -> None:
+        if coordinator.alive and coordinator.paused:
+            self.trace.line(f"the coordinator of epoch {coordinator.epoch} goes on")
+            if coordinator is self.leader:
+                self._up()
+            else:
+                self.note("zombie went on")
+            coordinator.resume()
+
+    def _down(self) -> None:
+        if self._down_since is None:
+            self._down_since = self.clock.now
+
+    def _up(self) -> None:
+        if self._down_since is not None:
+            self.downtime.append((self._down_since, self.clock.now))
+            self._down_since = None
+
+    def down_s(self, start: float, end: float) -> float:
+        """How long within these times no coordinator worked."""
+        spans = [*self.downtime, *([(self._down_since, end)] if self._down_since is not None else [])]
+        return sum(max(0.0, min(end, until) - max(start, since)) for since, until in spans)
+
+    def reach(self) -> CoordinatorProcess | None:
+        """The coordinator that a caller reaches: now and then an old one that is still there."""
+        if len(self.coordinators) > 1 and self.rng.random() < 0.3:
+            return self.rng.choice(self.coordinators)
+        return self.leader
+
+    # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start_agent(self, spec: AgentSpec, agent_id: AgentId, incarnation: int) -> None:
+        """A process is asked for."""
+        self.observer.agent_started(agent_id, incarnation)
+        took_s = self.rng.uniform(*self._start_s)
+        broken = self.fault(AgentStartFailure)
+        if broken is not None and self.rng.random() < broken.ratio:
+            self.note("agent start failed")
+            failure = Failure(kind="application", type="RuntimeError", message="no model file", traceback="(simulated)")
+            self.tell_leader(took_s, AgentStartFailed(agent_id, incarnation, failure))
+        elif broken is None or self.rng.random() >= broken.hang_ratio:
+            slow = self.fault(Slow)
+            factor = slow.factor if slow is not None and self.rng.random() < slow.share else 1.0
+            process = AgentProcess(self, spec, agent_id, incarnation, factor)
+            self.clock.after(took_s, partial(self._agent_up, process))
+        else:
+            self.note("agent start hung")
+
+    def _agent_up(self, process: AgentProcess) -> None:
+        failure = self.behaviour.construct(process)
+        if failure is not None:
+            process.alive = False
+            self.tell_leader(0.001, AgentStartFailed(process.id, process.incarnation, failure))
+            return
+        self.processes[process.id, process.incarnation] = process
+        process.dial()
+
+    def stop_agent(self, agent_id: AgentId, incarnation: int) -> None:
+        """Ray is asked to end a process; that works for a hung one too."""
+        process = self.processes.get((agent_id, incarnation))
+        if process is not None:
+            self.clock.after(self.rng.uniform(0.001, 0.1), lambda: self.crash(process))
+
+    def crash(self, process: AgentProcess, notice_s: float = 0.05) -> None:
+        """A process ends; the coordinator hears of it later."""
+        if not process.alive:
+            return
+        self.trace.line(f"{process.id}#{process.incarnation} ends")
+        process.alive = False
+        del self.processes[process.id, process.incarnation]
+        self.tell_leader(self.rng.uniform(0.001, notice_s), AgentLost(process.id, process.incarnation, "exit code -9"))
+
+    def tell_leader(self, delay_s: float, event: Event) -> None:
+        """Ray tells the coordinator of then, if there is one."""
+
+        def tell() -> None:
+            if self.leader is not None:
+                self.leader.hear(event)
+
+        self.clock.after(delay_s, tell)
+
+    # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _plan(self, fault: Fault) -> None:
+        strike = self._strike(fault)
+        at_s: float | None = getattr(fault, "at_s", None)
+        rate_per_s: float | None = getattr(fault, "rate_per_s", None)
+        if strike is None:
+            return
+        if at_s is not None:
+            self.clock.at(at_s, lambda: None if self.healed else strike(True))
+        elif rate_per_s:
+            self._again(strike, rate_per_s)
+
+    def _again(self, strike: Callable[[bool], None], rate_per_s: float) -> None:
+        def fall_due() -> None:
+            if not self.healed:
+                strike(False)
+                self._again(strike, rate_per_s)
+
+        self.clock.after(self.rng.expovariate(rate_per_s), fall_due)
+
+    def _strike(self, fault: Fault) -> Callable[[bool], None] | None:
+        if isinstance(fault, Crash):
+            return lambda once: self._befall(fault.share, once, partial(self.crash, notice_s=fault.notice_s))
+        if isinstance(fault, Hang):
+            return lambda once: self._befall(fault.share, once, partial(self._hang, lasts_s=fault.lasts_s))
+        if isinstance(fault, FalseDeath):
+            return lambda once: self._befall(0.0, False, partial(self._die_falsely, lives_on_s=fault.lives_on_s))
+        if isinstance(fault, CoordinatorCrash):
+            return lambda once: self.crash_coordinator(fault.down_s)
+        if isinstance(fault, CoordinatorZombie):
+            return lambda once: self.pause_coordinator(fault.pause_s, fault.replaced_after_s)
+        return None
+
+    def _befall(self, share: float, once: bool, strike: Callable[[AgentProcess], None]) -> None:
+        alive = list(self.processes.values())
+        count = round(share * len(alive)) if once else min(1, len(alive))
+        for process in self.rng.sample(alive, count):
+            strike(process)
+
+    def _hang(self, process: AgentProcess, lasts_s: float) -> None:
+        self.trace.line(f"{process.id}#{process.incarnation} hangs")
+        self.note("agent hung")
+        process.hang()
+        if lasts_s < float("inf"):
+            self.clock.after(self.rng.uniform(0.0, lasts_s), process.wake)
+
+    def _die_falsely(self, process: AgentProcess, lives_on_s: float) -> None:
+        self.trace.line(f"{process.id}#{process.incarnation} is reported dead and lives on")
+        self.note("reported dead and lives on")
+        self.tell_leader(0.0, AgentLost(process.id, process.incarnation, "node declared dead"))
+        self.clock.after(self.rng.uniform(0.0, lives_on_s), lambda: self.crash(process))
+
+    def heal(self) -> None:
+        """Faults stop: what hangs wakes up or is ended, and a paused coordinator goes on."""
+        self.trace.line("faults stop")
+        self.healed = True
+        self.network.heal()
+        for process in list(self.processes.values()):
+            if process.hung and self.rng.random() < 0.5:
+                process.wake()
+            elif process.hung:
+                self.crash(process)
+        for coordinator in list(self.coordinators):
+            self._resume(coordinator)
+        if self.leader is None or not self.leader.alive:
+            self.start_coordinator()
