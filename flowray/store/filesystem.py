@@ -61,6 +61,19 @@ def refuse_unfit(directory: Path, config: StoreConfig, mountinfo: str | None = N
         raise StoreUnsupported(f"cannot tell on which file system {directory} is: {way_out}")
 
 
+def make_directory(directory: Path) -> None:
+    """Make it and what is missing above it, private and durable. Raises StoreUnsupported."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StoreUnsupported(f"{directory} cannot be made: {error}") from error
+        sync_directory(path.parent)
+    if not directory.is_dir():
+        raise StoreUnsupported(f"{directory} cannot be made: a file of this name is there")
+
+
 def sync_directory(directory: Path) -> None:
     """Make the directory's entries durable. Raises StoreUnsupported where that fails."""
     try:

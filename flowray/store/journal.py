@@ -40,7 +40,11 @@ class Journal:
         with schema.translated(f"open {self._path}"):
             schema.create(self._path)
             self._connection = schema.connect_writer(self._path, config)
-        self._witness = Witness(directory)
+        try:
+            self._witness = Witness(directory)
+        except StoreError:
+            self._connection.close()
+            raise
         self._head = Head()
         self._counts: dict[str, int] = {}
         self._unchecked_bytes = 0  # written since the last checkpoint, estimated
@@ -158,12 +162,16 @@ class Journal:
                 # A reader was in the way each time: wait for it once, or the WAL grows without bound.
                 self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
-    def close(self, *, checkpoint: bool) -> None:
-        """Without `checkpoint` (after a failed write or a fence) nothing more is written or synced."""
+    def checkpoint(self) -> bool:
+        """Copy the whole WAL into the database. False when a later epoch has begun: then that is not ours to do."""
+        with schema.translated("checkpoint the journal"):
+            if self._epoch_in_force() != self._head.epoch:
+                return False
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return True
+
+    def close(self) -> None:
         self._witness.close()
-        if checkpoint:
-            with schema.translated("checkpoint the journal"):
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._connection.close()
 
     @contextlib.contextmanager
@@ -189,9 +197,12 @@ class Journal:
         schema.write_head(self._connection, self._head)
 
     def _check_fence(self) -> None:
-        epoch = self._connection.execute("SELECT v FROM meta WHERE k = 'epoch'").fetchone()[0]
-        if epoch != self._head.epoch:
+        if self._epoch_in_force() != self._head.epoch:
             self._raise_fenced()
+
+    def _epoch_in_force(self) -> int:
+        epoch: int = self._connection.execute("SELECT v FROM meta WHERE k = 'epoch'").fetchone()[0]
+        return epoch
 
     def _raise_fenced(self) -> None:
         rows = self._connection.execute("SELECT v FROM meta WHERE k IN ('epoch', 'owner') ORDER BY k").fetchall()

@@ -28,10 +28,7 @@ class PayloadStore:
     def __init__(self, directory: Path) -> None:
         """Makes the directory where it is missing. Raises StoreError when it cannot."""
         self._directory = directory
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{directory} cannot be made: {error}") from error
+        filesystem.make_directory(directory)
 
     def put(self, data: bytes | memoryview) -> str:
         """Keep these bytes and return their reference, "sha256:<hex>". They are on disk when it returns."""

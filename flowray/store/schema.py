@@ -37,9 +37,11 @@ CREATE INDEX dead_letters_by_at ON dead_letters (at, task_id);
 
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn SQLite's errors into the store's, saying what was being done."""
+    """Turn the errors of SQLite and of the files into the store's, saying what was being done."""
     try:
         yield
+    except OSError as error:
+        raise StoreError(f"{doing}: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "") or type(error).__name__
         kind = StoreCorrupt if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) else StoreError

@@ -15,7 +15,7 @@ from pathlib import Path
 from flowray.core.commands import DurableCommand
 from flowray.core.model import Outcome, Snapshot, Task
 from flowray.core.states import TaskState
-from flowray.errors import StoreError, StoreUnsupported
+from flowray.errors import StoreError
 from flowray.store import filesystem
 from flowray.store.config import StoreConfig
 from flowray.store.journal import Journal
@@ -46,18 +46,15 @@ class SqliteStore:
             StoreError: it cannot be opened for another reason.
         """
         config = config if config is not None else StoreConfig()
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnsupported(f"{directory} cannot be made: {error}") from error
         filesystem.refuse_unfit(directory, config)
+        filesystem.make_directory(directory)
         filesystem.sync_directory(directory)
         journal = Journal(directory, config)
         try:
             filesystem.sync_directory(directory)
             reader = Reader(directory, config)
         except StoreError:
-            journal.close(checkpoint=False)
+            journal.close()
             raise
         return cls(journal, reader, config)
 
@@ -162,7 +159,7 @@ class SqliteStore:
         return self._reader.recent(limit)
 
     def dead_letters(self, limit: int = 100, after: str = "") -> list[tuple[Task, Outcome]]:
-        """The newest first; go on with `after` the last id seen."""
+        """The newest first; go on with `after` the last id seen. Raises UnknownTask when nothing is known of that."""
         return self._reader.dead_letters(limit, after)
 
     def dead_letter(self, task_id: str) -> tuple[Task, Outcome] | None:
@@ -173,20 +170,24 @@ class SqliteStore:
         return self._reader.counts()
 
     def close(self) -> None:
-        """Write what is queued and let go of the file. Again: nothing. Not from within a `done`."""
+        """Write what is queued and let go of the files. Again: nothing. Not from within a `done`.
+
+        Raises StoreError when the last checkpoint fails; what was acknowledged is on disk all the same.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        healthy = self._began and self._writer.failure is None
         self._writer.close()
-        healthy = healthy and self._writer.failure is None
-        if healthy:
-            self._reader.close()
-        self._journal.close(checkpoint=healthy)
-        if not healthy:
-            # The reader last: it cannot write, so SQLite leaves the files alone when it goes.
-            self._reader.close()
+        tidy = False
+        try:
+            if self._began and self._writer.failure is None:
+                tidy = self._journal.checkpoint()
+        finally:
+            # The last to go takes the log with it, and syncs once more to do so. After a failure that must not be:
+            # then the reader goes last, which cannot write.
+            for part in (self._reader, self._journal) if tidy else (self._journal, self._reader):
+                part.close()
 
     def _require_epoch(self) -> None:
         if not self._began:

@@ -26,8 +26,12 @@ class Witness:
     """The file, open for writing."""
 
     def __init__(self, directory: Path) -> None:
+        """Raises StoreError when the file cannot be opened."""
         self._path = directory / FILE_NAME
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(f"{self._path}: {error}") from error
 
     def record(self, head: Head) -> None:
         """Raises StoreError when it cannot be written: then nobody may be told either."""
@@ -53,6 +57,8 @@ def read(directory: Path) -> tuple[int, int, bytes] | None:
         content = (directory / FILE_NAME).read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StoreError(f"{directory / FILE_NAME}: {error}") from error
     fields, check = content[: _FORMAT.size], content[_FORMAT.size :]
     if len(fields) != _FORMAT.size or hashlib.sha256(fields).digest() != check:
         return None

@@ -95,3 +95,24 @@ def test_a_flipped_bit_or_a_cut_is_detected_or_harmless(tmp_path: Path, kind: st
         shutil.rmtree(target)
     assert detected > 20
     assert harmless > 0
+
+
+def test_a_flipped_bit_in_an_index_is_detected(tmp_path: Path) -> None:
+    """A lookup through it would miss the row: the task would look unknown, although its outcome is there."""
+    source = image(tmp_path, "database")
+    sound = (source / "flowray.db").read_bytes()
+    shutil.copytree(source, tmp_path / "sound")
+    expected = content(tmp_path / "sound")
+    detected = 0
+    for number, text in enumerate((b"t-000007", b"k-000007", b"t-000034", b"k-000034")):
+        position = sound.find(text)
+        while position >= 0:
+            target = tmp_path / f"damaged-{number}-{position}"
+            shutil.copytree(source, target)
+            (target / "flowray.db").write_bytes(sound[:position] + b"\x00" + sound[position + 1 :])
+            try:
+                assert content(target) == expected, f"silent wrong data: {text!r} at {position}"
+            except StoreError:
+                detected += 1
+            position = sound.find(text, position + 1)
+    assert detected >= 8

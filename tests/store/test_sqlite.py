@@ -300,6 +300,48 @@ def test_a_missing_journal_row_stops_recovery(tmp_path: Path, statement: str) ->
     again.close()
 
 
+def test_a_row_of_another_history_is_noticed(tmp_path: Path) -> None:
+    """Intact in itself, in the right place, and yet not what this journal wrote: only the chain can tell."""
+    for name, first in (("ours", 0), ("theirs", 10)):
+        store = opened(tmp_path / name)
+        for number in range(first, first + 3):
+            assert write(store, [accept(number)]) is None
+        store.close()
+    connection = sqlite3.connect(tmp_path / "ours" / "flowray.db")
+    connection.execute("ATTACH ? AS theirs", (str(tmp_path / "theirs" / "flowray.db"),))
+    connection.execute("REPLACE INTO journal SELECT * FROM theirs.journal WHERE seq = 2")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreCorrupt, match="journal row 2"):
+        opened(tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE meta SET v = 1 WHERE k = 'epoch'",
+        "UPDATE meta SET v = 'nobody' WHERE k = 'owner'",
+        "UPDATE head SET last_at = 0",
+        "UPDATE head SET snapshot_seq = 1",
+        "DELETE FROM head",
+        "DELETE FROM meta WHERE k = 'epoch'",
+    ],
+)
+def test_a_changed_head_is_noticed(tmp_path: Path, statement: str) -> None:
+    """An epoch that went back would be handed out twice, and fence nobody."""
+    opened(tmp_path).close()
+    store = opened(tmp_path)
+    assert write(store, [accept(1)]) is None
+    store.close()
+    (tmp_path / "witness").unlink()
+    connection = sqlite3.connect(tmp_path / "flowray.db")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreCorrupt, match="head of the journal"):
+        opened(tmp_path)
+
+
 def test_a_lost_log_is_noticed_by_the_witness(tmp_path: Path) -> None:
     """Without it, SQLite would open the database as if the last commits had never been."""
     store = opened(tmp_path)
@@ -334,3 +376,30 @@ def test_reads_go_on_while_another_thread_writes(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert len(store.outcomes([f"t-{number:06d}" for number in range(50)])) == 50
     store.close()
+
+
+def test_a_store_that_was_succeeded_leaves_the_files_to_its_successor(tmp_path: Path) -> None:
+    first = opened(tmp_path, "first")
+    assert write(first, [accept(1)]) is None
+    second = opened(tmp_path, "second")
+    assert write(second, [accept(2)]) is None
+    first.close()
+    assert (tmp_path / "flowray.db-wal").stat().st_size > 0
+    assert write(second, [accept(3)]) is None
+    second.close()
+    assert verify(tmp_path).commands == 3
+
+
+def test_a_directory_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "witness").mkdir()
+    with pytest.raises(StoreError, match="witness"):
+        SqliteStore.open(tmp_path, config())
+
+
+def test_a_file_that_is_not_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flowray.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(StoreCorrupt):
+        SqliteStore.open(tmp_path, config())
+    (tmp_path / "flowray.db").write_bytes(b"")
+    with pytest.raises(StoreCorrupt, match="not a store"):
+        SqliteStore.open(tmp_path, config())
