@@ -308,6 +308,7 @@ class Coordination:
             self._free_slot(agent, event.task_id, event.attempt, event.run_s)
         if entry is not None and current:
             self.timers.clear("attempt", event.task_id)
+            self._unclaim(entry)
             if event.failure is None:
                 self._resolve(entry, TaskState.SUCCEEDED, value=event.value, run_s=event.run_s)
             else:
@@ -333,6 +334,7 @@ class Coordination:
         entry = self.book.open.get(event.task_id)
         if entry is not None and self._is_current(entry, event):
             self.timers.clear("attempt", event.task_id)
+            self._unclaim(entry)
             self._commit(RequeueTask(event.task_id, event.attempt, self.now, "requeued", None))
             self._place(entry, self._lane(entry.task))
         if agent is not None:
