@@ -178,7 +178,6 @@ class Coordination:
         for spec in book.specs.values():
             core._join(spec)
         for agent in core.registry.agents():
-            agent.incarnation = book.incarnations.get(agent.id, 0)
             if agent.incarnation:
                 core.registry.move(agent, "requested")
                 core.timers.set("start", agent.id, now + core.policy.adoption_s)
@@ -475,6 +474,8 @@ class Coordination:
     def _join(self, spec: AgentSpec) -> tuple[AgentClass, list[Agent], list[Agent]]:
         known = len(self.registry.classes())
         one, added, surplus = self.registry.add(spec)
+        for agent in added:  # an agent that was stopped once may come back: its numbers go on
+            agent.incarnation = self.book.incarnations.get(agent.id, 0)
         if len(self.registry.classes()) > known:
             self.queue.join(one)
         return one, added, surplus
