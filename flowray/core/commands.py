@@ -4,7 +4,8 @@ Recovery folds the durable commands back in (`Coordination.recover`): they are d
 them needs neither the randomness nor the version of the code that took them.
 
 `waits` marks what must not happen before the command, and all before it, is on disk. StartAttempt does not wait:
-an attempt of a task whose acceptance is then lost was never promised to anyone.
+an attempt of a task whose acceptance is then lost was never promised to anyone. StartAgent does: were it lost, the
+next coordinator would give the same incarnation to a second process.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class StartAgent(Struct, frozen=True, tag="start_agent"):
     """Start one agent's process."""
 
     durable: ClassVar[bool] = True
-    waits: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
     agent_id: AgentId
     incarnation: int
     spec_name: str

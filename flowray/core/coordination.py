@@ -500,9 +500,8 @@ class Coordination:
         if agent is None or event.incarnation < agent.incarnation or agent.state is AgentState.BROKEN:
             self._out.append(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
             return
-        if event.incarnation > agent.incarnation:  # its StartAgent was in the tail of the journal that a crash lost
-            agent.incarnation = event.incarnation
-            self.book.incarnations[agent.id] = event.incarnation
+        # Higher than ours only when the journal is an older copy: StartAgent waits for the disk.
+        agent.incarnation = event.incarnation
         self.registry.move(agent, "ready")
         agent.start_failures, agent.failure = 0, None
         self.timers.clear("start", agent.id)
