@@ -458,12 +458,17 @@ class Coordination:
 
     def _on_agents_added(self, event: AgentsAdded) -> None:
         self._commit(AddAgents(event.spec, self.now))
-        _, added, surplus = self._join(event.spec)
+        one, added, surplus = self._join(event.spec)
         for agent in self.registry.broken(event.spec.name):  # added again: its author may have mended it
             self.registry.move(agent, "retried")
             added.append(agent)
         for agent in added:
             self._start_agent(agent)
+        for agent in one.agents:
+            if agent.state is AgentState.DRAINING and agent not in surplus:
+                self.registry.move(agent, "kept")
+                one.update(agent)
+                self._fill(agent)
         for agent in surplus:
             if agent.state is AgentState.READY and agent.held:
                 self.registry.move(agent, "drain")
