@@ -557,6 +557,8 @@ class Coordination:
         self._commit(
             StartAttempt(one.task_id, one.attempt, one.epoch, agent.id, agent.incarnation, self.now, "adopted", choice)
         )
+        if entry.task.attempt_timeout_s is not None:
+            self.timers.set("attempt", one.task_id, self.now + entry.task.attempt_timeout_s)
         agent.outstanding[one.task_id] = one.attempt
 
     def _on_agent_lost(self, event: AgentLost) -> None:
