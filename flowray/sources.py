@@ -132,7 +132,7 @@ class DirectorySource:
     def _relative(self, path: Path) -> str:
         relative = path.relative_to(self.root).as_posix()
         if not relative.isprintable():
-            raise ConfigError(str(self.root), f"has a file name that is no printable UTF-8: {ascii(relative)}")
+            raise ConfigError(str(self.root), f"has a file name that is no printable UTF-8: {relative!a}")
         return relative
 
     def _files(self) -> Iterator[Path]:

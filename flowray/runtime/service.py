@@ -1,0 +1,294 @@
+"""A runtime that outlives the command that started it: `up` starts Ray's head and a coordinator, `down` ends them.
+
+What was started is written down in ~/.flowray/<name>/up.json, with the moment at which each process began: a process
+id alone may belong to somebody else by the time `down` comes. Nothing is ever ended by name, and `ray stop`, which
+ends every Ray on the machine, is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import psutil
+from msgspec import Struct, structs
+
+from flowray.config import Config
+from flowray.errors import FlowrayError, NotConnected
+
+_STOP_S = 10.0  # between SIGTERM and SIGKILL
+_REDIS_PORT = 6379  # Ray's own default, and everybody's Redis: never taken
+
+
+class Process(Struct, frozen=True):
+    """One process, told apart from a later one of the same id by when it began."""
+
+    pid: int
+    began_at: float  # seconds since the epoch, as the kernel says
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> Process:
+        """Raises psutil.NoSuchProcess when it is gone."""
+        return cls(process.pid, process.create_time())
+
+    def find(self) -> psutil.Process | None:
+        """The process, unless it has ended."""
+        try:
+            found = psutil.Process(self.pid)
+            if abs(found.create_time() - self.began_at) > 0.05 or found.status() == psutil.STATUS_ZOMBIE:
+                return None
+        except psutil.NoSuchProcess:
+            return None
+        return found
+
+
+class Up(Struct, frozen=True, kw_only=True):
+    """What `up` started."""
+
+    name: str
+    address: str  # of Ray's control store, host:port
+    dashboard: str  # host:port; "" without one
+    head: Process
+    children: tuple[Process, ...] = ()  # of the head, once all were up
+    log: str = ""
+    journal: str = ""
+
+
+def directory_of(name: str) -> Path:
+    """Where what belongs to a runtime of this name is kept."""
+    return Path.home() / ".flowray" / name
+
+
+def read(name: str) -> Up | None:
+    """What is written down of a runtime; None when nothing is. Raises FlowrayError for a file that cannot be read."""
+    file = directory_of(name) / "up.json"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Up)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise FlowrayError(f"{file} cannot be read ({error}): remove it if nothing of it runs any more") from error
+
+
+def running(name: str) -> Up | None:
+    """What is written down of a runtime, if its head still runs."""
+    up = read(name)
+    return up if up is not None and up.head.find() is not None else None
+
+
+def all_known() -> Iterator[Up]:
+    """Every runtime that is written down, by name."""
+    for file in sorted((Path.home() / ".flowray").glob("*/up.json")):
+        known = read(file.parent.name)
+        if known is not None:
+            yield known
+
+
+def address_of(name: str) -> str:
+    """Where to find a runtime: what `up` wrote down, or whatever Ray finds by itself."""
+    up = running(name)
+    return up.address if up is not None else "auto"
+
+
+def start_head(config: Config, *, host: str, dashboard: bool, timeout_s: float) -> Up:
+    """Start Ray's head in the background and wait until it answers.
+
+    Raises:
+        FlowrayError: it is not up in time, or ended; the message has the end of its log.
+    """
+    from flowray.runtime.cluster import ensure_token, ray_environment
+
+    ensure_token()
+    directory = directory_of(config.name)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = directory / "up.log"
+    address = f"{host}:{_free_port(host)}"
+    board = f"127.0.0.1:{_free_port('127.0.0.1')}" if dashboard else ""
+    environment = {**os.environ, **ray_environment(config), "PYTHONUNBUFFERED": "1"}
+    environment.pop("RAY_ADDRESS", None)  # a head joins nobody
+    with _private(log) as output:
+        head = subprocess.Popen(
+            _command(config, address, board),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=directory,
+            start_new_session=True,  # the terminal's Ctrl-C and its end are not for it
+        )
+    up = Up(name=config.name, address=address, dashboard=board, head=Process.of(psutil.Process(head.pid)), log=str(log))
+    _write(up)  # at once: should this process die now, `down` still finds the head
+    try:
+        _wait_until_up(head, address, log, timeout_s)
+    except BaseException:
+        stop_head(up)
+        raise
+    up = structs.replace(up, children=_children(up.head))
+    _write(up)
+    return up
+
+
+def stop_head(up: Up) -> int:
+    """End the head and its children; how many processes had to be ended. Forgets what was written down."""
+    targets = list(dict.fromkeys([up.head, *_children(up.head), *up.children]))
+    found = [process for process in (target.find() for target in targets) if process is not None]
+    for process in found[:1] if up.head.find() is not None else []:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _wait_gone(targets[:1], _STOP_S)
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        for target in targets:
+            process_left = target.find()
+            if process_left is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    send(process_left)
+        if _wait_gone(targets, _STOP_S):
+            break
+    (directory_of(up.name) / "up.json").unlink(missing_ok=True)
+    return len(found)
+
+
+def up(
+    config: Config, *, host: str = "127.0.0.1", dashboard: bool = True, wait_s: float = 120.0
+) -> tuple[Up, bool, float]:
+    """Start a runtime that stays: what is up, whether this call started it, and the seconds until all was ready.
+
+    Calling it again for a runtime that is up joins it (and adds the configuration's agents).
+
+    Raises:
+        FlowrayError: Ray does not start, or the agents are not ready in time. What was started is stopped again.
+    """
+    from flowray.runtime.runtime import Runtime
+
+    began_at = time.monotonic()
+    found = running(config.name)
+    there = found if found is not None else start_head(config, host=host, dashboard=dashboard, timeout_s=wait_s)
+    try:
+        journal = config.journal or str(directory_of(config.name) / "journal")
+        there = structs.replace(there, journal=journal)
+        settings = structs.replace(config, journal=journal, ray=structs.replace(config.ray, address=there.address))
+        runtime = Runtime.start(settings, keep=True)
+        try:
+            if settings.agents:
+                runtime.wait_ready(max(1.0, wait_s - (time.monotonic() - began_at)))
+        finally:
+            runtime.disconnect()
+        _write(structs.replace(there, children=_children(there.head)))
+    except BaseException:
+        if found is None:
+            stop_head(there)
+        raise
+    return there, found is None, time.monotonic() - began_at
+
+
+def down(name: str) -> int:
+    """Stop a runtime that `up` started; how many processes were ended. Accepted tasks stay in its journal.
+
+    Raises:
+        NotConnected: nothing of this name is written down.
+    """
+    known = read(name)
+    if known is None:
+        raise NotConnected(f"no runtime {name!r} was started with `flowray up`")
+    if known.head.find() is not None:
+        from flowray.runtime.runtime import Runtime
+
+        # Ray may be half dead; then ending its processes is all that is left to do.
+        with contextlib.suppress(FlowrayError):
+            Runtime.connect(name, address=known.address).stop()
+    return stop_head(known)
+
+
+def _command(config: Config, address: str, board: str) -> list[str]:
+    host, _, port = address.rpartition(":")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    command += [f"--node-ip-address={host}", f"--port={port}", f"--include-dashboard={str(bool(board)).lower()}"]
+    command += [f"--object-store-memory={config.ray.object_store_mb << 20}"]
+    if board:
+        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={board.rpartition(':')[2]}"]
+    if config.ray.num_cpus is not None:
+        command.append(f"--num-cpus={config.ray.num_cpus}")
+    if config.ray.temp_dir:
+        command.append(f"--temp-dir={config.ray.temp_dir}")
+    return command
+
+
+def _free_port(host: str) -> int:
+    """A port that nobody listens on now. Ray binds it a moment later; that somebody is faster shows in its log."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port: int = probe.getsockname()[1]
+        if port != _REDIS_PORT:
+            return port
+
+
+def _wait_until_up(head: subprocess.Popen[bytes], address: str, log: Path, timeout_s: float) -> None:
+    """Wait for the control store to answer and for the head's own node to be in it."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            raise FlowrayError(f"Ray did not start (exit code {head.returncode}); the end of {log}:\n{_tail(log)}")
+        # The port answers before the node has joined; `ray start` says so once it has.
+        if _listens(address) and b"Ray runtime started." in log.read_bytes():
+            return
+        time.sleep(0.1)
+    raise FlowrayError(f"Ray did not start within {timeout_s:.0f} s; the end of {log}:\n{_tail(log)}")
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(empty)"
+
+
+def _children(head: Process) -> tuple[Process, ...]:
+    found = head.find()
+    if found is None:
+        return ()
+    children = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in found.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children.append(Process.of(child))
+    return tuple(children)
+
+
+def _wait_gone(targets: Iterable[Process], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    left = list(targets)
+    while left and time.monotonic() < deadline:
+        left = [target for target in left if target.find() is not None]
+        if left:
+            time.sleep(0.05)
+    return not left
+
+
+def _write(record: Up) -> None:
+    """Whole or not at all, and readable by its owner only."""
+    directory = directory_of(record.name)
+    part = directory / f".up-{os.getpid()}.part"
+    with _private(part) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    part.replace(directory / "up.json")
+
+
+def _private(file: Path) -> IO[bytes]:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return os.fdopen(descriptor, "wb")
