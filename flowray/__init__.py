@@ -1,0 +1,99 @@
+"""flowray: a distributed runtime for teams of agents on Ray.
+
+    import flowray as fr
+
+    @fr.agent(capabilities={"shout"})
+    class Shouter:
+        def run(self, task: fr.Task) -> str:
+            return task.prompt.upper()
+
+    with fr.Runtime.start() as rt:
+        rt.agents.add(Shouter, count=2)
+        print(rt.submit("hello", needs={"shout"}).result(timeout_s=60))
+
+Names are loaded when they are first used: importing flowray loads neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from flowray import errors
+from flowray.agents import Context, Task, agent
+
+if TYPE_CHECKING:
+    from flowray.config import Config
+    from flowray.core.model import Outcome
+    from flowray.errors import (
+        FlowrayError,
+        QueueFull,
+        RetryableError,
+        TaskCancelled,
+        TaskExpired,
+        TaskFailed,
+        TaskRefused,
+        UnknownCapability,
+        WaitTimeout,
+    )
+    from flowray.runtime.handle import Handle, Handles
+    from flowray.runtime.runtime import Runtime
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Runtime": "flowray.runtime.runtime",
+    "Handle": "flowray.runtime.handle",
+    "Handles": "flowray.runtime.handle",
+    "Config": "flowray.config",
+    "Outcome": "flowray.core.model",
+    **dict.fromkeys(
+        (
+            "FlowrayError",
+            "QueueFull",
+            "RetryableError",
+            "TaskCancelled",
+            "TaskExpired",
+            "TaskFailed",
+            "TaskRefused",
+            "UnknownCapability",
+            "WaitTimeout",
+        ),
+        "flowray.errors",
+    ),
+}
+
+__all__ = [
+    "Config",
+    "Context",
+    "FlowrayError",
+    "Handle",
+    "Handles",
+    "Outcome",
+    "QueueFull",
+    "RetryableError",
+    "Runtime",
+    "Task",
+    "TaskCancelled",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskRefused",
+    "UnknownCapability",
+    "WaitTimeout",
+    "__version__",
+    "agent",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    place = _PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module 'flowray' has no attribute {name!r}")
+    value = getattr(import_module(place), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

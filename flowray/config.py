@@ -89,6 +89,7 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     object_store_mb: int = 512  # of the embedded one
     dashboard: bool = False  # of the embedded one, on loopback
     fast_failure_detection: bool = True  # notice lost processes and nodes in about a second instead of 14 to 64
+    agent_output: bool = True  # show what agents print in the driver's terminal
     temp_dir: str = ""  # Ray's session directory; "" for Ray's default
 
     def __post_init__(self) -> None:

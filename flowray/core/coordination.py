@@ -162,11 +162,13 @@ class Coordination:
         policy: CorePolicy | None = None,
         snapshot: Snapshot | None = None,
         commands: Iterable[DurableCommand] = (),
+        keep_agents: bool = True,
     ) -> Coordination:
         """Rebuild from what the store has.
 
         Attempts that were running stay running, unconfirmed: their agents have `adoption_s` to say so (AgentReady
-        with `running`). The driver reports the agents that it finds first, then ticks.
+        with `running`). The driver reports the agents that it finds first, then ticks. With `keep_agents=False` (a
+        new run on an old journal) the agents are gone and not wanted back; the tasks wait for those added next.
         """
         core = cls(epoch=epoch, rng=rng, policy=policy)
         core.now = now
@@ -175,12 +177,15 @@ class Coordination:
             book.restore(snapshot)
         for command in commands:
             book.apply(command)
+        if not keep_agents:
+            book.specs.clear()
+        grace_s = core.policy.adoption_s if keep_agents else 0.0
         for spec in book.specs.values():
             core._join(spec)
         for agent in core.registry.agents():
             if agent.incarnation:
                 core.registry.move(agent, "requested")
-                core.timers.set("start", agent.id, now + core.policy.adoption_s)
+                core.timers.set("start", agent.id, now + grace_s)
             else:
                 core.timers.set("restart", agent.id, now)
         for task_id, entry in book.open.items():
@@ -193,7 +198,7 @@ class Coordination:
                 core.timers.set("backoff", task_id, entry.not_before)
             else:
                 core._claims.setdefault(entry.agent_id, {})[task_id] = None
-                core.timers.set("adoption", task_id, now + core.policy.adoption_s)
+                core.timers.set("adoption", task_id, now + grace_s)
         return core
 
     # ── tasks: in ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -81,4 +81,3 @@ def _check_nobody_waits_in_vain(core: Coordination) -> None:
     for lane in core.queue.lanes():
         if len(lane):
             _hold(not lane.free, f"{len(lane)} tasks wait in {lane.key} beside an idle capable agent")
-            _hold(bool(lane.classes), f"{len(lane)} tasks wait in {lane.key} that nobody serves")

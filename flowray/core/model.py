@@ -109,6 +109,7 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: int = 1  # attempts that one agent runs at once
     target: str = ""  # "module:Class" or "" when `code` carries it
     code: bytes = b""  # the pickled class or function, for those that cannot be imported (notebooks, __main__)
+    paths: tuple[str, ...] = ()  # directories to import `target` from, besides the installed packages
     options: dict[str, float | int | str | bool | list[str] | None] = {}  # constructor arguments from a team file
     num_cpus: float = 0.0  # reserved in the placement group; 0 means the tier's share divided by its agents
     memory_bytes: int = 0  # reserved (Ray admits by it, it is no limit); 0 means none

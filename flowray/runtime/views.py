@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
@@ -89,6 +91,41 @@ class Story(View, frozen=True, kw_only=True, omit_defaults=True):
     accepted_at: float = 0.0  # on the coordinator's time-line: subtract it from the lines' `at`
     queue_s: float = 0.0
     run_s: float = 0.0
+
+
+def story_of(outcome: Outcome) -> Story:
+    """The story of a task that has ended."""
+    return story_between(
+        outcome.task_id,
+        outcome.state.value,
+        outcome.accepted_at,
+        outcome.story,
+        outcome.choices,
+        outcome.queue_s,
+        outcome.run_s,
+    )
+
+
+def story_between(
+    task_id: str,
+    state: str,
+    accepted_at: float,
+    lines: Iterable[StoryLine],
+    choices: Iterable[Choice],
+    queue_s: float = 0.0,
+    run_s: float = 0.0,
+) -> Story:
+    """A story from its parts, open or ended."""
+    return Story(
+        task_id=task_id,
+        state=state,
+        accepted_at_utc=datetime.fromtimestamp(accepted_at, UTC).isoformat(timespec="milliseconds"),
+        lines=tuple(lines),
+        choices=tuple(choices),
+        accepted_at=accepted_at,
+        queue_s=queue_s,
+        run_s=run_s,
+    )
 
 
 class DeadLetter(View, frozen=True, kw_only=True):

@@ -1,0 +1,63 @@
+"""The only place that knows Ray's exceptions by name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from ray import exceptions as rex
+
+from flowray.errors import CoordinatorUnavailable, FlowrayError, StoreError
+
+# The process is gone for good: no later call can reach it.
+GONE: tuple[type[BaseException], ...] = (rex.ActorDiedError, rex.ActorUnschedulableError)
+# It may be gone, restarting or only unreachable, and the call may have been executed or not.
+UNSURE: tuple[type[BaseException], ...] = (
+    rex.ActorUnavailableError,
+    rex.GetTimeoutError,
+    rex.OwnerDiedError,
+    rex.ObjectLostError,
+    rex.WorkerCrashedError,
+    rex.NodeDiedError,
+    rex.RayChannelError,
+)
+LOST: tuple[type[BaseException], ...] = (rex.RayActorError, *GONE, *UNSURE)
+# What creating an actor may raise besides: its name is taken, or Ray is shutting down.
+NOT_CREATED: tuple[type[BaseException], ...] = (ValueError, RuntimeError, rex.RaySystemError, *LOST)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise flowray's errors where Ray's would come out of the block."""
+    try:
+        yield
+    except rex.RayTaskError as error:
+        cause = error.as_instanceof_cause()
+        if isinstance(cause, FlowrayError):
+            raise cause from None
+        raise StoreError(f"{doing}: {cause}") from error
+    except LOST as error:
+        raise CoordinatorUnavailable(f"{doing}: {brief(error)}") from error
+
+
+@contextlib.contextmanager
+def translated_unless_lost(doing: str) -> Iterator[None]:
+    """The same, but the errors that say that a process may be restarting come out as they are, for a retry."""
+    try:
+        with translated(doing):
+            yield
+    except CoordinatorUnavailable as error:
+        if isinstance(error.__cause__, LOST):
+            raise error.__cause__ from None
+        raise
+
+
+def brief(error: BaseException) -> str:
+    """One line of what Ray says, without its advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def start_failure(error: BaseException) -> bool:
+    """Did the actor die because its constructor or its worker could not start (rather than later)?"""
+    return isinstance(error, rex.ActorDiedError) and bool(getattr(error, "actor_init_failed", False))

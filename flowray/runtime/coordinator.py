@@ -1,0 +1,425 @@
+"""The coordinator actor: named, detached, restarted by Ray, and nothing but wiring.
+
+It owns the journal and drives the core through the pump. Whatever it must not forget is in the journal; the rest
+(which processes live, who waits for what) it learns again from agents and clients after a restart. When the journal
+fails it ends its process at once: a successor recovers, and nobody acts on what was not recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+
+from flowray.config import Config
+from flowray.core.commands import (
+    AcceptTask,
+    AnswerCancel,
+    CancelAttempt,
+    Command,
+    KnownTask,
+    RefuseTask,
+    RequeueTask,
+    ResolveTask,
+    StartAgent,
+    StartAttempt,
+    StopAgent,
+)
+from flowray.core.coordination import Coordination
+from flowray.core.events import AgentsAdded, CancelRequested, TaskSubmitted
+from flowray.core.model import Outcome, Task, TaskId
+from flowray.core.states import TaskState
+from flowray.errors import FlowrayError, StoreError
+from flowray.runtime import messages
+from flowray.runtime.clients import Clients, Submission
+from flowray.runtime.messages import Answer, Cancel, Collect, Collected, Question, Reply, Report, Start, Submit
+from flowray.runtime.pools import Pools, results_as_events
+from flowray.runtime.pump import Pump, time_line
+from flowray.runtime.views import (
+    AgentView,
+    DeadLetter,
+    DeadLetters,
+    NodeView,
+    Status,
+    Story,
+    story_between,
+    story_of,
+)
+from flowray.store import SqliteStore
+
+_BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused
+STORE_FAILED = 71  # exit status of a coordinator whose journal failed or belongs to a successor
+
+
+@dataclass(slots=True)
+class Figures:
+    """Counts since this coordinator began; an observer of the pump."""
+
+    attempts: int = 0
+    failovers: int = 0  # attempts lost with their agent
+    retries: int = 0  # attempts that failed and are tried again
+    restarts: int = 0  # agents started again
+    resolved: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+
+    def __call__(self, command: Command) -> None:
+        if isinstance(command, StartAttempt):
+            self.attempts += 1
+        elif isinstance(command, ResolveTask):
+            self.resolved += 1
+        elif isinstance(command, RequeueTask):
+            self.retries += command.arrow == "failed"
+            self.failovers += command.counts in ("kills", "losses")
+        elif isinstance(command, StartAgent):
+            self.restarts += command.incarnation > 1
+
+
+class Coordinator:
+    """The actor. Async: every method runs on its one event loop."""
+
+    async def __init__(self, body: bytes, journal: str, life: str) -> None:  # type: ignore[misc]
+        self._config = msgspec.msgpack.decode(body, type=Config)
+        self._journal = Path(journal)
+        try:
+            self._store = SqliteStore.open(self._journal, self._config.store)
+            earlier_life = self._store.owner()[1]
+            recovery = self._store.begin_epoch(life)
+        except StoreError as error:
+            self._unusable: StoreError | None = error
+            return
+        self._unusable = None
+        self._epoch = recovery.epoch
+        clock = time_line(recovery.last_at)
+        self._clock = clock
+        core = Coordination.recover(
+            epoch=recovery.epoch,
+            rng=random.Random(self._config.seed),
+            now=clock(),
+            policy=self._config.core,
+            snapshot=recovery.snapshot,
+            commands=recovery.commands,
+            keep_agents=earlier_life == life,
+        )
+        self._core = core
+        self._figures = Figures()
+        self._clients = Clients()
+        self._cancels: dict[str, list[asyncio.Future[str]]] = {}
+        self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, [self._figures])
+        context = ray.get_runtime_context()
+        self._node_id = context.get_node_id()
+        self._pools = Pools(
+            self._config,
+            recovery.epoch,
+            context.current_actor,
+            self._node_id,
+            str(self._journal / "payloads"),
+            self._pump.put,
+        )
+        self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
+        self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        if self._epoch > 1:
+            await self._pools.find()
+        try:
+            await self._pump.run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported and ends the process
+            # A core that broke an invariant must not go on: its successor starts again from the journal.
+            print(f"flowray coordinator stops: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(70)
+
+    def _snapshot_saved(self, error: StoreError | None) -> None:
+        if error is not None:
+            self._store_failed(error)
+
+    def _store_failed(self, error: StoreError) -> None:
+        print(f"flowray coordinator stops: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(STORE_FAILED)
+
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _perform(self, command: Command) -> None:
+        if isinstance(command, StartAttempt):
+            self._send_attempt(command)
+        elif isinstance(command, ResolveTask):
+            self._clients.resolved(command.outcome)
+        elif isinstance(command, AcceptTask):
+            self._clients.answer(command.task.id, Answer(command.task.id))
+        elif isinstance(command, KnownTask):
+            self._clients.answer(command.submitted_id, Answer(command.task_id))
+            self._catch_up(command.task_id)
+        elif isinstance(command, RefuseTask):
+            answer = Answer(command.task_id, command.reason, command.detail, command.retry_after_s)
+            self._clients.answer(command.task_id, answer)
+        elif isinstance(command, CancelAttempt):
+            process = self._pools.process(command.agent_id, command.incarnation)
+            if process is not None:
+                process.link.send(Cancel(command.task_id, command.attempt, self._epoch))
+        elif isinstance(command, AnswerCancel):
+            for future in self._cancels.pop(command.task_id, ()):
+                if not future.done():
+                    future.set_result(command.state.value if command.state is not None else "")
+        elif isinstance(command, StartAgent):
+            self._pools.start(command.agent_id, command.incarnation, self._core.book.specs[command.spec_name])
+        elif isinstance(command, StopAgent):
+            self._pools.stop(command.agent_id, command.incarnation)
+
+    def _send_attempt(self, command: StartAttempt) -> None:
+        if command.reason == "adopted":
+            return  # the agent has it already
+        process = self._pools.process(command.agent_id, command.incarnation)
+        task = self._core.task(command.task_id)
+        if process is not None and task is not None:
+            process.link.send(Start(task, command.attempt, self._epoch, command.remaining_s))
+
+    def _catch_up(self, task_id: str) -> None:
+        """A repeat of a task that has ended: its outcome is in the store already."""
+        if self._core.task(TaskId(task_id)) is None:
+            outcome = self._store.outcome(task_id)
+            if outcome is not None:
+                self._clients.resolved(outcome)
+
+    # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def ready(self) -> bytes:
+        """Is the journal usable? The first call of whoever started this actor."""
+        if self._unusable is not None:
+            return messages.encode(Reply(error=type(self._unusable).__name__, detail=str(self._unusable)))
+        config = msgspec.msgpack.encode(self._config)
+        place = msgspec.msgpack.encode((self._node_id, str(self._journal)))
+        return messages.encode(Reply(body=messages.encode([config, place])))
+
+    def _require_journal(self) -> None:
+        if self._unusable is not None:
+            raise self._unusable
+
+    async def submit(self, body: bytes) -> bytes:
+        self._require_journal()
+        message = messages.decode(body, Submit)
+        submission = Submission(message.client_id, len(message.tasks))
+        behind = self._store.backlog_ratio > _BACKLOG_RATIO
+        earlier = self._ended_before(message)
+        for position, task in enumerate(message.tasks):
+            outcome = earlier.get(task.id) or earlier.get(task.key)
+            if outcome is not None:
+                submission.put(position, self._known(message.client_id, task, outcome))
+            elif behind:
+                submission.put(position, Answer(task.id, "queue_full", "the journal is behind", 0.5))
+            else:
+                self._clients.expect(submission, position, task.id)
+                self._pump.put(TaskSubmitted(task))
+        if message.tasks:
+            await submission.done
+        return messages.encode(submission.answers)
+
+    def _ended_before(self, message: Submit) -> dict[str, Outcome]:
+        """Outcomes of repeats, by task id or key: of tasks that the core has forgotten because they have ended."""
+        found: dict[str, Outcome] = {}
+        keys = [t.key for t in message.tasks if t.key and self._core.admission.by_key(t.key) is None]
+        if keys:
+            found.update(self._store.by_key(keys))
+        if message.again:
+            found.update(self._store.outcomes([t.id for t in message.tasks]))
+        return found
+
+    def _known(self, client_id: str, task: Task, outcome: Outcome) -> Answer:
+        if task.id != outcome.task_id and task.fingerprint != outcome.fingerprint:
+            detail = f"key {task.key!r} belongs to task {outcome.task_id}, which asked for something else"
+            return Answer(task.id, "conflict", detail)
+        self._clients.give(client_id, outcome)
+        return Answer(outcome.task_id)
+
+    async def collect(self, body: bytes) -> bytes:
+        self._require_journal()
+        message = messages.decode(body, Collect)
+        unknown: list[str] = []
+        ended: list[str] = []
+        for task_id in message.want:
+            if self._core.task(TaskId(task_id)) is not None or self._core.admission.recent(TaskId(task_id)):
+                self._clients.want(message.client_id, task_id)
+                if self._core.task(TaskId(task_id)) is None:
+                    ended.append(task_id)
+            else:
+                ended.append(task_id)
+        if ended:
+            outcomes = self._store.outcomes(ended)
+            for task_id in ended:
+                if task_id in outcomes:
+                    self._clients.resolved(outcomes[task_id])
+                    self._clients.give(message.client_id, outcomes[task_id])
+                elif not self._core.admission.recent(TaskId(task_id)):
+                    unknown.append(task_id)
+        collected: Collected = await self._clients.collect(message.client_id, message.seen, message.wait_s, unknown)
+        return messages.encode(collected)
+
+    async def ask(self, body: bytes) -> bytes:
+        self._require_journal()
+        question = messages.decode(body, Question)
+        try:
+            view: Any = await self._answer(question)
+        except FlowrayError as error:
+            return messages.encode(Reply(error=type(error).__name__, detail=str(error)))
+        if view is None:
+            return messages.encode(Reply(error="UnknownTask", detail=f"no task has the id {question.task_id}"))
+        return messages.encode(Reply(body=msgspec.msgpack.encode(view)))
+
+    async def _answer(self, question: Question) -> Any:
+        what, task_id = question.what, question.task_id
+        if what == "status":
+            return await self._status()
+        if what == "story":
+            return self._story(task_id)
+        if what == "outcome":
+            return self._store.outcome(task_id)
+        if what == "state":
+            entry = self._core.book.open.get(TaskId(task_id))
+            outcome = self._store.outcome(task_id) if entry is None else None
+            return entry.state.value if entry is not None else outcome.state.value if outcome is not None else None
+        if what == "cancel":
+            return await self._cancel(task_id)
+        if what == "dead_letters":
+            found = self._store.dead_letters(question.limit, question.after)
+            return DeadLetters(letters=tuple(DeadLetter(task=task, outcome=outcome) for task, outcome in found))
+        if what == "dead_letter":
+            one = self._store.dead_letter(task_id)
+            return DeadLetter(task=one[0], outcome=one[1]) if one is not None else None
+        if what == "purge":
+            return await self._purge(task_id)
+        if what == "figures":
+            f = self._figures
+            return {"attempts": f.attempts, "failovers": f.failovers, "retries": f.retries, "restarts": f.restarts}
+        if what == "add_agents" and question.spec is not None:
+            self._pump.put(AgentsAdded(question.spec))
+            await self._pump.synced()
+            return question.spec.name
+        if what == "process":
+            process = self._pools.current(question.agent_id)
+            return [process.begun.address, process.begun.pid] if process and process.begun else ["", 0]
+        raise FlowrayError(f"the coordinator does not know the question {what!r}")
+
+    async def _cancel(self, task_id: str) -> str | None:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._cancels.setdefault(task_id, []).append(future)
+        self._pump.put(CancelRequested(TaskId(task_id)))
+        state = await future
+        if not state:
+            outcome = self._store.outcome(task_id)
+            return None if outcome is None else outcome.state.value
+        return state
+
+    async def _purge(self, task_id: str) -> bool:
+        if self._store.dead_letter(task_id) is None:
+            return False
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[StoreError | None] = loop.create_future()
+        self._store.purge_dead_letter(task_id, _resolving(loop, future))
+        error = await future
+        if error is not None:
+            raise error
+        return True
+
+    # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def report(self, body: bytes) -> None:
+        """An agent's results. Returns once they are on disk: until then the agent keeps them."""
+        self._require_journal()
+        message = messages.decode(body, Report)
+        for event in results_as_events(message.agent_id, message.results):
+            self._pump.put(event)
+        await self._pump.synced()
+
+    # ── views ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _status(self) -> Status:
+        core = self._core
+        states = [entry.state for entry in core.book.open.values()]
+        nodes, blocks = await asyncio.to_thread(lambda: (ray.nodes(), self._pools.blocks()))
+        return Status(
+            name=self._config.name,
+            epoch=self._epoch,
+            at_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            journal=str(self._journal),
+            journal_failed=str(self._store.failure or ""),
+            queued=states.count(TaskState.QUEUED),
+            running=states.count(TaskState.RUNNING),
+            backing_off=states.count(TaskState.BACKING_OFF),
+            ended={state.value: count for state, count in self._store.counts().items()},
+            open_bytes=core.admission.open_bytes,
+            agents=self._agents(),
+            nodes=tuple(
+                NodeView(
+                    node_id=n["NodeID"],
+                    address=n["NodeManagerAddress"],
+                    alive=n["Alive"],
+                    cpus=n["Resources"].get("CPU", 0.0),
+                    memory_bytes=int(n["Resources"].get("memory", 0)),
+                    labels=n.get("Labels", {}),
+                )
+                for n in nodes
+            ),
+            blocks=blocks,
+            pid=os.getpid(),
+            node=self._node_id,
+        )
+
+    def _agents(self) -> tuple[AgentView, ...]:
+        views = []
+        for agent in self._core.registry.agents():
+            process = self._pools.process(agent.id, agent.incarnation)
+            begun = process.begun if process is not None else None
+            spec = agent.agent_class.spec
+            views.append(
+                AgentView(
+                    agent_id=agent.id,
+                    name=spec.name,
+                    tier=spec.tier,
+                    state=agent.state.value,
+                    incarnation=agent.incarnation,
+                    node=begun.address if begun is not None else "",
+                    pid=begun.pid if begun is not None else 0,
+                    held=agent.held,
+                    slots=agent.slots,
+                    resolved=agent.resolved,
+                    service_s=agent.service_s if agent.service_s >= 0 else None,
+                    capabilities=spec.capabilities,
+                    failure=f"{agent.failure.type}: {agent.failure.message}" if agent.failure is not None else "",
+                )
+            )
+        return tuple(views)
+
+    def _story(self, task_id: str) -> Story | None:
+        entry = self._core.book.open.get(TaskId(task_id))
+        if entry is not None:
+            return story_between(task_id, entry.state.value, entry.accepted_at, entry.story, entry.choices, 0.0, 0.0)
+        outcome = self._store.outcome(task_id)
+        return None if outcome is None else story_of(outcome)
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def shut_down(self) -> None:
+        """End every agent, let go of every block, close the journal. The caller kills this actor afterwards."""
+        self._pump.stop()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._running
+        await self._pools.kill_all()
+        self._store.close()
+
+
+def _resolving(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[StoreError | None]
+) -> Callable[[StoreError | None], None]:
+    def done(error: StoreError | None) -> None:
+        loop.call_soon_threadsafe(future.set_result, error)
+
+    return done

@@ -1,0 +1,207 @@
+"""The caller's side of a task: a handle that is awaitable, has `.result()`, and can say what happened and why."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flowray.core.model import Outcome
+from flowray.core.states import TaskState
+from flowray.errors import FlowrayError, TaskCancelled, TaskError, TaskExpired, TaskFailed, WaitTimeout
+from flowray.runtime.views import Story, story_of
+
+if TYPE_CHECKING:
+    from flowray.runtime.runtime import Runtime
+
+
+class Handle:
+    """One task as its caller sees it. Made by `submit`, `map` and `Runtime.handle`."""
+
+    __slots__ = ("_callbacks", "_condition", "_error", "_outcome", "_runtime", "task_id")
+
+    def __init__(self, runtime: Runtime, task_id: str, condition: threading.Condition) -> None:
+        self.task_id = task_id
+        self._runtime = runtime
+        self._condition = condition  # shared by all handles of the runtime
+        self._outcome: Outcome | None = None
+        self._error: FlowrayError | None = None  # the wait itself failed
+        self._callbacks: list[Callable[[Handle], None]] = []
+
+    # ── what callers use ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def done(self) -> bool:
+        """Is the outcome here?"""
+        return self._outcome is not None or self._error is not None
+
+    @property
+    def state(self) -> str:
+        """Where the task is: queued, running, backing_off, succeeded, dead, cancelled or expired."""
+        if self._outcome is not None:
+            return self._outcome.state.value
+        return self._runtime._state(self.task_id)
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the task's value.
+
+        Raises:
+            TaskFailed: it is a dead letter; the agent's traceback is in the message.
+            TaskCancelled, TaskExpired: it ended without a value.
+            WaitTimeout: not within `timeout_s`; the task goes on.
+            CoordinatorUnavailable: the runtime is gone.
+        """
+        self.outcome(timeout_s)
+        return self._value()
+
+    def outcome(self, timeout_s: float | None = None) -> Outcome:
+        """Wait for the task's recorded outcome, whatever it is."""
+        if not self.done:
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            with self._condition:
+                while not self.done:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise WaitTimeout(self.task_id, timeout_s or 0.0)
+                    self._condition.wait(left)
+        if self._error is not None:
+            raise self._error
+        assert self._outcome is not None
+        return self._outcome
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[None] = loop.create_future()
+
+        def arrive() -> None:
+            if not arrived.done():
+                arrived.set_result(None)
+
+        def call(_: Handle) -> None:
+            loop.call_soon_threadsafe(arrive)
+
+        self.add_done_callback(call)
+        yield from arrived.__await__()
+        return self._value()
+
+    def add_done_callback(self, call: Callable[[Handle], None]) -> None:
+        """Call once when the outcome is here (at once if it is), from whichever thread brings it. Must be quick."""
+        with self._condition:
+            if not self.done:
+                self._callbacks.append(call)
+                return
+        call(self)
+
+    def cancel(self) -> str:
+        """Cancel the task unless it has ended: the state it is in for good, "cancelled" or an earlier one."""
+        return self._runtime._cancel(self.task_id)
+
+    def story(self) -> Story:
+        """What happened to the task so far, in order."""
+        return story_of(self._outcome) if self._outcome is not None else self._runtime._story(self.task_id)
+
+    def explain(self) -> str:
+        """Why its agents were chosen, in words."""
+        from flowray.runtime.render import explain
+
+        return explain(self.story())
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.task_id} {self._outcome.state.value if self._outcome is not None else 'open'}>"
+
+    def _repr_html_(self) -> str:
+        return self.story()._repr_html_()
+
+    # ── what the runtime uses ────────────────────────────────────────────────────────────────────────────────────
+
+    def _resolve(self, outcome: Outcome | None, error: FlowrayError | None) -> list[Callable[[Handle], None]]:
+        """Take the outcome in (with the condition held); the callbacks to call once it is released."""
+        if self.done:
+            return []
+        self._outcome, self._error = outcome, error
+        callbacks, self._callbacks = self._callbacks, []
+        return callbacks
+
+    def _value(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        outcome = self._outcome
+        assert outcome is not None
+        if outcome.state is TaskState.SUCCEEDED:
+            return self._runtime._unpack(outcome.value)
+        raise error_of(outcome)
+
+
+class Handles(Sequence[Handle]):
+    """Several tasks, in the order in which they were given."""
+
+    def __init__(self, handles: Sequence[Handle]) -> None:
+        self._handles = list(handles)
+
+    def as_completed(self, timeout_s: float | None = None) -> Iterator[Handle]:
+        """Each handle as soon as its outcome is here. Raises WaitTimeout when `timeout_s` for all of them is over."""
+        arrived: queue.SimpleQueue[Handle] = queue.SimpleQueue()
+        for handle in self._handles:
+            handle.add_done_callback(arrived.put)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for _ in self._handles:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                yield arrived.get(timeout=left)
+            except queue.Empty:
+                missing = next(h for h in self._handles if not h.done)
+                raise WaitTimeout(missing.task_id, timeout_s or 0.0) from None
+
+    def results(self, timeout_s: float | None = None) -> list[Any]:
+        """All values, in order. Raises the first error met."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        values = []
+        for handle in self._handles:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            values.append(handle.result(left))
+        return values
+
+    def outcomes(self, timeout_s: float | None = None) -> list[Outcome]:
+        """All recorded outcomes, in order."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        found = []
+        for handle in self._handles:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            found.append(handle.outcome(left))
+        return found
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._handles[index]
+        return Handles(found) if isinstance(index, slice) else found
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def __iter__(self) -> Iterator[Handle]:
+        return iter(self._handles)
+
+    def __repr__(self) -> str:
+        return f"<Handles {sum(h.done for h in self._handles)} of {len(self._handles)} done>"
+
+
+def error_of(outcome: Outcome) -> TaskError:
+    """The error that `.result()` raises for an outcome without a value."""
+    failure = outcome.failure
+    message = failure.message if failure is not None else ""
+    story = "\n".join(
+        f"+{line.at - outcome.accepted_at:.3f} s  {line.what}"
+        + (f" #{line.attempt} on {line.agent_id}" if line.attempt else "")
+        + (f": {line.detail}" if line.detail else "")
+        for line in outcome.story
+    )
+    if outcome.state is TaskState.CANCELLED:
+        return TaskCancelled(outcome.task_id, message, story)
+    if outcome.state is TaskState.EXPIRED:
+        return TaskExpired(outcome.task_id, message, story)
+    kind = failure.type if failure is not None else ""
+    detail = f"{kind}: {message}" if kind else message
+    trace = failure.traceback if failure is not None else ""
+    return TaskFailed(outcome.task_id, detail, story, kind, trace)

@@ -1,0 +1,450 @@
+"""`Runtime`: what a driver script, a job or a notebook holds. Starts or joins a coordinator and talks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from flowray import errors
+from flowray.config import Config, load
+from flowray.core.model import AgentSpec, Payload, Task
+from flowray.errors import ConfigError, FlowrayError, NotConnected, StoreError, UnknownTask, WaitTimeout
+from flowray.runtime import messages
+from flowray.runtime._ray_errors import LOST, brief
+from flowray.runtime.cluster import NAMESPACE, join_or_start
+from flowray.runtime.coordinator import Coordinator
+from flowray.runtime.driver import Driver
+from flowray.runtime.handle import Handle, Handles
+from flowray.runtime.messages import Question, Reply
+from flowray.runtime.payloads import PayloadDesk
+from flowray.runtime.specs import make_spec
+from flowray.runtime.tasks import make_task
+from flowray.runtime.transport import RayCoordinatorLink
+from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, Status, Story
+
+_READY_S = 60.0  # for the coordinator's process to start
+
+
+class Agents:
+    """The agents of a runtime: `rt.agents`."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def add(
+        self,
+        target: Any,
+        *,
+        name: str | None = None,
+        count: int = 1,
+        tier: str | None = None,
+        capabilities: Iterable[str] | None = None,
+        slots: int | None = None,
+        num_cpus: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Add agents of a class or function (or "module:Class"); returns the name of their class.
+
+        What is left out comes from the class's own `@flowray.agent(...)`. Adding a known name again changes its count.
+        Agents start in the background; `wait_ready` waits for them.
+
+        Raises:
+            ConfigError: an argument is out of range, or the target is no agent.
+        """
+        spec = make_spec(
+            target,
+            tiers=self._runtime.config.tiers,
+            name=name,
+            count=count,
+            tier=tier,
+            capabilities=capabilities,
+            slots=slots,
+            num_cpus=num_cpus,
+            options=options,
+        )
+        self._runtime._add(spec)
+        return spec.name
+
+    def view(self) -> AgentsView:
+        """All agents at this moment."""
+        return AgentsView(agents=self._runtime.status().agents)
+
+    def __iter__(self) -> Iterator[AgentView]:
+        return iter(self.view().agents)
+
+    def __len__(self) -> int:
+        return len(self.view().agents)
+
+    def __repr__(self) -> str:
+        return repr(self.view())
+
+    def __rich__(self) -> Any:
+        return self.view().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.view()._repr_html_()
+
+
+class Runtime:
+    """A team of agents on Ray, and the tasks it is given. Use as a context manager."""
+
+    def __init__(self, *, actor: Any, config: Config, place: tuple[str, str], owns: bool, embedded: bool) -> None:
+        """Not for callers: see `start` and `connect`."""
+        node_id, journal = place
+        self.config = config
+        self.name = config.name
+        self.agents = Agents(self)
+        self._actor = actor
+        self._owns = owns  # this process started the coordinator, so leaving the `with` block stops it
+        self._embedded = embedded  # and the Ray cluster too
+        self._scratch: Path | None = None  # a journal that goes with the run
+        self._desk = PayloadDesk(
+            runtime=config.name,
+            node_id=node_id,
+            directory=str(Path(journal) / "payloads"),
+            inline_bytes=config.limits.inline_bytes,
+            payload_bytes=config.limits.payload_bytes,
+        )
+        self._driver = Driver(self, RayCoordinatorLink(actor), config.limits)
+
+    # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def start(
+        cls,
+        config: str | Path | Config | None = None,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        keep: bool = False,
+    ) -> Runtime:
+        """Start a runtime, on the cluster that the configuration names (`ray.address`, RAY_ADDRESS) or an embedded one.
+
+        Where a runtime of this name is there already, it is joined, and the configuration's agents are added to it.
+        With `keep` it outlives this process until somebody calls `stop`.
+
+        Raises:
+            ConfigError: the configuration is wrong.
+            NotConnected: the cluster cannot be joined.
+            StoreError: the journal cannot be used.
+        """
+        settings = config if isinstance(config, Config) else load(config, os.environ, overrides)
+        specs = [make_spec(one.use, tiers=settings.tiers, **_spec_arguments(one)) for one in settings.agents]
+        embedded = join_or_start(settings)
+        try:
+            runtime = cls._create(settings, embedded=embedded, keep=keep)
+        except BaseException:
+            if embedded:
+                ray.shutdown()
+            raise
+        try:
+            for spec in specs:
+                runtime._add(spec)
+        except BaseException:
+            runtime.stop()
+            raise
+        return runtime
+
+    @classmethod
+    def _create(cls, config: Config, *, embedded: bool, keep: bool) -> Runtime:
+        with contextlib.suppress(NotConnected):
+            return cls._join(config.name)
+        scratch = None if config.journal else _scratch_directory(config.name)
+        journal = scratch if scratch is not None else Path(config.journal).expanduser().absolute()
+        node_id = ray.get_runtime_context().get_node_id()
+        actor = (
+            ray.remote(Coordinator)
+            .options(
+                name=f"{config.name}/coordinator",
+                namespace=NAMESPACE,
+                lifetime="detached",
+                max_restarts=-1,
+                max_task_retries=0,
+                max_concurrency=10_000,
+                num_cpus=0,
+                enable_task_events=False,
+                # Only this node has the journal: restarted elsewhere it would begin with an empty one.
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            )
+            .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8))
+        )
+        try:
+            settings, place = _ready(actor)
+        except BaseException:
+            ray.kill(actor, no_restart=True)
+            raise
+        runtime = cls(actor=actor, config=settings, place=place, owns=not keep, embedded=embedded)
+        runtime._scratch = scratch
+        return runtime
+
+    @classmethod
+    def connect(cls, name: str = "default", *, address: str = "auto") -> Runtime:
+        """Join a running runtime. Leaving it stops nothing.
+
+        Raises:
+            NotConnected: there is no such cluster, or no such runtime on it.
+        """
+        join_or_start(load(None, {}, {"name": name, "ray.address": address}))
+        return cls._join(name)
+
+    @classmethod
+    def _join(cls, name: str) -> Runtime:
+        try:
+            actor = ray.get_actor(f"{name}/coordinator", namespace=NAMESPACE)
+        except ValueError as error:
+            raise NotConnected(f"no runtime {name!r} runs on this cluster; start one with `flowray up`") from error
+        config, place = _ready(actor)
+        return cls(actor=actor, config=config, place=place, owns=False, embedded=False)
+
+    def stop(self) -> None:
+        """End the runtime for everyone: agents, blocks, coordinator. Open tasks stay in a journal that was named."""
+        if self._driver.closed:
+            return
+        self._driver.close("the runtime was stopped")
+        with contextlib.suppress(*LOST):
+            ray.get(self._actor.shut_down.remote(), timeout=30)
+        with contextlib.suppress(*LOST):
+            ray.kill(self._actor, no_restart=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._embedded:
+            ray.shutdown()
+
+    def disconnect(self) -> None:
+        """Leave the runtime as it is; it goes on for others."""
+        self._driver.close("this process disconnected")
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owns:
+            self.stop()
+        else:
+            self.disconnect()
+
+    def wait_ready(self, timeout_s: float = 120.0, agents: int | None = None) -> None:
+        """Wait until all agents (or `agents` of them) are ready.
+
+        Raises:
+            AgentStartFailed: a class does not start; the message says why.
+            WaitTimeout: not within `timeout_s`; the message says what is missing.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            ready = [a for a in status.agents if a.state == "ready"]
+            broken = [a for a in status.agents if a.state == "broken"]
+            if broken:
+                raise errors.AgentStartFailed(f"{broken[0].agent_id} does not start: {broken[0].failure}")
+            if len(ready) >= (len(status.agents) if agents is None else agents):
+                return
+            if time.monotonic() > deadline:
+                missing = [a.agent_id for a in status.agents if a.state != "ready"]
+                where = f"; blocks without room: {', '.join(sorted(status.blocks))}" if status.blocks else ""
+                raise WaitTimeout(f"of agents {', '.join(missing[:5])}{where}", timeout_s)
+            time.sleep(0.05)
+
+    # ── tasks ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(
+        self,
+        work: Any = None,
+        *,
+        prompt: str | None = None,
+        payload: Any = None,
+        needs: Iterable[str] = (),
+        priority: int = 0,
+        deadline_s: float | None = None,
+        attempt_timeout_s: float | None = None,
+        max_attempts: int = 3,
+        key: str = "",
+        tier: str = "",
+        agent: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Handle:
+        """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
+
+        `work` is the prompt when it is a str, otherwise the payload. The same `key` with the same content gives the
+        task accepted earlier.
+
+        Raises:
+            InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
+            QueueFull, UnknownCapability, IdempotencyConflict: refused; nothing is stored.
+            CoordinatorUnavailable: no answer within `limits.unavailable_after_s`.
+        """
+        task = make_task(
+            self._desk.pack,
+            work,
+            prompt=prompt,
+            payload=payload,
+            needs=needs,
+            priority=priority,
+            deadline_s=deadline_s,
+            attempt_timeout_s=attempt_timeout_s,
+            max_attempts=max_attempts,
+            key=key,
+            tier=tier,
+            agent=agent,
+            labels=labels,
+        )
+        return self._driver.submit([task], wait_for_room=False)[0]
+
+    def map(self, items: Iterable[Any], **arguments: Any) -> Handles:
+        """Hand in one task for each item, in batches, all with the same arguments (those of `submit`).
+
+        Where the queue is full it waits for room. A refusal of another kind is raised at once; the batches before it
+        have been accepted.
+        """
+        return self._submit_all(make_task(self._desk.pack, item, **arguments) for item in items)
+
+    def submit_many(self, requests: Sequence[Mapping[str, Any]]) -> Handles:
+        """Hand in tasks with arguments of their own (those of `submit`, by name), in batches as `map` does."""
+        return self._submit_all(make_task(self._desk.pack, **request) for request in requests)
+
+    def _submit_all(self, tasks: Iterator[Task]) -> Handles:
+        limits = self.config.limits
+        handles: list[Handle] = []
+        batch: list[Task] = []
+        size = 0
+        for task in tasks:
+            batch.append(task)
+            size += task.size_bytes
+            if len(batch) >= limits.batch_tasks or size >= limits.batch_bytes:
+                handles.extend(self._driver.submit(batch, wait_for_room=True))
+                batch, size = [], 0
+        if batch:
+            handles.extend(self._driver.submit(batch, wait_for_room=True))
+        return Handles(handles)
+
+    def handle(self, task_id: str) -> Handle:
+        """A handle for a task known by its id. An id that no task has shows when the handle is used."""
+        return self._driver.attach(task_id)
+
+    def dead_letters(self, limit: int = 100, after: str = "") -> DeadLetters:
+        """Tasks that failed for good, newest first; `after` is the id of the last one of the page before."""
+        return self._ask(Question("dead_letters", limit=limit, after=after), DeadLetters)
+
+    def dead_letter(self, task_id: str) -> DeadLetter:
+        """One dead letter. Raises UnknownTask when there is none of this id."""
+        return self._ask(Question("dead_letter", task_id), DeadLetter)
+
+    def replay(self, task_id: str) -> Handle:
+        """Submit a dead letter again, as a new task that names it. Raises UnknownTask when there is none of this id."""
+        task = self.dead_letter(task_id).task
+        again = make_task(lambda value, field: None, replay_of=task.id)
+        renewed = msgspec.structs.replace(task, id=again.id, replay_of=task.id, key="", fingerprint="")
+        return self._driver.submit([renewed], wait_for_room=False)[0]
+
+    def purge(self, task_id: str) -> bool:
+        """Forget a dead letter; its outcome stays. False when there was none of this id."""
+        return self._ask(Question("purge", task_id), bool)
+
+    # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def status(self) -> Status:
+        """The runtime at this moment."""
+        return self._ask(Question("status"), Status)
+
+    def figures(self) -> dict[str, int]:
+        """Counts since the coordinator began: attempts, failovers, retries, restarts (of agents)."""
+        return self._ask(Question("figures"), dict[str, int])
+
+    def __repr__(self) -> str:
+        return f"<Runtime {self.name!r}{' closed' if self._driver.closed else ''}>"
+
+    def __rich__(self) -> Any:
+        return self.status().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
+
+    def kill_agent(self, agent_id: str) -> None:
+        """End an agent's process with SIGKILL: to see what failover does. Raises ConfigError if there is none."""
+        address, pid = self._ask(Question("process", agent_id=agent_id), tuple[str, int])
+        if not pid:
+            raise ConfigError("agent_id", f"no agent {agent_id!r} has a process now")
+        here = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
+        if address not in here:
+            raise ConfigError("agent_id", f"{agent_id} runs on another node ({address})")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    # ── for handles ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _ask(self, question: Question, kind: Any) -> Any:
+        reply = self._driver.ask(question)
+        if reply.error:
+            raise _error_named(reply, question)
+        return msgspec.msgpack.decode(reply.body, type=kind)
+
+    def _add(self, spec: AgentSpec) -> None:
+        self._ask(Question("add_agents", spec=spec), str)
+
+    def _state(self, task_id: str) -> str:
+        return str(self._ask(Question("state", task_id), str))
+
+    def _cancel(self, task_id: str) -> str:
+        return str(self._ask(Question("cancel", task_id), str))
+
+    def _story(self, task_id: str) -> Story:
+        story: Story = self._ask(Question("story", task_id), Story)
+        return story
+
+    def _unpack(self, payload: Payload | None) -> Any:
+        return self._desk.unpack(payload)
+
+
+def _ready(actor: Any) -> tuple[Config, tuple[str, str]]:
+    """Wait for a coordinator's process; its configuration, and where its journal is (node, directory)."""
+    try:
+        reply = messages.decode(ray.get(actor.ready.remote(), timeout=_READY_S), Reply)
+    except LOST as error:
+        raise NotConnected(f"the coordinator does not start: {brief(error)}") from error
+    if reply.error:
+        raise _error_named(reply, Question("ready"))
+    config, place = messages.decode(reply.body, list[bytes])
+    return msgspec.msgpack.decode(config, type=Config), msgspec.msgpack.decode(place, type=tuple[str, str])
+
+
+def _error_named(reply: Reply, question: Question) -> FlowrayError:
+    """The error that a Reply carries by name."""
+    if reply.error == "UnknownTask":
+        return UnknownTask(reply.detail)
+    kind = getattr(errors, reply.error, FlowrayError)
+    if isinstance(kind, type) and issubclass(kind, StoreError):
+        return kind(reply.detail)
+    return FlowrayError(f"{question.what}: {reply.error}: {reply.detail}")
+
+
+def _spec_arguments(one: Any) -> dict[str, Any]:
+    return {
+        "name": one.name or None,
+        "count": one.count,
+        "tier": one.tier or None,
+        "capabilities": one.capabilities,
+        "slots": one.slots,
+        "num_cpus": one.num_cpus,
+        "options": one.options,
+    }
+
+
+def _scratch_directory(name: str) -> Path:
+    """A journal for one run: gone when the run ends, for it has nothing that a later run could need."""
+    path = Path.home() / ".flowray" / "runs" / f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+    path.mkdir(mode=0o700, parents=True)
+    return path

@@ -1,0 +1,159 @@
+"""From a class (or its name) to an AgentSpec that another process can start."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+
+from flowray.agents import check_runnable, with_description
+from flowray.config import TierConfig
+from flowray.core.model import AgentSpec
+from flowray.errors import ConfigError
+
+DEFAULT_TIER = "secondary"
+_MAX_CODE_BYTES = 8 << 20
+
+
+def make_spec(
+    target: Any,
+    *,
+    tiers: Mapping[str, TierConfig],
+    name: str | None = None,
+    count: int = 1,
+    tier: str | None = None,
+    capabilities: Iterable[str] | None = None,
+    slots: int | None = None,
+    num_cpus: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AgentSpec:
+    """Check everything that can be checked before a process is started.
+
+    Raises:
+        ConfigError: the target cannot be imported or is no agent, or an argument is out of range.
+    """
+    found = load_named(target) if isinstance(target, str) else target
+    check_runnable(found)
+    described = with_description(
+        found,
+        capabilities=None if capabilities is None else frozenset(_checked_capabilities(capabilities)),
+        tier=tier,
+        slots=slots,
+        num_cpus=num_cpus,
+    )
+    chosen_name = name or getattr(found, "__name__", "agent").lower().strip("_<>")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", chosen_name):
+        raise ConfigError("name", f"wants letters, digits, '.', '_' and '-', got {chosen_name!r}")
+    chosen_tier = described.tier or DEFAULT_TIER
+    if chosen_tier not in tiers:
+        raise ConfigError("tier", f"unknown tier {chosen_tier!r}", f"known: {', '.join(tiers)}")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigError("count", f"must be a whole number of at least 1, got {count!r}")
+    _check_options(found, options or {})
+    by_name = _importable_as(found)
+    return AgentSpec(
+        name=chosen_name,
+        tier=chosen_tier,
+        capabilities=tuple(sorted(described.capabilities)),
+        count=count,
+        slots=described.slots,
+        target=by_name,
+        code=b"" if by_name else _pickled(found),
+        paths=tuple(dict.fromkeys(os.path.abspath(p or ".") for p in sys.path if _is_own(p))),  # noqa: PTH100
+        options=dict(options or {}),
+        num_cpus=described.num_cpus,
+        memory_bytes=described.memory_bytes,
+    )
+
+
+def load_named(name: str) -> Callable[..., Any]:
+    """ "module:Class", or "path/to/file.py:Class". Raises ConfigError, saying what is missing."""
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ConfigError("use", f"wants 'module:Class', got {name!r}")
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except ConfigError:
+        raise
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise ConfigError("use", f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            raise ConfigError("use", f"{place} has no {attribute!r}")
+    if not callable(found):
+        raise ConfigError("use", f"{name} is neither a class nor a function")
+    result: Callable[..., Any] = found
+    return result
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError("use", f"there is no file {path}")
+    name = f"flowray_file_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError("use", f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    cloudpickle.register_pickle_by_value(module)  # no other process can import it by this name
+    return module
+
+
+def _checked_capabilities(capabilities: Iterable[str]) -> list[str]:
+    if isinstance(capabilities, str):
+        raise ConfigError("capabilities", f"wants a set of strings, not one: {{{capabilities!r}}}")
+    return list(capabilities)
+
+
+def _check_options(target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    if not options:
+        return
+    if not inspect.isclass(target):
+        raise ConfigError("options", "a function takes no options; make it a class")
+    try:
+        inspect.signature(target).bind(**options)
+    except TypeError as error:
+        raise ConfigError("options", f"{target.__name__} does not take them: {error}") from error
+
+
+def _importable_as(target: Callable[..., Any]) -> str:
+    """ "module:qualname" if other processes can import the target; "" if it must travel by value."""
+    module, qualname = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
+    if not module or module == "__main__" or "<" in qualname or module.startswith("flowray_file_"):
+        return ""
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{qualname}" if found is target else ""
+
+
+def _pickled(target: Callable[..., Any]) -> bytes:
+    try:
+        code: bytes = cloudpickle.dumps(target)
+    except Exception as error:  # pickling calls arbitrary __reduce__ methods
+        raise ConfigError("target", f"{target!r} cannot be sent to another process: {error}") from error
+    if len(code) > _MAX_CODE_BYTES:
+        raise ConfigError("target", f"{target!r} drags {len(code)} bytes along; the limit is {_MAX_CODE_BYTES}")
+    return code
+
+
+def _is_own(path: str) -> bool:
+    """Is this entry of sys.path the user's own (not the installation's)?"""
+    return not path.startswith((sys.prefix, sys.base_prefix)) and not path.endswith(".zip")

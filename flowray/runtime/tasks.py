@@ -1,0 +1,131 @@
+"""From a caller's arguments to a valid Task, with an error that names the argument when it cannot be one."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flowray.core.model import Payload, Task, TaskId
+from flowray.errors import InvalidTask
+
+_MAX_PROMPT = 1 << 20  # characters; longer texts are payloads
+_MAX_NEEDS = 64
+_counter = itertools.count()
+_process = os.urandom(5).hex()
+
+
+def new_task_id() -> TaskId:
+    """Unique, and sorts by the time it was made."""
+    return TaskId(f"{time.time_ns() // 1_000_000:011x}-{next(_counter) & 0xFFFFFF:06x}-{_process}")
+
+
+def make_task(
+    pack: Callable[[Any, str], Payload | None],
+    work: Any = None,
+    *,
+    prompt: str | None = None,
+    payload: Any = None,
+    needs: Iterable[str] = (),
+    priority: int = 0,
+    deadline_s: float | None = None,
+    attempt_timeout_s: float | None = None,
+    max_attempts: int = 3,
+    key: str = "",
+    tier: str = "",
+    agent: str = "",
+    labels: Mapping[str, str] | None = None,
+    replay_of: str = "",
+) -> Task:
+    """Check and build. `work` is the prompt when it is a str, the payload otherwise.
+
+    Raises:
+        InvalidTask: a value is out of range.
+        PayloadError: the payload cannot be serialised or is too large.
+    """
+    if isinstance(work, str):
+        prompt = work if prompt is None else prompt
+    elif work is not None:
+        payload = work if payload is None else payload
+    prompt = prompt or ""
+    if not isinstance(prompt, str):
+        raise InvalidTask("prompt", f"must be a str, got {type(prompt).__name__}; other values are payloads")
+    if len(prompt) > _MAX_PROMPT:
+        raise InvalidTask("prompt", f"{len(prompt)} characters; longer than {_MAX_PROMPT}: make it the payload")
+    wanted = _checked_needs(needs)
+    if isinstance(priority, bool) or not isinstance(priority, int) or not -1000 <= priority <= 1000:
+        raise InvalidTask("priority", f"must be a whole number from -1000 to 1000, got {priority!r}")
+    _check_seconds("deadline_s", deadline_s, "the deadline is in the past")
+    _check_seconds("attempt_timeout_s", attempt_timeout_s, "no attempt could end in time")
+    if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
+        raise InvalidTask("max_attempts", f"must be a whole number of at least 1, got {max_attempts!r}")
+    if not isinstance(key, str) or len(key) > 512:
+        raise InvalidTask("key", "must be a str of at most 512 characters")
+    marks = dict(labels or {})
+    if any(not isinstance(k, str) or not isinstance(v, str) for k, v in marks.items()):
+        raise InvalidTask("labels", "must map str to str")
+    _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted), labels="".join(marks))
+    _check_encodable(labels="".join(marks.values()))
+    packed = pack(payload, "payload")
+    return Task(
+        id=new_task_id(),
+        prompt=prompt,
+        payload=packed,
+        needs=wanted,
+        tier=tier,
+        agent=agent,
+        priority=priority,
+        deadline_s=deadline_s,
+        attempt_timeout_s=attempt_timeout_s,
+        max_attempts=max_attempts,
+        key=key,
+        fingerprint=_fingerprint(prompt, packed, wanted, tier, agent) if key else "",
+        replay_of=replay_of,
+        labels=marks,
+    )
+
+
+def _checked_needs(needs: Iterable[str]) -> tuple[str, ...]:
+    if needs == ():
+        return ()
+    if isinstance(needs, str):
+        raise InvalidTask("needs", f"wants a set of capabilities, not one str: {{{needs!r}}}")
+    wanted = tuple(sorted(set(needs)))
+    if any(not isinstance(need, str) or not need for need in wanted):
+        raise InvalidTask("needs", "every capability is a non-empty str")
+    if len(wanted) > _MAX_NEEDS:
+        raise InvalidTask("needs", f"{len(wanted)} capabilities; at most {_MAX_NEEDS}")
+    return wanted
+
+
+def _check_encodable(**texts: str) -> None:
+    for field, text in texts.items():
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidTask(field, f"is not valid Unicode text: {error.reason}") from error
+
+
+def _check_seconds(field: str, value: float | None, why: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidTask(field, f"must be seconds, got {value!r}")
+    if value <= 0:
+        raise InvalidTask(field, f"must be positive, got {value!r}: {why}")
+
+
+def _fingerprint(prompt: str, payload: Payload | None, needs: tuple[str, ...], tier: str, agent: str) -> str:
+    """A digest of what is asked, equal for a repeat. How urgently it is asked does not matter."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (prompt, *needs, tier, agent):
+        digest.update(len(part).to_bytes(8, "big") + part.encode("utf-8", "surrogatepass"))
+    if payload is not None:
+        body = payload.data if payload.data is not None else (payload.ref or "").encode()
+        digest.update(payload.codec.encode() + body)
+    return digest.hexdigest()
