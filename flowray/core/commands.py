@@ -97,7 +97,7 @@ class ResolveTask(Struct, frozen=True, tag="resolve", omit_defaults=True):
 
 
 class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
-    """Tell the agent to stop this attempt; its answer no longer matters."""
+    """Tell the agent to stop this attempt; its answer no longer matters, but must come, to free the slot."""
 
     durable: ClassVar[bool] = False
     waits: ClassVar[bool] = False
@@ -105,6 +105,7 @@ class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
     attempt: int
     agent_id: AgentId
     incarnation: int
+    epoch: int  # of the coordinator that started the attempt
 
 
 class AnswerCancel(Struct, frozen=True, tag="answer_cancel"):

@@ -309,7 +309,7 @@ class Coordination:
         entry = self.book.open.get(event.task_id)
         current = entry is not None and self._is_current(entry, event)
         if agent is not None:
-            self._free_slot(agent, event.task_id, event.attempt, event.run_s)
+            self._free_slot(agent, event, current, event.run_s)
         if entry is not None and current:
             self.timers.clear("attempt", event.task_id)
             self._unclaim(entry)
@@ -330,13 +330,14 @@ class Coordination:
 
     def _on_returned(self, event: AttemptReturned) -> None:
         agent = self.registry.agent(event.agent_id)
+        entry = self.book.open.get(event.task_id)
+        current = entry is not None and self._is_current(entry, event)
         if agent is not None:
             # Whatever its average says, this agent is not quick now.
             agent.service_s = max(agent.service_s, self.policy.placement.prefetch_s)
             agent.prefetch = 0
-            self._free_slot(agent, event.task_id, event.attempt, None)
-        entry = self.book.open.get(event.task_id)
-        if entry is not None and self._is_current(entry, event):
+            self._free_slot(agent, event, current, None)
+        if entry is not None and current:
             self.timers.clear("attempt", event.task_id)
             self._unclaim(entry)
             self._commit(RequeueTask(event.task_id, event.attempt, self.now, "requeued", None))
@@ -344,11 +345,14 @@ class Coordination:
         if agent is not None:
             self._fill(agent)
 
-    def _free_slot(self, agent: Agent, task_id: TaskId, attempt: int, run_s: float | None) -> None:
-        if agent.outstanding.get(task_id) == attempt:
-            del agent.outstanding[task_id]
-        elif (task_id, attempt) in agent.stopping:
-            del agent.stopping[task_id, attempt]
+    def _free_slot(
+        self, agent: Agent, event: AttemptFinished | AttemptReturned, current: bool, run_s: float | None
+    ) -> None:
+        token = (event.task_id, event.attempt, event.epoch)
+        if current and event.task_id in agent.outstanding:
+            del agent.outstanding[event.task_id]
+        elif token in agent.stopping:
+            del agent.stopping[token]
             if not agent.stopping:
                 self.timers.clear("grace", agent.id)
         else:
@@ -443,19 +447,19 @@ class Coordination:
             self._unclaim(entry)
         self._resolve(entry, state, failure=failure)
         if agent is not None:
-            self._stop_attempt(agent, task_id)
+            self._stop_attempt(agent, entry)
 
-    def _stop_attempt(self, agent: Agent, task_id: TaskId) -> None:
+    def _stop_attempt(self, agent: Agent, entry: Entry) -> None:
         """Tell an agent to stop an attempt. It holds its slot until the agent says that it is over."""
-        attempt = agent.outstanding.pop(task_id, None)
+        attempt = agent.outstanding.pop(entry.task.id, None)
         if attempt is None:
             return
-        self._tell_to_stop(agent, task_id, attempt)
+        self._tell_to_stop(agent, Running(entry.task.id, attempt, entry.epoch))
         agent.agent_class.update(agent)
 
-    def _tell_to_stop(self, agent: Agent, task_id: TaskId, attempt: int) -> None:
-        agent.stopping[task_id, attempt] = self.now
-        self._out.append(CancelAttempt(task_id, attempt, agent.id, agent.incarnation))
+    def _tell_to_stop(self, agent: Agent, one: Running) -> None:
+        agent.stopping[one.task_id, one.attempt, one.epoch] = self.now
+        self._out.append(CancelAttempt(one.task_id, one.attempt, agent.id, agent.incarnation, one.epoch))
         if ("grace", agent.id) not in self.timers:
             self.timers.set("grace", agent.id, self.now + self.policy.cancel_grace_s)
 
@@ -554,7 +558,7 @@ class Coordination:
         entry = self.book.open.get(one.task_id)
         fresh = entry is not None and one.attempt > entry.attempt and one.epoch < self.epoch
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
-            self._tell_to_stop(agent, one.task_id, one.attempt)
+            self._tell_to_stop(agent, one)
             return
         self._lane(entry.task).remove(one.task_id)
         self.timers.clear("backoff", one.task_id)
@@ -636,7 +640,7 @@ class Coordination:
         agent = self.registry.agent(AgentId(entry.agent_id))
         message = f"attempt {entry.attempt} did not end within {entry.task.attempt_timeout_s:g} s"
         if agent is not None:
-            self._stop_attempt(agent, entry.task.id)
+            self._stop_attempt(agent, entry)
         self._attempt_failed(entry, Failure(kind="timeout", type="TimeoutError", message=message, retryable=True))
 
     def _grace_over(self, key: str) -> None:

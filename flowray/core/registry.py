@@ -60,7 +60,8 @@ class Agent:
         self.state = AgentState.WAITING
         self.incarnation = 0  # of the process asked for last; 0 before the first
         self.outstanding: dict[TaskId, int] = {}  # current attempts it holds, oldest first
-        self.stopping: dict[tuple[TaskId, int], float] = {}  # attempts told to stop that still hold a slot -> when
+        # (task, attempt, epoch) told to stop that still hold a slot -> when
+        self.stopping: dict[tuple[TaskId, int, int], float] = {}
         self.prefetch = 0  # attempts it may hold beyond its slots
         self.service_s = -1.0  # moving average of its run times; negative before the first
         self.losses = 0  # within the restart window
