@@ -511,7 +511,10 @@ class Coordination:
 
     def _on_agent_ready(self, event: AgentReady) -> None:
         agent = self.registry.agent(event.agent_id)
-        if agent is None or event.incarnation < agent.incarnation or agent.state is AgentState.BROKEN:
+        known = 0 if agent is None else agent.incarnation
+        # Waiting with a number: this life of it was declared over, so a late report of it changes nothing.
+        over = event.incarnation == known and agent is not None and agent.state is AgentState.WAITING
+        if agent is None or event.incarnation < known or over or agent.state is AgentState.BROKEN:
             self._out.append(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
             return
         # Higher than ours only when the journal is an older copy: StartAgent waits for the disk.
@@ -522,7 +525,10 @@ class Coordination:
         self.timers.clear("restart", agent.id)
         self._reconcile(agent, event.running)
         agent.agent_class.update(agent)
-        self._fill(agent)
+        if agent.state is AgentState.DRAINING and not agent.held:
+            self._stop(agent, "drained")
+        else:
+            self._fill(agent)
 
     def _reconcile(self, agent: Agent, running: tuple[Running, ...]) -> None:
         """Bring the book and what the agent says it runs together."""
