@@ -353,6 +353,7 @@ class Coordination:
             del agent.outstanding[event.task_id]
         elif token in agent.stopping:
             del agent.stopping[token]
+            run_s = None  # how long it ran until it was stopped says nothing of its agent
             if not agent.stopping:
                 self.timers.clear("grace", agent.id)
         else:

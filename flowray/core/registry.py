@@ -85,7 +85,7 @@ class Agent:
         old = self.service_s
         self.service_s = run_s if old < 0 else old + _SERVICE_WEIGHT * (run_s - old)
         if self.service_s * max_prefetch <= prefetch_s:
-            self.prefetch = max_prefetch
+            self.prefetch = max_prefetch if prefetch_s > 0 else 0
         else:
             self.prefetch = int(prefetch_s / self.service_s)
 
