@@ -49,6 +49,29 @@ class Attempt:
         self.task: asyncio.Task[Any] | None = None  # of async code
 
 
+class AgentActor:
+    """The Ray actor: only doors. Ray wraps every method of an actor class for tracing, so the work is elsewhere."""
+
+    def __init__(self) -> None:
+        self._host = AgentHost()
+
+    async def begin(self, body: bytes, coordinator: Any) -> bytes:
+        """See AgentHost.begin."""
+        return await self._host.begin(body, coordinator)
+
+    async def deliver(self, body: bytes) -> None:
+        """See AgentHost.deliver."""
+        self._host.deliver(body)
+
+    async def attend(self, epoch: int, coordinator: Any) -> bytes:
+        """See AgentHost.attend."""
+        return self._host.attend(epoch, coordinator)
+
+    async def watch(self) -> None:
+        """Never return: whoever waits for this learns at once when the process dies."""
+        await asyncio.Event().wait()
+
+
 class AgentHost:
     """One agent's process."""
 
@@ -94,7 +117,7 @@ class AgentHost:
             self._start_workers(message.spec.slots)
         return messages.encode(self._begun)
 
-    async def deliver(self, body: bytes) -> None:
+    def deliver(self, body: bytes) -> None:
         """Take messages in. Those of an older epoch are refused; those known already are ignored."""
         for message in messages.decode(body, list[Start | Cancel]):
             if message.epoch < self._epoch:
@@ -104,7 +127,7 @@ class AgentHost:
             else:
                 self._cancel(message)
 
-    async def attend(self, epoch: int, coordinator: Any) -> bytes:
+    def attend(self, epoch: int, coordinator: Any) -> bytes:
         """A new epoch has begun: answer to it from now on, and say what is here."""
         assert self._begin is not None and self._begun is not None
         with self._lock:
@@ -114,10 +137,6 @@ class AgentHost:
         if self._link is not None:
             self._link.attach(coordinator)
         return messages.encode(Held(self._begin.agent_id, self._begin.incarnation, self._begun, running, results))
-
-    async def watch(self) -> None:
-        """Never return: whoever waits for this learns at once when the process dies."""
-        await asyncio.Event().wait()
 
     # ── the user's object ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -321,16 +340,18 @@ def load_target(spec: AgentSpec) -> Callable[..., Any]:
 
 def failure_of(error: BaseException, retry_on: tuple[type[BaseException], ...]) -> Failure:
     """What the caller learns of an exception in user code."""
-    lines = traceback.format_exception(error)
     return Failure(
         kind="application",
         type=type(error).__name__,
         message=str(error)[:2000],
-        traceback=_without_host_frames(lines)[-20_000:],
+        traceback=_users_traceback(error)[-20_000:],
         retryable=isinstance(error, (*_RETRY_ON, *retry_on)) and not isinstance(error, PayloadError),
     )
 
 
-def _without_host_frames(lines: list[str]) -> str:
-    """The traceback as the user's code would have printed it: this module's own frames left out."""
-    return "".join(line for line in lines if f'File "{__file__}"' not in line)
+def _users_traceback(error: BaseException) -> str:
+    """The traceback as the user's code would have printed it: the host's own frames left out."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))

@@ -65,7 +65,7 @@ class PayloadDesk:
         if len(data) <= self._inline_bytes:
             return Payload(codec=codec, data=data, size_bytes=len(data))
         with translated("keeping a large payload"):
-            ref = ray.get(self._kept_by().keep.remote(pickle.PickleBuffer(data)))
+            ref = _got(self._kept_by().keep.remote(pickle.PickleBuffer(data)))
         return Payload(codec=codec, ref=ref, size_bytes=len(data))
 
     def unpack(self, payload: Payload | None) -> Any:
@@ -75,7 +75,7 @@ class PayloadDesk:
         data: Any = payload.data
         if data is None:
             with translated("fetching a large payload"):
-                data = ray.get(self._kept_by().fetch.remote(payload.ref))
+                data = _got(self._kept_by().fetch.remote(payload.ref))
         return decode_value(payload.codec, data)
 
     def _kept_by(self) -> Any:
@@ -96,6 +96,11 @@ class PayloadDesk:
                 .remote(self._directory)
             )
         return self._keeper
+
+
+def _got(ref: Any) -> Any:
+    """`ray.get`, without its warning: an agent's user code runs beside the event loop, not on it."""
+    return ref.future().result()
 
 
 def encode_value(value: Any, field: str) -> tuple[str, bytes]:

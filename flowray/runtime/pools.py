@@ -22,7 +22,7 @@ from flowray.config import Config, TierConfig
 from flowray.core.events import AgentLost, AgentReady, AgentStartFailed, AttemptFinished, AttemptReturned, Event
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, brief
-from flowray.runtime.agent import AgentHost
+from flowray.runtime.agent import AgentActor
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.messages import Begin, Begun, Finished, Held, Returned
 from flowray.runtime.transport import AgentLink
@@ -162,7 +162,7 @@ class Pools:
             group, index = self._block(spec, tier, f"{block}.{index}", 1, bundle), 0
         name = f"{self._config.name}/agent/{agent_id}#{incarnation}"
         actor = (
-            ray.remote(AgentHost)
+            ray.remote(AgentActor)
             .options(
                 name=name,
                 namespace=NAMESPACE,

@@ -25,7 +25,7 @@ from flowray.errors import ConfigError, FlowrayError, NotConnected, StoreError, 
 from flowray.runtime import messages
 from flowray.runtime._ray_errors import LOST, brief
 from flowray.runtime.cluster import NAMESPACE, join_or_start
-from flowray.runtime.coordinator import Coordinator
+from flowray.runtime.coordinator import CoordinatorActor
 from flowray.runtime.driver import Driver
 from flowray.runtime.handle import Handle, Handles
 from flowray.runtime.messages import Question, Reply
@@ -165,7 +165,7 @@ class Runtime:
         journal = scratch if scratch is not None else Path(config.journal).expanduser().absolute()
         node_id = ray.get_runtime_context().get_node_id()
         actor = (
-            ray.remote(Coordinator)
+            ray.remote(CoordinatorActor)
             .options(
                 name=f"{config.name}/coordinator",
                 namespace=NAMESPACE,
