@@ -315,6 +315,9 @@ class Coordination:
             self._unclaim(entry)
             if event.failure is None:
                 self._resolve(entry, TaskState.SUCCEEDED, value=event.value, run_s=event.run_s)
+            elif event.failure.kind == "cancelled":
+                # Told to stop by an earlier coordinator, whose reason was in a lost tail: so there is none.
+                self._attempt_lost(entry, event.failure, "losses")
             else:
                 self._attempt_failed(entry, event.failure)
         if agent is not None:
