@@ -123,6 +123,7 @@ class Coordination:
             "restart": self._restart_due,
             "start": self._start_timed_out,
             "adoption": self._adoption_over,
+            "hopeless": self._hopeless_found,
         }
 
     # ── the doors ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,6 +189,9 @@ class Coordination:
                 core.timers.set("start", agent.id, now + grace_s)
             else:
                 core.timers.set("restart", agent.id, now)
+        for one in core.registry.classes():
+            if one.hopeless:  # scaled to nothing, and the end of what waits for it was in a lost tail
+                core.timers.set("hopeless", one.spec.name, now)
         for task_id, entry in book.open.items():
             core.admission.opened(entry.task)
             if entry.deadline_at is not None:
@@ -512,6 +516,7 @@ class Coordination:
         if agent.incarnation:
             self._out.append(StopAgent(agent.id, agent.incarnation, reason))
         self.registry.forget(agent)
+        self._give_up_hopeless(agent.agent_class)
 
     def _on_agent_ready(self, event: AgentReady) -> None:
         agent = self.registry.agent(event.agent_id)
@@ -597,8 +602,12 @@ class Coordination:
         self.registry.move(agent, "gave_up")
         self.timers.clear("start", agent.id)
         self._requeue_all(agent, "it did not start", blame=False)
-        for lane in agent.agent_class.lanes:
-            if all(one.hopeless for one in lane.classes):
+        self._give_up_hopeless(agent.agent_class)
+
+    def _give_up_hopeless(self, one: AgentClass) -> None:
+        """A class lost an agent for good: end what waits for nobody else."""
+        for lane in one.lanes:
+            if all(served_by.hopeless for served_by in lane.classes):
                 for task_id in sorted(lane.ids()):
                     lane.remove(task_id)
                     entry = self.book.open[task_id]
@@ -618,6 +627,8 @@ class Coordination:
         else:
             self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
         self._requeue_all(agent, cause, blame=True)
+        if draining:
+            self._give_up_hopeless(agent.agent_class)
 
     def _requeue_all(self, agent: Agent, cause: str, *, blame: bool) -> None:
         held = self._held_or_claimed(agent)
@@ -687,6 +698,11 @@ class Coordination:
         self._unclaim(entry)
         failure = Failure(kind="agent_lost", message=f"{entry.agent_id} did not report after a coordinator restart")
         self._attempt_lost(entry, failure, "losses")
+
+    def _hopeless_found(self, key: str) -> None:
+        for one in self.registry.classes():
+            if one.spec.name == key:
+                self._give_up_hopeless(one)
 
     # ── the one way out ──────────────────────────────────────────────────────────────────────────────────────────
 
