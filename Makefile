@@ -1,0 +1,65 @@
+# flowray: `make demo` and `make test` do all the set-up themselves; nothing but git, Python 3.11 and make is needed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SEEDS  ?= 1000
+OUT    ?= out/audit
+# What `make demo` audits: the standard library of the Python it runs on.
+INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
+
+.PHONY: demo test test-fast test-ray chaos check format sim mutants bench docs clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@echo "setting up the environment ..."; start=$$(date +%s); \
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(PIP) --editable '.[audit]' && touch $@ && echo "environment ready in $$(( $$(date +%s) - start )) s"
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "setting up the development tools ..."; start=$$(date +%s); \
+	$(PIP) --editable '.[dev]' && touch $@ && echo "development tools ready in $$(( $$(date +%s) - start )) s"
+
+demo: $(VENV)/.run  ## audit Python's standard library with a team of 24 agents, and kill one on the way
+	$(BIN)/flowray run clusters/audit.yaml $(INPUT) -o $(OUT) --fresh --kill-one
+
+test: $(VENV)/.dev  ## all tests that fit into ten minutes on two cores
+	$(BIN)/pytest
+
+test-fast: $(VENV)/.dev  ## the tests that need no Ray
+	$(BIN)/pytest -m "not ray and not cluster"
+
+test-ray: $(VENV)/.dev  ## the tests on real Ray processes
+	$(BIN)/pytest -m "ray or cluster"
+
+chaos: $(VENV)/.dev  ## kill agents, coordinators and nodes of a real two-node cluster, in full counts (needs root)
+	$(BIN)/pytest tests/cluster -m cluster --chaos-full -s
+
+check: $(VENV)/.dev  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_layers.py
+
+format: $(VENV)/.dev  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutants
+	$(BIN)/python -m flowray.testing --seeds $(SEEDS)
+	$(BIN)/python tests/simulation/mutants.py
+
+bench: $(VENV)/.dev  ## measure flowray beside plain Ray
+	$(BIN)/python -m bench core
+	$(BIN)/python -m bench journal
+	$(BIN)/python -m bench tasks
+
+docs: $(VENV)/.dev  ## run every command and example of README, ARCHITECTURE and CHANGELOG; remake the editor schema
+	$(BIN)/flowray config schema > clusters/flowray.schema.json
+	$(BIN)/pytest -q tests/test_documents.py
+
+clean:  ## remove what was made here (not the environment)
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/results
