@@ -1,0 +1,24 @@
+"""For all tests: options, and no silent skips where everything must run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos-full", action="store_true", help="cluster tests: the full number of kills")
+    parser.addoption("--rewrite", action="store_true", help="scenarios: write the transcripts that come out")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """With FLOWRAY_NO_SKIPS=1 (continuous integration) a skipped test has failed: the machine lacks something."""
+    report = yield
+    if report.skipped and os.environ.get("FLOWRAY_NO_SKIPS") == "1" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+    return report
