@@ -63,8 +63,8 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     use: str  # "module:Class" or "module:function"
     name: str = ""  # "" takes the class's name in lower case; agents are called "<name>-<n>"
     tier: str = ""  # "" takes the class's own, or "secondary"
-    count: int = 1
-    capabilities: list[str] | None = None
+    count: int = 1  # agents of this class
+    capabilities: list[str] | None = None  # what they can do; left out, what the class says
     slots: int | None = None  # attempts that one agent runs at once
     num_cpus: float | None = None  # reserved for one agent; left out, its tier's share divided by the tier's agents
     options: dict[str, Scalar] = {}  # constructor arguments
@@ -124,18 +124,20 @@ class JobConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `flowray run` does with its input: a job class, or one task for each row or file."""
 
     use: str = ""  # "module:JobClass", called with the input's path and `options`; "" maps input to tasks one to one
-    options: dict[str, Scalar] = {}
+    options: dict[str, Scalar] = {}  # keyword arguments of the job class
     needs: list[str] = []  # of every task, when mapping
     prompt: str = ""  # column of the prompt, when mapping rows; "" makes the whole row the payload
     key: str = ""  # column that identifies a row; "" takes its number and content
     glob: str = "**/*"  # which files, when mapping a directory
-    priority: int = 0
-    deadline_s: float | None = None
-    max_attempts: int = 3
+    priority: int = 0  # of every task, when mapping; higher runs first
+    deadline_s: float | None = None  # of every task, when mapping: seconds from its acceptance to its end
+    max_attempts: int = 3  # of every task, when mapping: attempts that may fail by the agent's own code
+    open_tasks: int = 2048  # tasks handed in and not done at any time: bounds the driver's memory
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ConfigError("max_attempts", f"must be at least 1, got {self.max_attempts}")
+        for name in ("max_attempts", "open_tasks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"must be at least 1, got {getattr(self, name)}")
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ConfigError("deadline_s", f"must be positive, got {self.deadline_s}")
 

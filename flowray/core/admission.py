@@ -13,7 +13,7 @@ from flowray.errors import ConfigError
 class AdmissionPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds on the tasks that are open (accepted and not terminal) at once."""
 
-    max_open_tasks: int = 100_000
+    max_open_tasks: int = 100_000  # further ones are refused, with a time to try again
     max_open_bytes: int = 1 << 30  # inline payloads, prompts and an overhead of 512 bytes for each task
     max_recent: int = 20_000  # terminal tasks remembered by id and key, until the store can be asked for them
 

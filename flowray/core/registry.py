@@ -18,7 +18,7 @@ class RestartPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     window_s: float = 60.0  # losses further apart than this do not add up
     delay_s: float = 0.5  # after the second loss within the window; doubles with each further one
-    delay_max_s: float = 30.0
+    delay_max_s: float = 30.0  # and never waits longer than this
     max_start_failures: int = 3  # failed starts in a row (constructor raised), before the agent counts as broken
 
     def __post_init__(self) -> None:
