@@ -120,11 +120,10 @@ class AgentHost:
     def deliver(self, body: bytes) -> None:
         """Take messages in. Those of an older epoch are refused; those known already are ignored."""
         for message in messages.decode(body, list[Start | Cancel]):
-            if message.epoch < self._epoch:
-                continue
             if isinstance(message, Start):
-                self._take(message)
-            else:
+                if message.epoch >= self._epoch:
+                    self._take(message)
+            elif message.by >= self._epoch:
                 self._cancel(message)
 
     def attend(self, epoch: int, coordinator: Any) -> bytes:
@@ -170,15 +169,19 @@ class AgentHost:
         self._inbox.put(attempt)
 
     def _cancel(self, message: Cancel) -> None:
+        token = (message.task_id, message.attempt, message.epoch)
         with self._lock:
-            meant = [token for token in self._attempts if token[:2] == (message.task_id, message.attempt)]
-            if not meant:
-                return
-            attempt = self._attempts[meant[0]]
-            attempt.cancelled = True
-            if attempt.ctx is not None:
-                attempt.ctx.cancelled = True
-        if attempt.task is not None:
+            attempt = self._attempts.get(token)
+            if attempt is None:
+                # Over already, or never arrived. The coordinator holds a slot for it until it hears so.
+                self._results.append(Finished(*token, failure=Failure(kind="cancelled", message="not here")))
+            else:
+                attempt.cancelled = True
+                if attempt.ctx is not None:
+                    attempt.ctx.cancelled = True
+        if attempt is None:
+            self._wake_reporter()
+        elif attempt.task is not None:
             attempt.task.get_loop().call_soon_threadsafe(attempt.task.cancel)
 
     def _work(self) -> None:

@@ -207,7 +207,7 @@ class Coordinator:
         elif isinstance(command, CancelAttempt):
             process = self._pools.process(command.agent_id, command.incarnation)
             if process is not None:
-                process.link.send(Cancel(command.task_id, command.attempt, self._epoch))
+                process.link.send(Cancel(command.task_id, command.attempt, command.epoch, self._epoch))
         elif isinstance(command, AnswerCancel):
             for future in self._cancels.pop(command.task_id, ()):
                 if not future.done():

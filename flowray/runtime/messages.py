@@ -125,7 +125,8 @@ class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
 
     task_id: str
     attempt: int
-    epoch: int
+    epoch: int  # of the coordinator that started it
+    by: int  # epoch of the coordinator that says this
 
 
 class Finished(Struct, frozen=True, array_like=True, tag="finished"):
