@@ -343,6 +343,7 @@ class Coordination:
             # Whatever its average says, this agent is not quick now.
             agent.service_s = max(agent.service_s, self.policy.placement.prefetch_s)
             agent.prefetch = 0
+            agent.agent_class.update(agent)
             self._free_slot(agent, event, current, None)
         if entry is not None and current:
             self.timers.clear("attempt", event.task_id)
