@@ -17,7 +17,7 @@ from typing import Any
 
 from flowray.errors import ConfigError
 from flowray.jobs import Report, Request, Result
-from flowray.skills.audit.analysers import ANALYSERS, Analyser
+from flowray.skills.audit.analysers import ANALYSERS, CYCLES, Analyser
 from flowray.skills.audit.combining import combine, summarise
 from flowray.skills.audit.findings import Row, rows
 from flowray.skills.audit.options import AuditOptions
@@ -122,12 +122,21 @@ class AuditJob:
             yield self._summing_up()
 
     def _analyses(self, plan: Mapping[str, Any]) -> Iterator[Request]:
+        files = {p["name"]: p["files"] for p in plan["packages"]}
         # Large packages first: the last package to be complete decides when the audit is.
-        packages = sorted(plan["packages"], key=lambda p: (-sum(f[1] for f in p["files"]), p["name"]))
-        for p in packages:
+        for p in sorted(plan["packages"], key=lambda p: (-sum(f[1] for f in p["files"]), p["name"])):
+            for tree in plan["trees"]:
+                together = [f for package in tree["packages"] for f in files[package]]
+                if tree["top"] == p["name"] and len(together) > 1:
+                    names = {"top": tree["top"], "prefix": tree["prefix"]}
+                    yield self._analysis(CYCLES, p["name"], _content(together), tree["packages"], names)
             for analyser in ANALYSERS:
-                for chunk in self._chunks(analyser, p):
-                    yield self._analysis(analyser, p["name"], chunk, [p["name"]])
+                if analyser.scope == "package":
+                    if sum(f[2] for f in p["files"]) >= self.options.duplicates_from_lines:
+                        yield self._analysis(analyser, p["name"], _content(p["files"]), [p["name"]])
+                elif analyser.scope in ("files", "triggered"):
+                    for chunk in self._chunks(analyser, p):
+                        yield self._analysis(analyser, p["name"], chunk, [p["name"]])
 
     def _chunks(self, analyser: Analyser, package: Mapping[str, Any]) -> Iterator[list[list[Any]]]:
         """The package's files in runs of about the size that makes one task of this analyser."""
@@ -147,9 +156,17 @@ class AuditJob:
         if chunk:
             yield chunk
 
-    def _analysis(self, analyser: Analyser, label: str, files: list[list[Any]], feeds: list[str]) -> Request:
-        payload = {**self._where(), "files": files}
-        key = f"audit/{analyser.skill}/{label}/{_digest([_VERSION, self._tools, files])}"
+    def _analysis(
+        self,
+        analyser: Analyser,
+        label: str,
+        files: list[list[Any]],
+        feeds: list[str],
+        further: Mapping[str, Any] | None = None,
+    ) -> Request:
+        further = {**(further or {}), **{name: getattr(self.options, name) for name in analyser.options}}
+        payload = {**self._where(), "files": files, **further}
+        key = f"audit/{analyser.skill}/{label}/{_digest([_VERSION, self._tools, files, further])}"
         self._feeds[key] = feeds
         for package in feeds:
             self._waits[package].add(key)
@@ -272,6 +289,11 @@ def _directory(root: Path) -> Path:
     except OSError as error:
         raise ConfigError("audit.input", f"cannot read the directory {root}: {error.strerror}") from error
     return resolved
+
+
+def _content(files: list[list[Any]]) -> list[list[Any]]:
+    """The plan's files as an analyser wants them: [name, digest]."""
+    return [[name, content] for name, _, _, content in files]
 
 
 def _digest(plain: Any) -> str:

@@ -18,19 +18,18 @@ from flowray.skills.audit.findings import Row
 from flowray.skills.audit.options import AuditOptions
 from flowray.skills.audit.page import render
 
-SCHEMA = pa.schema(
-    {
-        "package": pa.string(),
-        "file": pa.string(),
-        "line": pa.int32(),
-        "column": pa.int32(),
-        "rule": pa.string(),
-        "skill": pa.string(),
-        "severity": pa.string(),
-        "message": pa.string(),
-        "also": pa.string(),
-    }
-)
+_COLUMNS: dict[str, pa.DataType] = {
+    "package": pa.string(),
+    "file": pa.string(),
+    "line": pa.int32(),
+    "column": pa.int32(),
+    "rule": pa.string(),
+    "skill": pa.string(),
+    "severity": pa.string(),
+    "message": pa.string(),
+    "also": pa.string(),
+}
+SCHEMA = pa.schema(_COLUMNS)
 _ROWS_IN_GROUP = 65_536
 
 

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 
 from flowray.agents import describe
 from flowray.jobs import LocalAgent
+from flowray.skills.audit.blocking import BlockingSpecialist
 from flowray.skills.audit.combining import Combiner
 from flowray.skills.audit.complexity import ComplexityAnalyser
+from flowray.skills.audit.cycles import CyclesSpecialist
+from flowray.skills.audit.deadcode import DeadCodeAnalyser
+from flowray.skills.audit.documentation import DocumentationAnalyser
+from flowray.skills.audit.duplicates import DuplicatesSpecialist
+from flowray.skills.audit.exceptions import ExceptionsAnalyser
 from flowray.skills.audit.names import NamesAnalyser
 from flowray.skills.audit.planning import Orchestrator
+from flowray.skills.audit.security import SecurityAnalyser
+from flowray.skills.audit.unicode import UnicodeSpecialist
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,14 @@ TEAM: tuple[Member, ...] = (
     Member("combiner", Combiner, 3),
     Member("complexity", ComplexityAnalyser, 3),
     Member("names", NamesAnalyser, 3),
+    Member("security", SecurityAnalyser, 4),
+    Member("deadcode", DeadCodeAnalyser, 3),
+    Member("documentation", DocumentationAnalyser, 1),
+    Member("exceptions", ExceptionsAnalyser, 2),
+    Member("blocking", BlockingSpecialist, 1),
+    Member("cycles", CyclesSpecialist, 1),
+    Member("duplicates", DuplicatesSpecialist, 1),
+    Member("unicode", UnicodeSpecialist, 1),
 )
 
 
