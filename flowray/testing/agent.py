@@ -152,9 +152,9 @@ class AgentProcess:
         """A StartAttempt."""
         self._do(lambda: self._start(stream, command, task))
 
-    def cancel(self, stream: Stream, task_id: TaskId, attempt: int) -> None:
+    def cancel(self, stream: Stream, token: Token) -> None:
         """A CancelAttempt."""
-        self._do(lambda: self._cancel(stream, task_id, attempt))
+        self._do(lambda: self._cancel(stream, token))
 
     def acknowledged(self, token: Token) -> None:
         """An answer is on the coordinator's disk."""
@@ -179,24 +179,21 @@ class AgentProcess:
             self._watching = True
             self.world.clock.after(STUCK_S, lambda: self._do(self._hand_back))
 
-    def _cancel(self, stream: Stream, task_id: TaskId, attempt: int) -> None:
+    def _cancel(self, stream: Stream, token: Token) -> None:
         if not self._accepts(stream):
             return
         stopped = Failure(kind="cancelled", type="TaskCancelled", message="stopped")
-        for token in [t for t in self.queue if t[:2] == (task_id, attempt)]:
+        run = self.running.get(token)
+        if run is not None:
+            if run.heeds_cancel:
+                soon = self.world.rng.uniform(0.0, 0.2)
+                self.world.clock.after(soon, lambda: self._do(lambda: self._end(token, run, soon, stopped)))
+        elif token in self.queue:
             del self.queue[token]
             self._keep(token, AttemptFinished(*token, self.id, failure=stopped))
-            return
-        for token, run in self.running.items():
-            if token[:2] == (task_id, attempt):
-                if run.heeds_cancel:
-                    soon = self.world.rng.uniform(0.0, 0.2)
-                    self.world.clock.after(soon, partial(self._do, partial(self._end, token, run, soon, stopped)))
-                return
-        if not any(token[:2] == (task_id, attempt) for token in self.unacknowledged):
+        elif token not in self.unacknowledged:
             self.world.note("told to stop what it does not have")
-            epoch = stream.coordinator.epoch
-            self._answer(stream, AttemptFinished(task_id, attempt, epoch, self.id, failure=stopped))
+            self._answer(stream, AttemptFinished(*token, self.id, failure=stopped))
 
     def _forget(self, token: Token) -> None:
         self.unacknowledged.pop(token, None)

@@ -256,7 +256,8 @@ class CoordinatorProcess:
         elif isinstance(command, CancelAttempt):
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
-                stream.down(partial(stream.agent.cancel, stream, command.task_id, command.attempt))
+                token = command.task_id, command.attempt, command.epoch
+                stream.down(partial(stream.agent.cancel, stream, token))
         elif isinstance(command, StartAgent):
             spec = self.core.book.specs[command.spec_name]
             self.world.start_agent(spec, command.agent_id, command.incarnation)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from flowray.testing.coordinator import CoordinatorProcess
     from flowray.testing.world import World
 
-LATE_S = 1.0  # a task may end this long after its deadline, while the coordinator is up
+LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
 _EPSILON = 1e-6
 
 
@@ -207,7 +207,7 @@ class Observer:
             hold(
                 outcome.state is not TaskState.EXPIRED or late_s >= -_EPSILON, "9", f"{name} expired {-late_s} s early"
             )
-            late_s -= self._world.down_s(deadline_at, outcome.resolved_at)
+            late_s -= max(0.0, self._world.up_since(outcome.resolved_at) - deadline_at)
             hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
         failures = entry.failures + (outcome.failure is not None and outcome.failure.kind == "application")
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")

@@ -157,10 +157,9 @@ class World:
             self.downtime.append((self._down_since, self.clock.now))
             self._down_since = None
 
-    def down_s(self, start: float, end: float) -> float:
-        """How long within these times no coordinator worked."""
-        spans = [*self.downtime, *([(self._down_since, end)] if self._down_since is not None else [])]
-        return sum(max(0.0, min(end, until) - max(start, since)) for since, until in spans)
+    def up_since(self, at: float) -> float:
+        """When the last outage before this time ended."""
+        return max((until for _, until in self.downtime if until <= at), default=0.0)
 
     def reach(self) -> CoordinatorProcess | None:
         """The coordinator that a caller reaches: now and then an old one that is still there."""

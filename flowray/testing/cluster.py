@@ -1,0 +1,477 @@
+"""A real Ray cluster of several nodes on one machine, to kill processes and whole nodes of and to cut off.
+
+Each node has a network, PID and mount namespace of its own and hangs on a bridge that nothing else uses, so a node
+can die as a machine does (every process of it at once), be cut off, and come back under its address; and nothing here
+can reach, or be reached by, another Ray on the machine. Failure detection is as flowray sets it; tokens are on.
+
+    with NamespaceCluster(nodes=2, cpus=2) as cluster:
+        driver = cluster.run(0, [sys.executable, "driver.py"])
+        cluster.kill_node(1)
+        cluster.start_node(1)
+
+Needs root and iproute2, util-linux (`cluster_missing()` says what is not there). Whatever a run leaves behind when it
+is killed itself, the next one removes: names are recorded before they are used, and processes die with their parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from flowray.errors import FlowrayError, MissingExtra
+
+_TOOLS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux"}
+_POLL_S = 0.02
+_STARTED = "Ray runtime started"  # what `ray start` prints once its node is in the cluster
+
+
+class ClusterFailed(FlowrayError):
+    """The cluster, or a process in it, did not do what it was asked for; the message has the end of its output."""
+
+
+def cluster_missing() -> str:
+    """Why this machine cannot have such a cluster; "" when it can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    absent = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool) is None})
+    if absent:
+        return f"these Debian packages are not installed: {', '.join(absent)}"
+    tried = subprocess.run(
+        ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--mount", "ip", "link", "add", "fr0", "type", "bridge"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if tried.returncode == 0 else f"namespaces cannot be made here: {tried.stderr.strip()}"
+
+
+class Process:
+    """A program that runs inside a node. Its output goes to a file, whole."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], output: Path, what: str) -> None:
+        self._popen = popen
+        self._what = what
+        self.output_path = output
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._popen.poll()
+
+    @property
+    def output(self) -> str:
+        """What it has written so far, standard error included."""
+        return self.output_path.read_text(errors="replace")
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status, when it has ended. Raises ClusterFailed when it does not within `timeout_s`."""
+        try:
+            return self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ClusterFailed(f"{self._what} still runs after {timeout_s:g} s:\n{tail(self.output)}") from None
+
+    def check(self, timeout_s: float) -> str:
+        """Its output, when it has ended well. Raises ClusterFailed otherwise."""
+        status = self.wait(timeout_s)
+        if status:
+            raise ClusterFailed(f"{self._what} ended with {status}:\n{tail(self.output)}")
+        return self.output
+
+    def kill(self) -> None:
+        """End it with SIGKILL, and whatever it has started."""
+        if self._popen.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(self._popen.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
+            self._popen.kill()
+            self._popen.wait()
+
+
+class NamespaceCluster:
+    """Nodes 0 (the head) to `nodes - 1`. Use as a context manager, from one thread."""
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        *,
+        cpus: int | Sequence[int] = 2,
+        labels: Sequence[Mapping[str, str]] = (),
+        environment: Mapping[str, str] | None = None,
+        object_store_mb: int = 128,
+        dashboard: bool = False,
+        start_timeout_s: float = 120.0,
+    ) -> None:
+        """`cpus` and `labels` go by node; every node has the label `node` = its number besides. `environment` is
+        added to what flowray sets for Ray, on every node and for every driver."""
+        if nodes < 1 or nodes > 200:
+            raise ValueError(f"nodes must be between 1 and 200, got {nodes}")
+        self.nodes = nodes
+        self._cpus = [cpus] * nodes if isinstance(cpus, int) else list(cpus)
+        self._labels = [{"node": str(i), **(labels[i] if i < len(labels) else {})} for i in range(nodes)]
+        self._object_store_mb = object_store_mb
+        self._dashboard = dashboard
+        self._start_timeout_s = start_timeout_s
+        mark = secrets.token_hex(3)
+        self._names = _Names(f"fr{mark}", nodes)
+        # No address of ours exists outside the namespaces, so no network of the machine can clash with these.
+        self._subnet = f"10.{77 + int(mark[:2], 16) % 100}.{int(mark[2:4], 16)}"
+        self._port = 20_000 + int(mark[2:], 16) % 9_000  # of the head; between Ray's own ranges, and never 6379
+        self._extra = dict(environment or {})
+        self._started: dict[int, subprocess.Popen[bytes]] = {}  # node -> the `unshare` that holds it
+        self._initial: dict[int, int] = {}  # node -> host pid of its PID 1
+        self._starts = 0
+        self._programs: list[Process] = []
+        self.directory = Path()  # of this run, on the host: node-0, node-1 and what they printed
+
+    # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────
+
+    def __enter__(self) -> NamespaceCluster:
+        missing = cluster_missing()
+        if missing:
+            raise MissingExtra(missing)
+        sweep()
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{self._names.name}-"))
+        self._names.record(self.directory)
+        try:
+            self._build()
+            for node in range(self.nodes):
+                self.start_node(node)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process and remove every namespace, link and file of this cluster. May be called twice."""
+        for program in self._programs:
+            program.kill()
+        for node in list(self._started):
+            self.kill_node(node)
+        self._names.remove()
+        if self.directory.name:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _build(self) -> None:
+        names = self._names
+        (self.directory / "token").touch(mode=0o600)
+        (self.directory / "token").write_text(secrets.token_hex(32))
+        (self.directory / "home").mkdir()  # in a node, its own directory is mounted here
+        Path("/tmp/ray").mkdir(exist_ok=True)  # the same  # noqa: S108 - Ray's own place, not ours to choose
+        _ip("link", "add", names.bridge, "type", "bridge")
+        _ip("link", "set", names.bridge, "up")
+        for node in range(self.nodes):
+            space, link = names.space(node), names.link(node)
+            (self.directory / f"node-{node}" / "ray").mkdir(parents=True)
+            _ip("netns", "add", space)
+            _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _ip("link", "set", link, "master", names.bridge, "up")
+            _ip("-n", space, "addr", "add", f"{self.ip(node)}/24", "dev", "eth0")
+            _ip("-n", space, "link", "set", "eth0", "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+            # Nothing answers there: it is how Ray finds out which of its addresses others would see.
+            _ip("-n", space, "route", "add", "default", "dev", "eth0")
+
+    # ── what drivers need ────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def address(self) -> str:
+        """Of the cluster, for `ray.init` in any of its nodes."""
+        return f"{self.ip(0)}:{self._port}"
+
+    def ip(self, node: int) -> str:
+        """A node's address."""
+        return f"{self._subnet}.{node + 1}"
+
+    def home(self, node: int) -> Path:
+        """The node's own directory as the host sees it; inside the node it is `inner_home` (and HOME)."""
+        return self.directory / f"node-{node}"
+
+    @property
+    def inner_home(self) -> Path:
+        """Where every node sees its own directory, and no other's."""
+        return self.directory / "home"
+
+    def environment(self) -> dict[str, str]:
+        """For a Ray process in any node."""
+        from flowray.config import Config
+        from flowray.runtime.cluster import ray_environment
+
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "FLOWRAY_"))}
+        return {
+            **mine,
+            **ray_environment(Config()),
+            "RAY_AUTH_TOKEN_PATH": str(self.directory / "token"),
+            "RAY_ADDRESS": self.address,
+            "HOME": str(self.inner_home),
+            **self._extra,
+        }
+
+    # ── nodes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start_node(self, node: int) -> None:
+        """Start a node that is not there; returns when it is in the cluster."""
+        if node in self._started:
+            raise ValueError(f"node {node} runs already")
+        self._starts += 1
+        output = self.directory / f"start-{self._starts}-node-{node}.log"
+        ray = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            *(["--head", f"--port={self._port}"] if node == 0 else [f"--address={self.address}"]),
+            f"--node-ip-address={self.ip(node)}",
+            f"--num-cpus={self._cpus[node]}",
+            f"--object-store-memory={self._object_store_mb << 20}",
+            f"--labels={','.join(f'{name}={value}' for name, value in self._labels[node].items())}",
+            f"--include-dashboard={'true' if self._dashboard and node == 0 else 'false'}",
+            "--disable-usage-stats",
+            "--block",
+        ]
+        # The shell stays as PID 1: it collects orphans, which `ray start --block` would leave as zombies.
+        script = " && ".join(
+            [
+                f"mount --bind {shlex.quote(str(self.home(node)))} {shlex.quote(str(self.inner_home))}",
+                f"mount --bind {shlex.quote(str(self.home(node) / 'ray'))} /tmp/ray",
+                f"mount -t tmpfs -o size={self._object_store_mb * 2 + 64}m tmpfs /dev/shm",
+                f"cd {shlex.quote(str(self.inner_home))}",
+                f"{{ {shlex.join(ray)} & }}",
+                "while :; do wait; sleep 3600; done",
+            ]
+        )
+        command = [
+            *("setpriv", "--pdeathsig", "KILL"),
+            *("nsenter", f"--net=/run/netns/{self._names.space(node)}"),
+            *("unshare", "--pid", "--fork", "--mount-proc", "--mount", "--kill-child=KILL"),
+            *("bash", "-c", script),
+        ]
+        environment = self.environment()
+        with output.open("wb") as log:
+            self._started[node] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        deadline = time.monotonic() + self._start_timeout_s
+        while _STARTED not in (text := output.read_text(errors="replace")):
+            if self._started[node].poll() is not None or "Traceback" in text or time.monotonic() > deadline:
+                self.kill_node(node)
+                raise ClusterFailed(f"node {node} does not start:\n{tail(text)}")
+            time.sleep(_POLL_S)
+        self._initial[node] = _only_child(self._started[node].pid)
+
+    def kill_node(self, node: int) -> None:
+        """End all processes of a node at once, as a power failure would. Nothing when it is not there."""
+        held = self._started.pop(node, None)
+        if held is None:
+            return
+        first = self._initial.pop(node, 0)
+        if first:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(first, signal.SIGKILL)  # PID 1 of the namespace: the kernel takes all others with it
+        else:
+            held.kill()
+        held.wait()
+
+    def partition(self, node: int) -> None:
+        """Cut a node off from all others; its processes go on."""
+        _ip("link", "set", self._names.link(node), "down")
+
+    def heal(self, node: int) -> None:
+        """Undo `partition`."""
+        _ip("link", "set", self._names.link(node), "up")
+
+    # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(
+        self, node: int, program: Sequence[str] | str, environment: Mapping[str, str] | None = None, name: str = ""
+    ) -> Process:
+        """Start a program (arguments, or the text of a Python script) inside a node. It dies with node and harness."""
+        arguments = [sys.executable, "-c", program] if isinstance(program, str) else list(program)
+        label = name or f"program-{len(self._programs)}"
+        output = self.directory / f"{label}.log"
+        with output.open("wb") as log:
+            popen = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig", "KILL"),
+                    *("nsenter", "--target", str(self._initial[node]), "--net", "--pid", "--mount"),
+                    f"--wdns={self.inner_home}",
+                    *("setpriv", "--pdeathsig", "KILL", *arguments),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**self.environment(), **(environment or {})},
+                start_new_session=True,
+            )
+        process = Process(popen, output, label)
+        self._programs.append(process)
+        return process
+
+    def processes(self, node: int, pattern: str = "") -> dict[int, str]:
+        """Processes of a node whose command line has `pattern` (a regular expression): host pid -> command line."""
+        found = {}
+        for pid in _pids_of_space(self._initial[node]):
+            line = _command_line(pid)
+            if line and re.search(pattern, line):
+                found[pid] = line
+        return found
+
+    def host_pid(self, node: int, pid: int) -> int:
+        """What the host calls the process that a node calls `pid`. Raises ProcessLookupError if it is gone."""
+        for candidate in _pids_of_space(self._initial[node]):
+            if _inner_pid(candidate) == pid:
+                return candidate
+        raise ProcessLookupError(f"node {node} has no process {pid}")
+
+    def kill_process(self, node: int, pid: int) -> None:
+        """SIGKILL the process that a node calls `pid`. Raises ProcessLookupError if it is gone."""
+        os.kill(self.host_pid(node, pid), signal.SIGKILL)
+
+    def node_of(self, ip: str) -> int:
+        """The number of the node that has an address."""
+        return int(ip.rpartition(".")[2]) - 1
+
+    def logs(self, node: int, pattern: str = "*") -> Iterator[Path]:
+        """Files that Ray writes in a node, of all its lives."""
+        return self.home(node).glob(f"ray/session_*/logs/{pattern}")
+
+
+# ── names, and what is left of those who were killed ─────────────────────────────────────────────────────────────────
+
+
+class _Names:
+    """Everything a cluster creates outside its directory, by name: recorded first, removed whatever happened."""
+
+    def __init__(self, name: str, nodes: int) -> None:
+        self.name = name
+        self.nodes = nodes
+        self.bridge = f"{name}b"  # an interface's name may have 15 characters
+        self.file = _records() / f"{name}.json"
+
+    def space(self, node: int) -> str:
+        return f"{self.name}-{node}"
+
+    def link(self, node: int) -> str:
+        return f"{self.name}v{node}"
+
+    def record(self, directory: Path) -> None:
+        owner = psutil.Process()
+        body = {"nodes": self.nodes, "pid": owner.pid, "born": owner.create_time(), "directory": str(directory)}
+        self.file.write_text(json.dumps(body))
+
+    def remove(self) -> None:
+        for node in range(self.nodes):
+            _ip("netns", "delete", self.space(node), check=False)
+            _ip("link", "delete", self.link(node), check=False)
+        _ip("link", "delete", self.bridge, check=False)
+        self.file.unlink(missing_ok=True)
+
+
+def sweep() -> list[str]:
+    """Remove what clusters left whose process is gone; their names. Those of living processes are left alone."""
+    removed = []
+    for file in sorted(_records().glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # another sweep may be at the same file
+            body = json.loads(file.read_text())
+            if _alive(int(body["pid"]), float(body["born"])):
+                continue
+            _Names(file.stem, int(body["nodes"])).remove()
+            shutil.rmtree(body["directory"], ignore_errors=True)
+            removed.append(file.stem)
+    return removed
+
+
+def _records() -> Path:
+    path = Path(tempfile.gettempdir()) / "flowray-clusters"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _alive(pid: int, born: float) -> bool:
+    try:
+        return abs(float(psutil.Process(pid).create_time()) - born) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+# ── the machine's tools ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _ip(*arguments: str, check: bool = True) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise ClusterFailed(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def _only_child(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    if len(children) != 1:
+        raise ClusterFailed(f"process {pid} should have one child, not {children}")
+    return int(children[0])
+
+
+def _pids_of_space(first: int) -> list[int]:
+    """Host pids of all processes in the PID namespace of `first`."""
+    try:
+        space = os.readlink(f"/proc/{first}/ns/pid")  # noqa: PTH115 - it is no path, only looks like one
+    except OSError:
+        return []
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names, not paths
+        if name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if os.readlink(f"/proc/{name}/ns/pid") == space:  # noqa: PTH115
+                    found.append(int(name))
+    return sorted(found)
+
+
+def _inner_pid(pid: int) -> int:
+    """What a process's own namespace calls it: the last number of NSpid. 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 0
+
+
+def _command_line(pid: int) -> str:
+    """As `ps` shows it; "" for a process that has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def tail(text: str, lines: int = 30) -> str:
+    """The last lines of an output."""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def wait_until(condition: Any, timeout_s: float, what: str, poll_s: float = _POLL_S) -> Any:
+    """The first true value of `condition()`. Raises ClusterFailed, naming `what`, when there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise ClusterFailed(f"not within {timeout_s:g} s: {what}")
+        time.sleep(poll_s)
+    return value
