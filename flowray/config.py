@@ -120,6 +120,21 @@ class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ConfigError("unavailable_after_s", f"must be positive, got {self.unavailable_after_s}")
 
 
+class RetentionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the journal remembers what has ended. Open tasks are kept whatever their age."""
+
+    outcomes_s: float = 7 * 86_400.0  # outcomes, and with them idempotency keys
+    dead_letters_s: float = 14 * 86_400.0  # dead letters, with all that is needed to replay them
+    sweep_every_s: float = 600.0  # between two sweeps
+
+    def __post_init__(self) -> None:
+        for name in ("outcomes_s", "dead_letters_s", "sweep_every_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, f"must be positive, got {getattr(self, name)}")
+        if self.dead_letters_s < self.outcomes_s:
+            raise ConfigError("dead_letters_s", "must be at least outcomes_s: a dead letter has its outcome")
+
+
 class JobConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `flowray run` does with its input: a job class, or one task for each row or file."""
 
@@ -156,6 +171,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store: StoreConfig = StoreConfig()
     ray: RayConfig = RayConfig()
     limits: LimitsConfig = LimitsConfig()
+    retention: RetentionConfig = RetentionConfig()
     seed: int | None = None  # of the coordinator's choices; left out, a new one each time
 
     def __post_init__(self) -> None:

@@ -46,6 +46,7 @@ from flowray.runtime.clients import Clients, Submission
 from flowray.runtime.messages import Answer, Cancel, Collect, Collected, Question, Reply, Report, Start, Submit
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
+from flowray.runtime.retention import sweep_for_ever
 from flowray.runtime.views import (
     AgentView,
     DeadLetter,
@@ -169,7 +170,13 @@ class Coordinator:
             self._pump.put,
         )
         self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
-        self._running = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._running = loop.create_task(self._run())
+        self._sweeping = loop.create_task(
+            sweep_for_ever(
+                self._config.retention, core, self._store, self._journal / "payloads", clock, self._store_failed
+            )
+        )
 
     async def _run(self) -> None:
         if self._epoch > 1:
@@ -441,6 +448,7 @@ class Coordinator:
 
     async def shut_down(self) -> None:
         """End every agent, let go of every block, close the journal. The caller kills this actor afterwards."""
+        self._sweeping.cancel()
         self._pump.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running
