@@ -1,0 +1,102 @@
+"""Commands about a runtime that stays: up, down, status, agents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flowray.cli.screen import Address, Json, Name, Screen, Settings, overrides
+from flowray.config import load
+
+if TYPE_CHECKING:
+    from flowray.runtime.runtime import Runtime
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+    app.command()(agents)
+
+
+@contextmanager
+def connected(name: str, address: str) -> Iterator[Runtime]:
+    """A running runtime, joined for the length of one command."""
+    from flowray.runtime import service
+    from flowray.runtime.runtime import Runtime
+
+    with Runtime.connect(name, address=address or service.address_of(name)) as runtime:
+        yield runtime
+
+
+def up(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Configuration file (YAML).")] = None,
+    set_: Settings = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address under which other nodes reach this one; loopback keeps it private.")
+    ] = "127.0.0.1",
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard/--no-dashboard", help="Ray's dashboard on loopback: `ray job submit` needs it.")
+    ] = True,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", help="How long to wait until all agents are ready.")
+    ] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Start a runtime that stays, until `flowray down`."""
+    from flowray.team import resolved
+
+    screen = Screen(as_json=as_json)
+    config = load(file, os.environ, overrides(set_))
+    config = resolved(config, file.parent if file is not None else Path())
+    screen.say(f"starting runtime {config.name!r} ...")
+    from flowray.runtime import service
+
+    there, started, took_s = service.up(config, host=host, dashboard=dashboard, wait_s=timeout_s)
+    lines = [
+        f"runtime {config.name!r} is up" + (f" ({took_s:.1f} s)" if started else " already; its agents were added")
+    ]
+    lines += [f"  Ray        {there.address}", f"  journal    {there.journal}"]
+    if there.dashboard:
+        lines.append(f"  dashboard  http://{there.dashboard} (token: ray get-auth-token)")
+    lines.append(f"  log        {there.log}")
+    document = {
+        "name": config.name,
+        "started": started,
+        "address": there.address,
+        "dashboard": f"http://{there.dashboard}" if there.dashboard else None,
+        "journal": there.journal,
+        "log": there.log,
+        "pid": there.head.pid,
+        "took_s": round(took_s, 3),
+    }
+    screen.answer("\n".join(lines), document)
+
+
+def down(name: Name = "default", as_json: Json = False) -> None:
+    """Stop a runtime that `flowray up` started. Accepted tasks stay in its journal."""
+    from flowray.runtime import service
+
+    ended = service.down(name)
+    text = (
+        f"runtime {name!r} is down ({ended} processes ended)" if ended else f"runtime {name!r} was not running any more"
+    )
+    Screen(as_json=as_json).answer(text, {"name": name, "processes_ended": ended})
+
+
+def status(name: Name = "default", address: Address = "", as_json: Json = False) -> None:
+    """Show what a runtime is doing."""
+    with connected(name, address) as runtime:
+        Screen(as_json=as_json).view(runtime.status())
+
+
+def agents(name: Name = "default", address: Address = "", as_json: Json = False) -> None:
+    """Show a runtime's agents, by tier."""
+    with connected(name, address) as runtime:
+        Screen(as_json=as_json).view(runtime.agents.view())

@@ -1,0 +1,119 @@
+"""Where a command's answer goes: tables on a terminal, plain lines in a pipe, one JSON document if asked; and the rest
+to stderr."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from msgspec import Struct
+
+from flowray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flowray.runtime.views import View
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Name = Annotated[str, typer.Option("--name", help="Name of the runtime.")]
+Address = Annotated[
+    str, typer.Option("--address", help="Ray cluster, host:port. Left out: the one that `flowray up` started.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one setting; may be repeated.")
+]
+
+
+class Screen:
+    """One command's way of talking."""
+
+    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def view(self, view: View) -> None:
+        """Show a view."""
+        if self.as_json:
+            self.document(view)
+        elif sys.stdout.isatty():
+            self._console().print(view)
+        else:
+            from flowray.runtime import render
+
+            self.line(render.plain(view))
+
+    def document(self, document: Any) -> None:
+        """The answer as JSON. A command calls it once."""
+        sys.stdout.write(json.dumps(plain_data(document), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def answer(self, text: str, document: Any) -> None:
+        """The answer: as text, or as JSON."""
+        if self.as_json:
+            self.document(document)
+        else:
+            self.line(text)
+
+    def line(self, text: str) -> None:
+        """Text on stdout."""
+        if not self.as_json:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def say(self, text: str) -> None:
+        """What goes on, on stderr."""
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False)
+
+
+def plain_data(value: Any) -> Any:
+    """Structs, enums, paths and bytes as what JSON knows. Fields at their default are not left out."""
+    if isinstance(value, Struct):
+        return {name: plain_data(getattr(value, name)) for name in value.__struct_fields__}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain_data(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_data(one) for one in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    tolist = getattr(value, "tolist", None)  # numpy
+    return plain_data(tolist()) if callable(tolist) else str(value)
+
+
+def overrides(settings: list[str] | None) -> dict[str, Any]:
+    """--set a.b=c as what `config.load` takes; values are YAML, so 3 is a number and [a, b] a list."""
+    found = {}
+    for setting in settings or []:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ConfigError(
+                "--set", f"wants A.B=VALUE, got {setting!r}", "for example --set tiers.secondary.agents=8"
+            )
+        try:
+            found[path.strip()] = msgspec.yaml.decode(text) if text.strip() else ""
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"--set {path}", f"is not a YAML value: {text!r}") from error
+    return found

@@ -1,0 +1,155 @@
+"""Commands about tasks of a running runtime: submit, story, dead-letters."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from flowray.cli.lifecycle import connected
+from flowray.cli.screen import Address, Json, Name, Screen, plain_data
+from flowray.errors import InvalidTask, TaskError
+
+_TaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="As `flowray submit` printed it.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command()(submit)
+    app.command()(story)
+    group = typer.Typer(help="Tasks that failed for good.", no_args_is_help=True, rich_markup_mode=None)
+    group.command("list")(list_letters)
+    group.command("show")(show)
+    group.command("replay")(replay)
+    group.command("purge")(purge)
+    app.add_typer(group, name="dead-letters")
+
+
+def submit(
+    prompt: Annotated[str, typer.Argument(help="What the task asks for.")],
+    needs: Annotated[
+        list[str] | None, typer.Option("--needs", help="A capability that is needed; may be repeated.")
+    ] = None,
+    payload_json: Annotated[str | None, typer.Option("--payload-json", help="The payload, as JSON.")] = None,
+    priority: Annotated[int, typer.Option("--priority", help="Higher runs first.")] = 0,
+    deadline_s: Annotated[float | None, typer.Option("--deadline-s", help="Seconds from now to the end.")] = None,
+    max_attempts: Annotated[int, typer.Option("--max-attempts", help="Attempts that may fail.")] = 3,
+    key: Annotated[str, typer.Option("--key", help="Idempotency key: the same key is the same task.")] = "",
+    tier: Annotated[str, typer.Option("--tier", help="Only agents of this tier.")] = "",
+    agent: Annotated[str, typer.Option("--agent", help="Only agents of this class name.")] = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
+    timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
+    name: Name = "default",
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Give a running runtime one task, and wait for its result."""
+    payload = _payload(payload_json)
+    screen = Screen(as_json=as_json)
+    with connected(name, address) as runtime:
+        handle = runtime.submit(
+            prompt,
+            payload=payload,
+            needs=needs or (),
+            priority=priority,
+            deadline_s=deadline_s,
+            max_attempts=max_attempts,
+            key=key,
+            tier=tier,
+            agent=agent,
+        )
+        if not wait:
+            screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})
+            return
+        screen.say(f"task {handle.task_id}")
+        outcome = handle.outcome(timeout_s=timeout_s)
+        document: dict[str, Any] = {"task_id": handle.task_id, "state": outcome.state.value}
+        document |= {"agent_id": outcome.agent_id, "attempts": outcome.attempts, "run_s": outcome.run_s}
+        try:
+            value = handle.result(timeout_s=0.0)
+        except TaskError as error:
+            if not as_json:
+                raise
+            failure = outcome.failure
+            screen.document({**document, "error": error.detail, "traceback": failure.traceback if failure else ""})
+            raise typer.Exit(1) from error
+        screen.answer(_as_text(value), {**document, "value": value})
+
+
+def story(
+    task_id: _TaskId,
+    explain: Annotated[bool, typer.Option("--explain", help="In whole sentences: why these agents.")] = False,
+    name: Name = "default",
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Tell what happened to a task, and why its agents were chosen."""
+    screen = Screen(as_json=as_json)
+    with connected(name, address) as runtime:
+        told = runtime.handle(task_id).story()
+        if explain and not as_json:
+            from flowray.runtime.render import explain as in_words
+
+            screen.line(in_words(told))
+        else:
+            screen.view(told)
+
+
+def list_letters(
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many.")] = 100,
+    after: Annotated[str, typer.Option("--after", help="Last task id of the page before.")] = "",
+    name: Name = "default",
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """List dead letters, newest first."""
+    with connected(name, address) as runtime:
+        Screen(as_json=as_json).view(runtime.dead_letters(limit=limit, after=after))
+
+
+def show(task_id: _TaskId, name: Name = "default", address: Address = "", as_json: Json = False) -> None:
+    """Show one dead letter: what was asked, and what came of it."""
+    with connected(name, address) as runtime:
+        Screen(as_json=as_json).view(runtime.dead_letter(task_id))
+
+
+def replay(
+    task_id: _TaskId,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = False,
+    name: Name = "default",
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Try a dead letter again, as a new task."""
+    with connected(name, address) as runtime:
+        handle = runtime.replay(task_id)
+        document = {"task_id": handle.task_id, "replay_of": task_id}
+        if wait:
+            value = handle.result()
+            Screen(as_json=as_json).answer(_as_text(value), {**document, "value": value})
+        else:
+            Screen(as_json=as_json).answer(handle.task_id, document)
+
+
+def purge(task_id: _TaskId, name: Name = "default", address: Address = "", as_json: Json = False) -> None:
+    """Forget a dead letter. Exit code 1 when there is none of this id."""
+    with connected(name, address) as runtime:
+        purged = runtime.purge(task_id)
+    text = f"dead letter {task_id} is forgotten" if purged else f"there is no dead letter {task_id}"
+    Screen(as_json=as_json).answer(text, {"task_id": task_id, "purged": purged})
+    if not purged:
+        raise typer.Exit(1)
+
+
+def _payload(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidTask("--payload-json", f"is not JSON: {error}") from error
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(plain_data(value), indent=2, ensure_ascii=False)
