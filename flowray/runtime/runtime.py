@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import shutil
@@ -162,6 +163,14 @@ class Runtime:
         with contextlib.suppress(NotConnected):
             return cls._join(config.name)
         scratch = None if config.journal else _scratch_directory(config.name)
+        if scratch is not None:
+            # It goes with the run, so it needs to survive a crash of processes, not of the machine or the container.
+            lenient = dataclasses.replace(
+                config.store,
+                allow_volatile=True,
+                allow_filesystems=(*config.store.allow_filesystems, "overlay", "overlayfs"),
+            )
+            config = msgspec.structs.replace(config, store=lenient)
         journal = scratch if scratch is not None else Path(config.journal).expanduser().absolute()
         node_id = ray.get_runtime_context().get_node_id()
         actor = (

@@ -15,14 +15,17 @@ from flowray.core.model import AgentSpec, Task, TaskId
 from flowray.core.states import TaskState
 from flowray.errors import StoreError
 from flowray.runtime.pump import Pump, time_line
-from flowray.store import SqliteStore
+from flowray.store import SqliteStore, StoreConfig
+
+# Tests run wherever the temporary directory is.
+ANYWHERE = StoreConfig(allow_volatile=True, allow_filesystems=("overlay", "overlayfs", "unknown"))
 
 
 class Shell:
     """What a coordinator has round its pump; agents answer every attempt at once."""
 
     def __init__(self, directory: Path, *, answer: bool = True) -> None:
-        self.store = SqliteStore.open(directory)
+        self.store = SqliteStore.open(directory, ANYWHERE)
         recovery = self.store.begin_epoch("test")
         self.performed: list[Command] = []
         self.failures: list[StoreError] = []
@@ -61,7 +64,7 @@ async def test_a_task_is_on_disk_before_its_acceptance_is_performed(tmp_path: Pa
     shell.pump.put(submitted(1))
     await shell.until(AcceptTask, 1)
     # Without closing the store: a second reader of the same files sees what is durable, and only that.
-    other = SqliteStore.open(tmp_path)
+    other = SqliteStore.open(tmp_path, ANYWHERE)
     accepted = [c for c in other.begin_epoch("reader").commands if isinstance(c, AcceptTask)]
     assert [c.task.id for c in accepted] == ["t0001"]
     shell.pump.stop()
@@ -105,7 +108,7 @@ async def test_a_fenced_journal_is_reported_and_nothing_that_waits_is_performed(
     running = asyncio.create_task(shell.pump.run())
     shell.pump.put(AgentsAdded(AgentSpec(name="a", tier="t")))
     await asyncio.wait_for(shell.pump.synced(), 10)
-    successor = SqliteStore.open(tmp_path)
+    successor = SqliteStore.open(tmp_path, ANYWHERE)
     successor.begin_epoch("successor")
     shell.pump.put(submitted(1))
     async with asyncio.timeout(10):
