@@ -41,15 +41,19 @@ class Caller:
         self.cancel_answer: AnswerCancel | None = None
         self.cancelling = False
         self._plan = plan
-        self._asked = 0  # questions asked so far: what arrives for an earlier one is still welcome
+        self._trying = False  # it was refused and will submit again
         self._resubmits = plan.resubmits
 
     @property
     def done(self) -> bool:
         """Nothing more will be asked."""
-        return self.refusal is not None or (
-            self.outcome is not None and (not self.cancelling or self.cancel_answer is not None)
-        )
+        return self.refused or (self.outcome is not None and (not self.cancelling or self.cancel_answer is not None))
+
+    @property
+    def refused(self) -> bool:
+        """For good: there is nothing left to try."""
+        refusal = self.refusal
+        return refusal is not None and (refusal.retry_after_s is None or not self._trying)
 
     def begin(self) -> None:
         """Submit when it is time."""
@@ -121,9 +125,11 @@ class Caller:
         self.refusal = command
         if command.retry_after_s is not None and self._resubmits:
             self._resubmits -= 1
+            self._trying = True
             self.world.clock.after(command.retry_after_s, self._resubmit)
 
     def _resubmit(self) -> None:
+        self._trying = False
         if not self.accepted:
             self.refusal = None
             self.submit()
