@@ -53,7 +53,20 @@ def cluster_missing() -> str:
     if absent:
         return f"these Debian packages are not installed: {', '.join(absent)}"
     tried = subprocess.run(
-        ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--mount", "ip", "link", "add", "fr0", "type", "bridge"],
+        [
+            "unshare",
+            "--net",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--mount",
+            "ip",
+            "link",
+            "add",
+            "fr0",
+            "type",
+            "bridge",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -241,12 +254,15 @@ class NamespaceCluster:
             "-m",
             "ray.scripts.scripts",
             "start",
-            *(["--head", f"--port={self._port}"] if node == 0 else [f"--address={self.address}"]),
+            *(
+                ["--head", f"--port={self._port}", f"--include-dashboard={'true' if self._dashboard else 'false'}"]
+                if node == 0
+                else [f"--address={self.address}"]
+            ),
             f"--node-ip-address={self.ip(node)}",
             f"--num-cpus={self._cpus[node]}",
             f"--object-store-memory={self._object_store_mb << 20}",
             f"--labels={','.join(f'{name}={value}' for name, value in self._labels[node].items())}",
-            f"--include-dashboard={'true' if self._dashboard and node == 0 else 'false'}",
             "--disable-usage-stats",
             "--block",
         ]
@@ -257,8 +273,7 @@ class NamespaceCluster:
                 f"mount --bind {shlex.quote(str(self.home(node) / 'ray'))} /tmp/ray",
                 f"mount -t tmpfs -o size={self._object_store_mb * 2 + 64}m tmpfs /dev/shm",
                 f"cd {shlex.quote(str(self.inner_home))}",
-                f"{{ {shlex.join(ray)} & }}",
-                "while :; do wait; sleep 3600; done",
+                f"{{ {shlex.join(ray)} & wait $!; }}",
             ]
         )
         command = [
