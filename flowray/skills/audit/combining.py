@@ -19,7 +19,7 @@ HOT_SPOTS = 60
 _AROUND = 2  # lines of source before and after
 _WIDEST = 160  # characters of a line in an excerpt
 
-# The same observation by different names; the first skill found in the file's order keeps the finding.
+# The same observation by different names.
 _SAME = {
     "unused-import": "unused import",
     "unused-variable": "unused variable",
@@ -81,7 +81,8 @@ def merge(found: Iterable[Finding]) -> list[Finding]:
         for f in group:
             by_skill[f.skill].append(f)
         # Two unused imports on one line, seen by two skills, are two findings and not one or four.
-        first = max(sorted(by_skill), key=lambda skill: len(by_skill[skill]))
+        # Of two that see as many, names says more than deadcode, and unicode more than security: the later one.
+        first = max(sorted(by_skill), key=lambda skill: (len(by_skill[skill]), skill))
         worst = min(group, key=lambda f: f.rank).severity
         also = " ".join(sorted(set(by_skill) - {first}))
         kept += [replace(f, severity=worst, also=also) if also else f for f in by_skill[first]]

@@ -7,6 +7,7 @@ cut at `limit` rows, and the page says so. Nothing is loaded from anywhere.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -36,6 +37,7 @@ _SKILLS = {
     "documentation": "documentation",
     "unicode": "deceptive characters",
 }
+_SHORT = {"documentation": "docs", "audit": "not audited", "blocking": "blocking", "unicode": "unicode"}
 _RANK = {severity: rank for rank, severity in enumerate(SEVERITIES)}
 
 
@@ -56,7 +58,7 @@ def render(summary: Mapping[str, Any], findings: Sequence[Sequence[Any]], run: M
         treemap=_treemap(summary["hot"][:_SPOTS]),
         hot=_hot_table(summary["hot"][:8]),
         packages=_packages(summary["packages"]),
-        skills=_distribution(summary),
+        skills=_distribution(findings),
         shown=f"{len(shown):,}",
         of=f"{len(findings):,}",
         cut=_cut(len(shown), len(findings)),
@@ -179,7 +181,7 @@ def _hot_table(spots: Sequence[Mapping[str, Any]]) -> str:
 
 def _packages(packages: Sequence[Mapping[str, Any]]) -> str:
     used = [s for s in _SKILLS if any(s in p["skills"] for p in packages)]
-    columns = "".join(f"<th scope='col' class='skill'><span>{escape(_SKILLS[s])}</span></th>" for s in used)
+    columns = "".join(f"<th scope='col' class='skill'>{escape(_SHORT.get(s, _SKILLS[s]))}</th>" for s in used)
     most = {s: max(_density(p, s) for p in packages) for s in used}
     rows = []
     for p in packages[:_PACKAGES]:
@@ -213,14 +215,21 @@ def _cell(package: Mapping[str, Any], skill: str, most: float) -> str:
     return f"<td class='h{step}'>{count:,}</td>"
 
 
-def _distribution(summary: Mapping[str, Any]) -> str:
-    counts = sorted(summary["skills"].items(), key=lambda item: (-item[1], item[0]))
-    most = max((count for _, count in counts), default=1)
-    return "".join(
-        f"<li><button type='button' data-skill='{escape(skill, quote=True)}'>"
-        f"{escape(_SKILLS.get(skill, skill))}</button><span class='bar'><i style='width:{100 * (count / most) ** 0.5:.1f}%'></i></span><b>{count:,}</b></li>"
-        for skill, count in counts
-    )
+def _distribution(findings: Sequence[Sequence[Any]]) -> str:
+    """A bar for each analysis, its parts the severities."""
+    counted = Counter((r[5], r[6]) for r in findings)
+    totals = Counter(r[5] for r in findings)
+    most = max(totals.values(), default=1)
+    bars = []
+    for skill, total in sorted(totals.items(), key=lambda item: (-item[1], item[0])):
+        parts = "".join(
+            f"<i class='{severity}' style='width:{100 * counted[skill, severity] / most:.2f}%'></i>"
+            for severity in SEVERITIES
+        )
+        label = f"<button type='button' data-skill='{escape(skill, quote=True)}'>{escape(_SKILLS.get(skill, skill))}"
+        told = ", ".join(f"{counted[skill, s]} {s}" for s in SEVERITIES if counted[skill, s])
+        bars.append(f"<li>{label}</button><span class='bar' title='{told}'>{parts}</span><b>{total:,}</b></li>")
+    return "".join(bars)
 
 
 def _cut(shown: int, of: int) -> str:

@@ -24,11 +24,17 @@
     if (className) made.className = className;
     return made;
   };
+  const place = (r) => {
+    const made = document.createElement("code");
+    const parts = (r[LINE] ? r[FILE] + ":" + r[LINE] : r[FILE]).split("/");
+    parts.forEach((part, i) => made.append(i ? "/" : "", i ? document.createElement("wbr") : "", part));
+    return made;
+  };
   const line = (r) => {
     const tr = document.createElement("tr");
     const cells = [
       element("span", r[SEVERITY], "pill " + r[SEVERITY]),
-      element("code", r[LINE] ? r[FILE] + ":" + r[LINE] : r[FILE]),
+      place(r),
       element("span", r[MESSAGE]),
       element("span", (labels[r[SKILL]] || r[SKILL]) + " · " + r[RULE] + (r[ALSO] ? " · also " + r[ALSO] : "")),
     ];

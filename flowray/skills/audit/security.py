@@ -22,9 +22,9 @@ SKILL = "security"
 
 # Left to others: asserts are no finding in themselves, swallowed exceptions and bidirectional controls have analysers.
 _SKIPPED = frozenset({"B101", "B110", "B112", "B613"})
-# True of most programs that do anything at all: worth a note, not a place in the list.
-# The guesses at passwords (B105, B107) are wrong far more often than right.
-_NOTES = frozenset("B105 B107 B311 B402 B403 B404 B405 B406 B407 B408 B409 B410 B411 B413 B415 B603 B606 B607".split())
+# True of most programs that do anything at all, or wrong far more often than right (the guesses at passwords): worth a
+# note, not a place in the list. So are all of B4xx: that a module is imported is not yet a weakness.
+_NOTES = frozenset({"B105", "B107", "B311", "B603", "B606", "B607"})
 _LOW = frozenset({"B312", "B321"})  # telnet and ftp: a protocol of its time is seldom an accident
 _CHECKED = (ast.Call, ast.Constant, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 # bandit searches the keys of a dict for each of its keys: 1.4 s for the table of HTML entities. Tables are left out.
@@ -39,14 +39,15 @@ class SecurityAnalyser:
     def __init__(self) -> None:
         logging.getLogger("bandit").setLevel(logging.CRITICAL)
         shown_as = warnings.formatwarning
-        core = tool("bandit.core")
-        self._visitor = _visitor_class(tool("bandit.core.node_visitor"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its plugin loader uses something deprecated
+            core = tool("bandit.core")
         warnings.formatwarning = shown_as  # bandit replaces it for the whole process when it is imported
-        self._context = tool("bandit.core.context").Context
-        self._comment = tool("bandit.core.manager")._parse_nosec_comment
-        self._tests = tool("bandit.core.test_set").BanditTestSet(
-            core.config.BanditConfig(), {"include": set(), "exclude": set(_SKIPPED)}
-        )
+        self._visitor = _visitor_class(core.node_visitor)
+        self._context = core.context.Context
+        self._comment = core.manager._parse_nosec_comment
+        profile = {"include": set(), "exclude": set(_SKIPPED)}
+        self._tests = core.test_set.BanditTestSet(core.config.BanditConfig(), profile)
 
     def run(self, task: Task, ctx: Context) -> dict[str, Any]:
         """Findings for the task's files."""
@@ -102,7 +103,7 @@ class _Checks:
         severity = severity if severity in _LOWER else "low"
         if issue.confidence == "LOW":
             severity = _LOWER[severity]
-        severity = "note" if rule in _NOTES else "low" if rule in _LOW else severity
+        severity = "note" if rule in _NOTES or rule.startswith("B4") else "low" if rule in _LOW else severity
         column = issue.col_offset if issue.col_offset >= 0 else raw["col_offset"]
         self.found.append(finding(self._file, line, column + 1, rule, SKILL, severity, issue.text))
 

@@ -95,6 +95,8 @@ def decode(file: str, data: bytes) -> str:
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         text = data.decode(encoding)
+        if not encoding.startswith("utf-8"):
+            text.encode("utf-8")  # some codecs make lone surrogates, which nothing downstream could carry
     except (SyntaxError, LookupError, UnicodeError) as error:
         what = "bytes that are not in the declared encoding" if isinstance(error, UnicodeError) else str(error)
         raise BadSource(problem(file, "bad-encoding", what)) from error
