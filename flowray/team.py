@@ -18,6 +18,8 @@ from flowray.config import AgentConfig, Config, JobConfig
 from flowray.errors import ConfigError, FlowrayError
 from flowray.jobs import Job, LocalAgent
 
+FILE_MODULE = "flowray_team_"  # begins the name of a module loaded from a path: no other process can import it
+
 
 def is_file(use: str) -> bool:
     """Does `use` name a file instead of a module?"""
@@ -31,7 +33,9 @@ def load_target(use: str, base: Path, field: str) -> Any:
         ConfigError: there is no such file, module or attribute, or importing it fails. `field` is where it was said.
         MissingExtra: as raised by the module itself.
     """
-    module_name, _, attribute = use.rpartition(":")
+    module_name, colon, attribute = use.rpartition(":")
+    if not (module_name and colon and attribute):
+        raise ConfigError(field, f"wants 'module:Class', got {use!r}")
     module = _load_file(base / module_name, field) if is_file(use) else _load_module(module_name, base, field)
     found: Any = module
     for part in attribute.split("."):
@@ -126,7 +130,7 @@ def _load_file(path: Path, field: str) -> Any:
     path = path.resolve()
     if not path.is_file():
         raise ConfigError(field, f"there is no file {path}")
-    name = f"flowray_team_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

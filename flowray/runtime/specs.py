@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import os
 import re
@@ -18,6 +16,7 @@ from flowray.agents import check_runnable, with_description
 from flowray.config import TierConfig
 from flowray.core.model import AgentSpec
 from flowray.errors import ConfigError
+from flowray.team import FILE_MODULE, load_target
 
 DEFAULT_TIER = "secondary"
 _MAX_CODE_BYTES = 8 << 20
@@ -40,7 +39,7 @@ def make_spec(
     Raises:
         ConfigError: the target cannot be imported or is no agent, or an argument is out of range.
     """
-    found = load_named(target) if isinstance(target, str) else target
+    found = load_target(target, Path.cwd(), "use") if isinstance(target, str) else target
     check_runnable(found)
     described = with_description(
         found,
@@ -74,48 +73,6 @@ def make_spec(
     )
 
 
-def load_named(name: str) -> Callable[..., Any]:
-    """ "module:Class", or "path/to/file.py:Class". Raises ConfigError, saying what is missing."""
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place or not attribute:
-        raise ConfigError("use", f"wants 'module:Class', got {name!r}")
-    try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except ConfigError:
-        raise
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise ConfigError("use", f"{place} cannot be imported: {type(error).__name__}: {error}") from error
-    found: Any = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
-        if found is None:
-            raise ConfigError("use", f"{place} has no {attribute!r}")
-    if not callable(found):
-        raise ConfigError("use", f"{name} is neither a class nor a function")
-    result: Callable[..., Any] = found
-    return result
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError("use", f"there is no file {path}")
-    name = f"flowray_file_{path.stem}_{abs(hash(str(path.resolve()))):x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError("use", f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    cloudpickle.register_pickle_by_value(module)  # no other process can import it by this name
-    return module
-
-
 def _checked_capabilities(capabilities: Iterable[str]) -> list[str]:
     if isinstance(capabilities, str):
         raise ConfigError("capabilities", f"wants a set of strings, not one: {{{capabilities!r}}}")
@@ -136,7 +93,7 @@ def _check_options(target: Callable[..., Any], options: Mapping[str, Any]) -> No
 def _importable_as(target: Callable[..., Any]) -> str:
     """ "module:qualname" if other processes can import the target; "" if it must travel by value."""
     module, qualname = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
-    if not module or module == "__main__" or "<" in qualname or module.startswith("flowray_file_"):
+    if not module or module == "__main__" or "<" in qualname or module.startswith(FILE_MODULE):
         return ""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
@@ -145,6 +102,8 @@ def _importable_as(target: Callable[..., Any]) -> str:
 
 
 def _pickled(target: Callable[..., Any]) -> bytes:
+    if target.__module__.startswith(FILE_MODULE):
+        cloudpickle.register_pickle_by_value(sys.modules[target.__module__])
     try:
         code: bytes = cloudpickle.dumps(target)
     except Exception as error:  # pickling calls arbitrary __reduce__ methods
