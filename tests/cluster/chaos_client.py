@@ -1,0 +1,222 @@
+"""The clients of the chaos runs: programs that run inside the head node, and write down all they do and see.
+
+    python chaos_client.py write {...}   starts the runtime, keeps many tasks open, reads every outcome, later again
+    python chaos_client.py read  {...}   another process: reads outcomes by id again and again, in the end all of them
+
+What the checker judges is in the history files; the writer also notes the runtime's status several times a second,
+from which the chaos run learns whom it may kill and when something is back. A file named `phase` says what to do next.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from chaos_work import FarWork, HeadWork, answer
+
+import flowray as fr
+from flowray.errors import CoordinatorUnavailable, UnknownTask
+
+BATCH = 100
+REPEAT_RATIO = 0.02  # of the submits: the same key once more
+STATUS_S = 0.1
+
+
+class Journal:
+    """A client's history file."""
+
+    def __init__(self, path: Path, client: str) -> None:
+        self._file = path.open("w", buffering=1)
+        self._client = client
+        self._lock = threading.Lock()
+        self._ops = count()
+
+    def invoke(self, f: str, **more: Any) -> int:
+        op = next(self._ops)
+        self.write(op, "invoke", f, time.monotonic(), **more)
+        return op
+
+    def write(self, op: int, kind: str, f: str, at: float, **more: Any) -> None:
+        line = json.dumps({"at": at, "client": self._client, "op": op, "type": kind, "f": f, **more})
+        with self._lock:
+            self._file.write(line + "\n")
+
+
+def seen(handle: fr.Handle) -> dict[str, Any]:
+    """An outcome as the history has it: all of it, so that any change shows."""
+    outcome = handle.outcome(timeout_s=0)
+    return {
+        "state": outcome.state.value,
+        "value": handle.result(timeout_s=0) if outcome.state.value == "succeeded" else None,
+        "failure": f"{outcome.failure.kind}: {outcome.failure.message}" if outcome.failure is not None else "",
+        "attempts": outcome.attempts,
+        "agent": outcome.agent_id,
+        "resolved_at": outcome.resolved_at,
+        "story": [[line.at, line.what, line.attempt, line.agent_id, line.detail] for line in outcome.story],
+    }
+
+
+class Writer:
+    """Keeps `open` tasks open, and hears of every outcome."""
+
+    def __init__(self, rt: fr.Runtime, settings: dict[str, Any]) -> None:
+        self._rt = rt
+        self._settings = settings
+        self._rng = random.Random(settings["seed"])
+        self._journal = Journal(Path(settings["directory"]) / "writer.jsonl", "writer")
+        self._arrived: SimpleQueue[tuple[float, int, fr.Handle]] = SimpleQueue()
+        self._asked: list[str] = []
+        self.tasks: list[str] = []
+        self.missing = 0  # tasks whose outcome has not come
+
+    def request(self, key: str) -> dict[str, Any]:
+        low, high = self._settings["wait_s"]
+        wait_s = random.Random(key).uniform(low, high)  # a repeat must ask for the same
+        return {"payload": {"key": key, "wait_s": wait_s}, "key": key}
+
+    def fill(self) -> bool:
+        """Submit one batch if there is room; False when there is none."""
+        room = self._settings["open"] - self.missing
+        if room < BATCH // 4:
+            return False
+        keys = [f"{self._settings['seed']}-{len(self._asked) + n}" for n in range(min(room, BATCH))]
+        self._asked.extend(keys)
+        repeated = self._rng.choices(self._asked, k=max(1, int(len(keys) * REPEAT_RATIO)))
+        self._submit(keys, wait=True)
+        self._submit(repeated, wait=False)
+        return True
+
+    def _submit(self, keys: list[str], *, wait: bool) -> None:
+        while True:
+            ops = [self._journal.invoke("submit", key=key, expect=answer(key)) for key in keys]
+            try:
+                handles = self._rt.submit_many([self.request(key) for key in keys])
+            except CoordinatorUnavailable as error:
+                for op, key in zip(ops, keys, strict=True):
+                    self._journal.write(op, "info", "submit", time.monotonic(), key=key, error=str(error))
+                continue  # the same keys again: whatever had been accepted must be recognised
+            at = time.monotonic()
+            for op, key, handle in zip(ops, keys, handles, strict=True):
+                self._journal.write(op, "ok", "submit", at, key=key, task=handle.task_id)
+                if wait:
+                    self.wait_for(handle)
+            return
+
+    def wait_for(self, handle: fr.Handle) -> None:
+        """Write the outcome down when it comes."""
+        self.tasks.append(handle.task_id)
+        self.missing += 1
+        op = self._journal.invoke("read", task=handle.task_id)
+        handle.add_done_callback(lambda h: self._arrived.put((time.monotonic(), op, h)))
+
+    def take(self, timeout_s: float) -> None:
+        """Write down what has come; wait a little for it."""
+        try:
+            at, op, handle = self._arrived.get(timeout=timeout_s)
+            while True:
+                self._journal.write(op, "ok", "read", at, task=handle.task_id, outcome=seen(handle))
+                self.missing -= 1
+                at, op, handle = self._arrived.get_nowait()
+        except Empty:
+            return
+
+
+def watch_status(rt: fr.Runtime, path: Path, ended: threading.Event) -> None:
+    """Note what the runtime says of itself, several times a second."""
+    with path.open("w", buffering=1) as file:
+        while not ended.wait(STATUS_S):
+            try:
+                status = rt.status()
+            except CoordinatorUnavailable:
+                continue
+            agents = [[a.agent_id, a.state, a.incarnation, a.node, a.pid, a.held] for a in status.agents]
+            open_now = status.queued + status.running + status.backing_off
+            line = {"at": time.monotonic(), "epoch": status.epoch, "pid": status.pid, "open": open_now}
+            file.write(json.dumps({**line, "agents": agents}) + "\n")
+
+
+def write(settings: dict[str, Any]) -> None:
+    directory = Path(settings["directory"])
+    overrides = {
+        "name": "chaos",
+        "journal": settings["journal"],
+        "seed": settings["seed"],
+        "tiers.primary.labels": {"node": "0"},
+        "tiers.primary.agents": settings["head_agents"],
+        "tiers.secondary.labels": {"node": "1"},
+        "tiers.secondary.agents": settings["far_agents"],
+        "tiers.secondary.agents_per_block": 2,
+    }
+    ended = threading.Event()
+    with fr.Runtime.start(overrides=overrides) as rt:
+        rt.agents.add(HeadWork, tier="primary", count=settings["head_agents"])
+        rt.agents.add(FarWork, tier="secondary", count=settings["far_agents"])
+        rt.wait_ready()
+        watcher = threading.Thread(target=watch_status, args=(rt, directory / "status.jsonl", ended))
+        watcher.start()
+        writer = Writer(rt, settings)
+        phase = directory / "phase"
+        while not phase.exists():
+            if not writer.fill():
+                writer.take(0.02)
+            writer.take(0.0)
+        deadline = time.monotonic() + settings["drain_s"]
+        while writer.missing and time.monotonic() < deadline:
+            writer.take(0.1)
+        ended.set()
+        watcher.join()
+        (directory / "drained").write_text(f"{len(writer.tasks)} {writer.missing} {json.dumps(rt.figures())}")
+        while phase.read_text() != "end":
+            time.sleep(0.05)
+
+
+def read(settings: dict[str, Any]) -> None:
+    directory = Path(settings["directory"])
+    rng = random.Random(settings["seed"])
+    journal = Journal(directory / "reader.jsonl", "reader")
+    with (
+        fr.Runtime.connect("chaos", address=settings["address"]) as rt,
+        (directory / "writer.jsonl").open() as history,
+    ):
+        known: list[str] = []
+        partial = ""
+        while True:
+            last = (directory / "drained").exists()
+            for line in iter(history.readline, ""):
+                partial += line
+                if partial.endswith("\n"):
+                    record = json.loads(partial)
+                    partial = ""
+                    if record["type"] == "ok" and record["f"] == "submit":
+                        known.append(record["task"])
+            chosen = list(dict.fromkeys(known)) if last else rng.choices(known, k=10) if known else []
+            for start in range(0, len(chosen), 500):
+                look_again(rt, journal, chosen[start : start + 500], last=last)
+            if last:
+                return
+            time.sleep(0.2)
+
+
+def look_again(rt: fr.Runtime, journal: Journal, tasks: list[str], *, last: bool) -> None:
+    """Read outcomes by id. Before the end some are not there yet; in the end each must be."""
+    reads = [(journal.invoke("read", task=task), rt.handle(task)) for task in tasks]
+    deadline = time.monotonic() + (60.0 if last else 2.0)
+    for op, handle in reads:
+        try:
+            handle.outcome(timeout_s=max(0.0, deadline - time.monotonic()))
+        except fr.FlowrayError as error:
+            kind = "fail" if last or isinstance(error, UnknownTask) else "info"
+            journal.write(op, kind, "read", time.monotonic(), task=handle.task_id, error=str(error))
+        else:
+            journal.write(op, "ok", "read", time.monotonic(), task=handle.task_id, outcome=seen(handle))
+
+
+if __name__ == "__main__":
+    {"write": write, "read": read}[sys.argv[1]](json.loads(sys.argv[2]))

@@ -1,0 +1,328 @@
+"""One chaos run: a two-node cluster, clients, faults one after the other, the checker's verdict, recovery times.
+
+The head node has the coordinator with its journal, the clients and some agents; the other node has agents only, and
+it is the one that is killed. (Losing the head is another matter: Ray's own control store goes with it.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from checker import Record, Verdict, check, read_history
+
+from flowray.testing.cluster import ClusterFailed, NamespaceCluster, Process, tail, wait_until
+
+HERE = Path(__file__).parent
+HEAD, FAR = 0, 1
+BACK_S = 90.0  # longest wait for something killed to be back, before the run fails
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many of each fault, and the load."""
+
+    agents: int = 4
+    coordinators: int = 3
+    nodes: int = 1
+    head_agents: int = 2
+    far_agents: int = 2
+    open: int = 1000  # tasks kept open
+    wait_s: tuple[float, float] = (0.002, 0.05)  # how long a task takes
+    calm_s: float = 0.7  # longest wait between two faults
+    seed: int = 0
+
+
+FULL = Plan(agents=20, coordinators=10, nodes=3, head_agents=3, far_agents=3, calm_s=2.0)
+
+
+@dataclass
+class Fault:
+    """One kill, and what the clients saw of it."""
+
+    kind: str  # agent | coordinator | node
+    victims: list[str]  # agent ids; for a coordinator its epoch
+    at: float  # monotonic
+    at_utc: float
+    open: int = 0  # tasks open at that moment
+    held: int = 0  # attempts with the victims
+    back_s: float | None = None  # until it was there again
+    first_s: float | None = None  # until the first outcome of a task that was running on the victim
+    last_s: float | None = None  # and the last one of them
+    rerun: int = 0  # attempts that were lost with it and made again
+
+
+@dataclass
+class Report:
+    """What a run found."""
+
+    seed: int
+    duration_s: float
+    verdict: Verdict
+    faults: list[Fault] = field(default_factory=list)
+    executed_again: int = 0
+
+    def table(self) -> str:
+        """For people: one row for each kind of fault, times in seconds."""
+        head = f"{'fault':<12} {'n':>3} {'lost':>5} {'twice':>6}   {'first outcome p50':>17} {'p99':>6} {'max':>6}"
+        head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}"
+        rows = [head]
+        for kind in ("agent", "coordinator", "node"):
+            faults = [f for f in self.faults if f.kind == kind]
+            first = [f.first_s for f in faults if f.first_s is not None]
+            back = [f.back_s for f in faults if f.back_s is not None]
+            row = f"{kind:<12} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6}   "
+            row += f"{quantile(first, 0.5):>17} {quantile(first, 0.99):>6} {quantile(first, 1.0):>6}   "
+            row += f"{quantile(back, 0.5):>8} {quantile(back, 0.99):>6} {quantile(back, 1.0):>6} "
+            rows.append(row + f"{sum(f.rerun for f in faults):>6}")
+        return "\n".join(rows)
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        verdict = {**asdict(self.verdict), "good": self.verdict.good}
+        body = {"seed": self.seed, "duration_s": self.duration_s, "verdict": verdict}
+        path.write_text(json.dumps({**body, "faults": [asdict(fault) for fault in self.faults]}, indent=1))
+
+
+def quantile(values: list[float], q: float) -> str:
+    """By the nearest rank, as text; "-" of nothing."""
+    return f"{sorted(values)[max(0, math.ceil(q * len(values)) - 1)]:.2f}" if values else "-"
+
+
+class Chaos:
+    """A run under way."""
+
+    def __init__(self, cluster: NamespaceCluster, plan: Plan, say: Callable[[str], None]) -> None:
+        self.cluster = cluster
+        self.plan = plan
+        self.say = say
+        self.rng = random.Random(plan.seed)
+        self.faults: list[Fault] = []
+        self.directory = cluster.directory / "histories"
+        self.directory.mkdir()
+        self._programs: list[Process] = []
+        self._status_at = 0  # bytes of the status file that have been read
+        self._status: dict[str, Any] = {}
+
+    # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start_clients(self) -> None:
+        settings: dict[str, Any] = {
+            "directory": str(self.directory),
+            "journal": str(self.cluster.inner_home / "journal"),
+            "address": self.cluster.address,
+            "head_agents": self.plan.head_agents,
+            "far_agents": self.plan.far_agents,
+            "open": self.plan.open,
+            "wait_s": self.plan.wait_s,
+            "seed": self.plan.seed,
+            "drain_s": 120.0,
+        }
+        for role in ("write", "read"):
+            program = [sys.executable, str(HERE / "chaos_client.py"), role, json.dumps(settings)]
+            self._programs.append(self.cluster.run(HEAD, program, name=f"client-{role}"))
+            self.until(self.busy if role == "write" else lambda: True, "the clients are at work", 120.0)
+
+    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = BACK_S) -> Any:
+        """Wait for something; at once an error when a client has ended."""
+
+        def now() -> Any:
+            for program in self._programs:
+                if program.returncode is not None and not (self.directory / "phase").exists():
+                    raise ClusterFailed(f"{program.output_path.stem} ended early:\n{tail(program.output)}")
+            return condition()
+
+        return wait_until(now, timeout_s, what, poll_s=0.01)
+
+    def finish(self) -> Verdict:
+        """Let the clients finish what is open and read everything once more; then judge."""
+        writer, reader = self._programs
+        (self.directory / "phase").write_text("drain")
+        wait_until((self.directory / "drained").exists, 150.0, "all open tasks end")
+        self.say(f"drained (tasks, missing, figures): {(self.directory / 'drained').read_text()}")
+        reader.check(150.0)
+        (self.directory / "phase").write_text("end")
+        writer.check(60.0)
+        self.history = read_history(*sorted(self.directory.glob("*er.jsonl")))
+        return check(self.history)
+
+    # ── what the runtime says ────────────────────────────────────────────────────────────────────────────────────
+
+    def status(self) -> dict[str, Any]:
+        """The newest line of the status file; {} before the first."""
+        for line in self._new_status_lines():
+            self._status = line
+        return self._status
+
+    def _new_status_lines(self) -> list[dict[str, Any]]:
+        file = self.directory / "status.jsonl"
+        if not file.exists():
+            return []
+        with file.open("rb") as body:
+            body.seek(self._status_at)
+            text = body.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._status_at += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def ready(self) -> bool:
+        """Is every agent ready?"""
+        agents = self.status().get("agents", [])
+        wanted = self.plan.head_agents + self.plan.far_agents
+        return len(agents) == wanted and all(state == "ready" for _, state, *_ in agents)
+
+    def busy(self) -> bool:
+        """Is every agent ready, and nearly as much open as there should be?"""
+        return self.ready() and self.status()["open"] >= 0.9 * self.plan.open
+
+    # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def calm(self) -> dict[str, Any]:
+        """Wait until all is well and then for a random while; the status at that moment."""
+        self.until(self.busy, "all agents ready and the queue full")
+        end = time.monotonic() + self.rng.uniform(0.0, self.plan.calm_s)
+        self.until(lambda: time.monotonic() >= end, "a random moment")
+        return self.status()
+
+    def note(self, kind: str, victims: list[str], status: dict[str, Any]) -> Fault:
+        held = sum(agent[5] for agent in status["agents"] if agent[0] in victims)
+        fault = Fault(kind, victims, time.monotonic(), time.time(), status["open"], held)
+        self.faults.append(fault)
+        return fault
+
+    def back(self, fault: Fault, condition: Callable[[dict[str, Any]], bool]) -> None:
+        """Wait until a status taken after the fault fulfils a condition; when it was taken is when it was back."""
+
+        def now() -> bool:
+            for line in self._new_status_lines():
+                self._status = line
+                if line["at"] > fault.at and condition(line):
+                    fault.back_s = line["at"] - fault.at
+                    return True
+            return False
+
+        self.until(now, f"{fault.kind} {', '.join(fault.victims)} is back")
+
+    def kill_agent(self) -> None:
+        while True:
+            status = self.calm()
+            agent_id, _, incarnation, node, pid, _ = self.rng.choice(status["agents"])
+            fault = self.note("agent", [agent_id], status)
+            try:
+                self.cluster.kill_process(self.cluster.node_of(node), pid)
+                break
+            except ProcessLookupError:  # it had gone by itself since that status
+                self.faults.pop()
+        self.back(fault, lambda s: _ready_again(s, {agent_id: incarnation}))
+        self.say(f"agent {agent_id} (held {fault.held}, {fault.open} open): back after {fault.back_s:.2f} s")
+
+    def kill_coordinator(self, *, twice: bool = False) -> None:
+        """At a random moment; with `twice` once more at a random moment of its start and recovery."""
+        status = self.calm()
+        victim = self.cluster.host_pid(HEAD, status["pid"])
+        fault = self.note("coordinator", [str(victim)], status)
+        os.kill(victim, signal.SIGKILL)
+        if twice:
+            victim = self.until(lambda: self._coordinator_but(victim), "a coordinator's process")
+            end = time.monotonic() + self.rng.uniform(0.0, 1.0)
+            self.until(lambda: time.monotonic() >= end, "a random moment")
+            fault = self.note("coordinator", [str(victim)], status)
+            os.kill(victim, signal.SIGKILL)
+        self.back(fault, lambda s: s["epoch"] > status["epoch"] and s["at"] > fault.at)
+        also = ", killed again while it recovered" if twice else ""
+        self.say(f"coordinator ({fault.open} open{also}): back after {fault.back_s:.2f} s")
+
+    def _coordinator_but(self, victim: int) -> int:
+        """Host pid of a coordinator's process other than the one killed; 0 while there is none."""
+        found = self.cluster.processes(HEAD, r"^ray::\w*Coordinator")
+        return next((pid for pid in found if pid != victim), 0)
+
+    def kill_node(self) -> None:
+        status = self.calm()
+        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == FAR}
+        fault = self.note("node", sorted(there), status)
+        self.cluster.kill_node(FAR)
+        end = time.monotonic() + self.rng.uniform(1.0, 3.0)  # how long the machine is away
+        self.until(lambda: time.monotonic() >= end, "a random moment")
+        self.cluster.start_node(FAR)
+        returned_s = time.monotonic() - fault.at
+        self.back(fault, lambda s: _ready_again(s, there))
+        self.say(
+            f"node ({fault.open} open): in the cluster after {returned_s:.2f} s, agents after {fault.back_s:.2f} s"
+        )
+
+
+def _ready_again(status: dict[str, Any], before: dict[str, int]) -> bool:
+    """Is each of these agents ready with a later incarnation?"""
+    now = {agent[0]: (agent[1], agent[2]) for agent in status["agents"]}
+    return all(a in now and now[a][0] == "ready" and now[a][1] > number for a, number in before.items())
+
+
+def measure(faults: list[Fault], history: list[Record]) -> int:
+    """Fill in what the histories say of each fault; how many attempts were made again in all."""
+    outcomes = [
+        (float(r["at"]), r["outcome"])
+        for r in history
+        if r["f"] == "read" and r["type"] == "ok" and r["client"] == "writer"
+    ]
+    for number, fault in enumerate(faults):
+        later = [f.at_utc for f in faults[number + 1 :]]
+        end_utc = later[0] if later else math.inf
+        times = []
+        for at, outcome in outcomes:
+            if fault.kind == "coordinator":
+                lost = [line for line in outcome["story"] if _lost(line) and fault.at_utc < line[0] < end_utc]
+                fault.rerun += len(lost)
+                if fault.at_utc < outcome["resolved_at"] < end_utc and at > fault.at:
+                    times.append(at - fault.at)
+            else:
+                lost = [
+                    line
+                    for line in outcome["story"]
+                    if _lost(line) and line[3] in fault.victims and fault.at_utc < line[0] < end_utc
+                ]
+                fault.rerun += len(lost)
+                if lost:
+                    times.append(at - fault.at)
+        if times:
+            fault.first_s = min(times)
+            fault.last_s = max(times) if fault.kind != "coordinator" else None
+    return sum(max(0, outcome["attempts"] - 1) for _, outcome in outcomes)
+
+
+def _lost(line: list[Any]) -> bool:
+    """Does this line of a story say that an attempt was lost (and not only handed back unstarted)?"""
+    return line[1] == "requeued" and bool(line[4])
+
+
+def run(plan: Plan, say: Callable[[str], None]) -> Report:
+    """The whole of it."""
+    say(f"chaos: seed {plan.seed}, {plan}")
+    began = time.monotonic()
+    with NamespaceCluster(nodes=2, cpus=2) as cluster:
+        say(f"cluster {cluster.directory.name} up after {time.monotonic() - began:.1f} s")
+        chaos = Chaos(cluster, plan, say)
+        chaos.start_clients()
+        say(f"clients at work after {time.monotonic() - began:.1f} s")
+        twice = plan.coordinators // 3  # so many of them are killed again before they have recovered
+        faults = [chaos.kill_agent] * plan.agents + [chaos.kill_node] * plan.nodes
+        faults += [chaos.kill_coordinator] * (plan.coordinators - 2 * twice)
+        faults += [partial(chaos.kill_coordinator, twice=True)] * twice
+        chaos.rng.shuffle(faults)
+        for fault in faults:
+            fault()
+        verdict = chaos.finish()
+        again = measure(chaos.faults, chaos.history)
+        report = Report(plan.seed, time.monotonic() - began, verdict, chaos.faults, again)
+        say(f"\n{verdict}\n\n{report.table()}\n")
+    return report

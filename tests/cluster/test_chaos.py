@@ -1,0 +1,45 @@
+"""kill -9 of agents, coordinators and a node of a real two-node cluster: nothing accepted is lost, nothing ends twice.
+
+Short by default; `make chaos` (--chaos-full) kills as often as the promise says. FLOWRAY_CHAOS_JSON names the file for
+the figures, FLOWRAY_CHAOS_SEED another seed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chaos_run import FULL, Plan, run
+
+from flowray.testing.cluster import cluster_missing
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.mark.timeout(1500)
+def test_no_kill_loses_an_accepted_task_or_gives_it_two_outcomes(
+    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = cluster_missing()
+    if missing:
+        pytest.skip(missing)
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    plan = FULL if request.config.getoption("--chaos-full") else Plan()
+    report = run(replace(plan, seed=int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))), say)
+    path = Path(os.environ.get("FLOWRAY_CHAOS_JSON") or tmp_path / "chaos.json")
+    report.write(path)
+    say(f"figures in {path}")
+
+    assert report.verdict.good, report.verdict
+    assert report.verdict.accepted > plan.open
+    assert report.verdict.readers == 2
+    assert len(report.faults) == plan.agents + plan.coordinators + plan.nodes
+    assert all(fault.open >= 0.9 * plan.open for fault in report.faults)
