@@ -191,7 +191,7 @@ class NamespaceCluster:
         (self.directory / "token").touch(mode=0o600)
         (self.directory / "token").write_text(secrets.token_hex(32))
         (self.directory / "home").mkdir()  # in a node, its own directory is mounted here
-        Path("/tmp/ray").mkdir(exist_ok=True)  # the same  # noqa: S108 - Ray's own place, not ours to choose
+        Path("/tmp/ray").mkdir(exist_ok=True)  # the same
         _ip("link", "add", names.bridge, "type", "bridge")
         _ip("link", "set", names.bridge, "up")
         for node in range(self.nodes):
