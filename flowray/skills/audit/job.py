@@ -212,7 +212,9 @@ class AuditJob:
         content = _digest([_VERSION, inputs, self._packages[package], sorted(self._planned_rows[package])])
         key = f"audit/combine/{package}/{content}"
         self._combining[key] = package
-        return self._ask(Request(key=key, prompt=f"Combine {package}", needs=("audit.combine",), payload=payload))
+        # Before the analyses of other packages: what is complete should be seen to be complete.
+        needs = ("audit.combine",)
+        return self._ask(Request(key=key, prompt=f"Combine {package}", needs=needs, payload=payload, priority=1))
 
     def _package_done(self, result: Result) -> Iterator[Request]:
         package = self._combining[result.key]

@@ -59,6 +59,7 @@ def render(summary: Mapping[str, Any], findings: Sequence[Sequence[Any]], run: M
         hot=_hot_table(summary["hot"][:8]),
         packages=_packages(summary["packages"]),
         skills=_distribution(findings),
+        legend="".join(_pill(s) for s in SEVERITIES if summary["severities"][s]),
         shown=f"{len(shown):,}",
         of=f"{len(findings):,}",
         cut=_cut(len(shown), len(findings)),
