@@ -74,6 +74,7 @@ def test_page_escapes_what_the_code_contains(tmp_path: Path) -> None:
     assert EVIL not in text
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert data is not None
+    assert not set("<>&") & set(data[1])
     assert json.loads(data[1])[0][7] == EVIL  # and yet the text itself is all there
 
 
