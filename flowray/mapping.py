@@ -19,7 +19,7 @@ class MappingJob:
         self._source, self._config, self._timing = source, config, timing
         self._file = output_file(out)
         self._rows = source.check()
-        self._spool = Spool(self._file.parent)
+        self._spool = Spool()
         self._failed = 0
 
     @classmethod

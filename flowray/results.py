@@ -1,6 +1,6 @@
 """Results as a table: Parquet or JSONL, sorted by key, the same bytes for the same results in whatever order they came.
 
-Results are spooled to a SQLite file beside the output until the end: a table of any length is sorted without being
+Results are spooled to a temporary SQLite database until the end: a table of any length is sorted without being
 held in memory. The finished table takes the place of an earlier one at once, so nobody ever reads half of it.
 """
 
@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,14 +75,11 @@ def _other(value: Any) -> Any:
 class Spool:
     """Results on their way to a table. For one thread."""
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".flowray-", suffix=".spool", dir=directory)
-        os.close(descriptor)
-        self._path = Path(name)
-        self._db = sqlite3.connect(name, isolation_level=None)
+    def __init__(self) -> None:
+        # A database without a name lies in SQLite's cache, then in a temporary file that goes with the process.
+        self._db = sqlite3.connect("", isolation_level=None)
         # Lost with the process: the journal has the outcomes, so there is nothing to sync for.
-        for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+        for setting in ("journal_mode=OFF", "synchronous=OFF"):
             self._db.execute(f"PRAGMA {setting}").fetchall()
         columns = "key TEXT PRIMARY KEY, state TEXT, value TEXT, error TEXT, agent_id TEXT, attempts INT, run_s REAL"
         self._db.execute(f"CREATE TABLE results ({columns}) WITHOUT ROWID")
@@ -133,7 +129,6 @@ class Spool:
     def close(self) -> None:
         """Forget everything."""
         self._db.close()
-        self._path.unlink(missing_ok=True)
 
 
 def _as_text(value: Scalar) -> str | None:

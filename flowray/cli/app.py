@@ -81,6 +81,8 @@ def exit_code(error: FlowrayError) -> int:
 
 def hint_for(error: FlowrayError) -> str:
     """What the reader can do about it."""
+    if isinstance(error, errors.TaskError):
+        return f"`flowray story {error.task_id}` tells what happened"
     own = getattr(error, "hint", "")
     return own or next((hint for kind, hint in _HINTS if isinstance(error, kind)), "")
 

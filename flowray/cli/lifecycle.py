@@ -26,12 +26,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 @contextmanager
-def connected(name: str, address: str) -> Iterator[Runtime]:
+def connected(name: str, address: str, screen: Screen) -> Iterator[Runtime]:
     """A running runtime, joined for the length of one command."""
     from flowray.runtime import service
     from flowray.runtime.runtime import Runtime
 
-    with Runtime.connect(name, address=address or service.address_of(name)) as runtime:
+    where = service.checked(address) if address else service.address_of(name, os.environ)
+    with screen.alone(), Runtime.connect(name, address=where) as runtime:
         yield runtime
 
 
@@ -39,7 +40,7 @@ def up(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Configuration file (YAML).")] = None,
     set_: Settings = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address under which other nodes reach this one; loopback keeps it private.")
+        str, typer.Option("--host", help="Address under which other nodes reach this one. Ray's token guards it.")
     ] = "127.0.0.1",
     dashboard: Annotated[
         bool, typer.Option("--dashboard/--no-dashboard", help="Ray's dashboard on loopback: `ray job submit` needs it.")
@@ -58,7 +59,8 @@ def up(
     screen.say(f"starting runtime {config.name!r} ...")
     from flowray.runtime import service
 
-    there, started, took_s = service.up(config, host=host, dashboard=dashboard, wait_s=timeout_s)
+    with screen.alone():
+        there, started, took_s = service.up(config, host=host, dashboard=dashboard, wait_s=timeout_s)
     lines = [
         f"runtime {config.name!r} is up" + (f" ({took_s:.1f} s)" if started else " already; its agents were added")
     ]
@@ -83,20 +85,24 @@ def down(name: Name = "default", as_json: Json = False) -> None:
     """Stop a runtime that `flowray up` started. Accepted tasks stay in its journal."""
     from flowray.runtime import service
 
-    ended = service.down(name)
+    screen = Screen(as_json=as_json)
+    with screen.alone():
+        ended = service.down(name)
     text = (
         f"runtime {name!r} is down ({ended} processes ended)" if ended else f"runtime {name!r} was not running any more"
     )
-    Screen(as_json=as_json).answer(text, {"name": name, "processes_ended": ended})
+    screen.answer(text, {"name": name, "processes_ended": ended})
 
 
 def status(name: Name = "default", address: Address = "", as_json: Json = False) -> None:
     """Show what a runtime is doing."""
-    with connected(name, address) as runtime:
-        Screen(as_json=as_json).view(runtime.status())
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
+        screen.view(runtime.status())
 
 
 def agents(name: Name = "default", address: Address = "", as_json: Json = False) -> None:
     """Show a runtime's agents, by tier."""
-    with connected(name, address) as runtime:
-        Screen(as_json=as_json).view(runtime.agents.view())
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
+        screen.view(runtime.agents.view())

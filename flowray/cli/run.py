@@ -19,7 +19,7 @@ from flowray.cli.place import Place, job_name
 from flowray.cli.progress import Progress
 from flowray.cli.screen import Json, Screen, Settings, overrides
 from flowray.config import Config, JobConfig, load
-from flowray.errors import ConfigError, FlowrayError
+from flowray.errors import ConfigError, FlowrayError, WaitTimeout
 from flowray.jobs import Job, Report, Result, run_sequentially
 from flowray.mapping import MappingJob
 from flowray.results import output_file
@@ -27,6 +27,7 @@ from flowray.team import local_team, make_job, resolved
 
 if TYPE_CHECKING:
     from flowray.runtime.jobs import JobEvent, JobRun
+    from flowray.runtime.runtime import Runtime
 
 _INTERRUPTED = 130  # what shells give for a command that Ctrl-C ended
 
@@ -163,15 +164,16 @@ class _Work:
         config = self.place.configured(self.config)
         recorded = Recorded.of(self.place.journal, config.store)
         if recorded is not None and recorded.count():
-            self.screen.say(f"an earlier run is on record ({recorded.count()} tasks done); --fresh starts over")
+            self.screen.say(f"an earlier run is on record (tasks done: {recorded.count()}); --fresh starts over")
         # Agents' prints would tear the picture apart; they are in Ray's logs.
         settings = structs.replace(config, ray=structs.replace(config.ray, agent_output=False))
         settings_job = config.job or JobConfig()
-        with Runtime.start(settings) as runtime, _terminating():
+        log = self.place.directory / "output.log"
+        with log.open("a") as others, self.screen.alone(others), Runtime.start(settings) as runtime, _terminating():
             self.stages.reached("Ray started")
             look = None if self.screen.quiet else lambda: runtime.status().agents
             with Progress(config.name, quiet=self.screen.quiet, look=look) as progress:
-                runtime.wait_ready(self._left(default=120.0), agents=1)
+                self._wait_for_an_agent(runtime)
                 self.stages.reached("first agent ready")
                 started_s = time.monotonic() - self.stages.began_at
                 killer = KillOne(runtime, progress.remark) if kill_one else None
@@ -191,6 +193,14 @@ class _Work:
         if recorded is not None:
             recorded.close()
         return self._document(done, started_s, figures, killer), done.report
+
+    def _wait_for_an_agent(self, runtime: Runtime) -> None:
+        """One is enough to begin; the others join while it works."""
+        patience_s = max(0.1, self._left(default=120.0))
+        try:
+            runtime.wait_ready(patience_s, agents=1)
+        except WaitTimeout as error:
+            raise FlowrayError(f"no agent was ready within {patience_s:.0f} s; the same command goes on") from error
 
     def _observer(self, progress: Progress, killer: KillOne | None) -> Callable[[JobEvent], None]:
         def observe(event: JobEvent) -> None:

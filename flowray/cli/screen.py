@@ -6,11 +6,12 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import msgspec
 import typer
@@ -19,8 +20,6 @@ from msgspec import Struct
 from flowray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from flowray.runtime.views import View
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
@@ -39,13 +38,22 @@ class Screen:
     def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._out = sys.stdout  # kept: while Ray is at work, sys.stdout is somewhere else
+
+    @contextmanager
+    def alone(self, others: TextIO | None = None) -> Iterator[None]:
+        """Keep stdout for the answer: Ray prints what it has to say there, from threads of its own."""
+        with redirect_stdout(others or sys.stderr):
+            yield
 
     def view(self, view: View) -> None:
         """Show a view."""
         if self.as_json:
             self.document(view)
-        elif sys.stdout.isatty():
-            self._console().print(view)
+        elif self._out.isatty():
+            from rich.console import Console
+
+            Console(file=self._out, highlight=False).print(view)
         else:
             from flowray.runtime import render
 
@@ -53,8 +61,8 @@ class Screen:
 
     def document(self, document: Any) -> None:
         """The answer as JSON. A command calls it once."""
-        sys.stdout.write(json.dumps(plain_data(document), indent=2, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        self._out.write(json.dumps(plain_data(document), indent=2, ensure_ascii=False) + "\n")
+        self._out.flush()
 
     def answer(self, text: str, document: Any) -> None:
         """The answer: as text, or as JSON."""
@@ -66,19 +74,14 @@ class Screen:
     def line(self, text: str) -> None:
         """Text on stdout."""
         if not self.as_json:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            self._out.write(text + "\n")
+            self._out.flush()
 
     def say(self, text: str) -> None:
         """What goes on, on stderr."""
         if not self.quiet:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
-
-    def _console(self) -> Console:
-        from rich.console import Console
-
-        return Console(highlight=False)
 
 
 def plain_data(value: Any) -> Any:

@@ -47,7 +47,7 @@ def submit(
     """Give a running runtime one task, and wait for its result."""
     payload = _payload(payload_json)
     screen = Screen(as_json=as_json)
-    with connected(name, address) as runtime:
+    with connected(name, address, screen) as runtime:
         handle = runtime.submit(
             prompt,
             payload=payload,
@@ -86,7 +86,7 @@ def story(
 ) -> None:
     """Tell what happened to a task, and why its agents were chosen."""
     screen = Screen(as_json=as_json)
-    with connected(name, address) as runtime:
+    with connected(name, address, screen) as runtime:
         told = runtime.handle(task_id).story()
         if explain and not as_json:
             from flowray.runtime.render import explain as in_words
@@ -104,14 +104,16 @@ def list_letters(
     as_json: Json = False,
 ) -> None:
     """List dead letters, newest first."""
-    with connected(name, address) as runtime:
-        Screen(as_json=as_json).view(runtime.dead_letters(limit=limit, after=after))
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
+        screen.view(runtime.dead_letters(limit=limit, after=after))
 
 
 def show(task_id: _TaskId, name: Name = "default", address: Address = "", as_json: Json = False) -> None:
     """Show one dead letter: what was asked, and what came of it."""
-    with connected(name, address) as runtime:
-        Screen(as_json=as_json).view(runtime.dead_letter(task_id))
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
+        screen.view(runtime.dead_letter(task_id))
 
 
 def replay(
@@ -122,22 +124,24 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Try a dead letter again, as a new task."""
-    with connected(name, address) as runtime:
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
         handle = runtime.replay(task_id)
         document = {"task_id": handle.task_id, "replay_of": task_id}
         if wait:
             value = handle.result()
-            Screen(as_json=as_json).answer(_as_text(value), {**document, "value": value})
+            screen.answer(_as_text(value), {**document, "value": value})
         else:
-            Screen(as_json=as_json).answer(handle.task_id, document)
+            screen.answer(handle.task_id, document)
 
 
 def purge(task_id: _TaskId, name: Name = "default", address: Address = "", as_json: Json = False) -> None:
     """Forget a dead letter. Exit code 1 when there is none of this id."""
-    with connected(name, address) as runtime:
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
         purged = runtime.purge(task_id)
     text = f"dead letter {task_id} is forgotten" if purged else f"there is no dead letter {task_id}"
-    Screen(as_json=as_json).answer(text, {"task_id": task_id, "purged": purged})
+    screen.answer(text, {"task_id": task_id, "purged": purged})
     if not purged:
         raise typer.Exit(1)
 

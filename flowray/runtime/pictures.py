@@ -174,7 +174,7 @@ def _nodes(nodes: Sequence[NodeView]) -> Table:
             Cell("alive" if node.alive else "dead", "good" if node.alive else "bad"),
             Cell(f"{node.cpus:g}"),
             Cell(size(node.memory_bytes)),
-            Cell(", ".join(f"{k}={v}" for k, v in sorted(node.labels.items())) or "-", "faint"),
+            Cell(", ".join(f"{k}={v}" for k, v in _own_labels(node)) or "-", "faint"),
         )
         for node in nodes
     )
@@ -182,8 +182,15 @@ def _nodes(nodes: Sequence[NodeView]) -> Table:
     return Table(columns, (("nodes", rows),), frozenset({"CPUs", "memory"}), frozenset({"labels"}))
 
 
+def _own_labels(node: NodeView) -> list[tuple[str, str]]:
+    """Labels that people gave; Ray adds the node's id, which says nothing to them."""
+    return [(name, value) for name, value in sorted(node.labels.items()) if name != "ray.io/node-id"]
+
+
 def _status(status: Status) -> Picture:
-    at = f"coordinator pid {status.pid}" + (f" on {status.node}" if status.node else "")
+    addresses = {node.node_id: node.address for node in status.nodes}
+    place = addresses.get(status.node, status.node)
+    at = f"coordinator pid {status.pid}" + (f" on {place}" if place else "")
     head = [Cell(status.name, "strong"), Cell(f"epoch {status.epoch}"), Cell(at, "faint"), Cell(status.at_utc, "faint")]
     open_tasks = [Cell("tasks", "faint"), Cell(f"{status.queued} queued"), Cell(f"{status.running} running", "busy")]
     if status.backing_off:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -22,9 +22,10 @@ import psutil
 from msgspec import Struct, structs
 
 from flowray.config import Config
-from flowray.errors import FlowrayError, NotConnected
+from flowray.errors import ConfigError, FlowrayError, NotConnected
 
 _STOP_S = 10.0  # between SIGTERM and SIGKILL
+_LAST_STARTED = Path("/tmp/ray/ray_current_cluster")
 _REDIS_PORT = 6379  # Ray's own default, and everybody's Redis: never taken
 
 
@@ -92,10 +93,35 @@ def all_known() -> Iterator[Up]:
             yield known
 
 
-def address_of(name: str) -> str:
-    """Where to find a runtime: what `up` wrote down, or whatever Ray finds by itself."""
+def address_of(name: str, environment: Mapping[str, str]) -> str:
+    """Where a runtime is: what `up` wrote down, else RAY_ADDRESS, else the cluster that Ray started here last.
+
+    Raises:
+        NotConnected: there is none, or nobody answers there (Ray itself would try for minutes).
+    """
     up = running(name)
-    return up.address if up is not None else "auto"
+    address = up.address if up is not None else environment.get("RAY_ADDRESS", "") or _last_started()
+    if not address:
+        raise NotConnected(f"no runtime {name!r} is up on this machine")
+    return checked(address)
+
+
+def checked(address: str) -> str:
+    """The address, if somebody answers there. Raises NotConnected."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError("--address", f"wants host:port, got {address!r}")
+    if not _listens(address):
+        raise NotConnected(f"no Ray cluster answers at {address}")
+    return address
+
+
+def _last_started() -> str:
+    """Ray's own note of the cluster that was started here last; it stays when the cluster is gone."""
+    try:
+        return _LAST_STARTED.read_text().strip()
+    except OSError:
+        return ""
 
 
 def start_head(config: Config, *, host: str, dashboard: bool, timeout_s: float) -> Up:
@@ -153,6 +179,10 @@ def stop_head(up: Up) -> int:
         if _wait_gone(targets, _STOP_S):
             break
     (directory_of(up.name) / "up.json").unlink(missing_ok=True)
+    if _last_started().rpartition(":")[2] == up.address.rpartition(":")[2]:
+        # Whoever asks Ray for "auto" would otherwise wait for a cluster that is gone.
+        with contextlib.suppress(OSError):
+            _LAST_STARTED.unlink()
     return len(found)
 
 
@@ -210,7 +240,9 @@ def down(name: str) -> int:
 def _command(config: Config, address: str, board: str) -> list[str]:
     host, _, port = address.rpartition(":")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--node-ip-address={host}", f"--port={port}", f"--include-dashboard={str(bool(board)).lower()}"]
+    command += [f"--port={port}", f"--include-dashboard={str(bool(board)).lower()}"]
+    if host != "127.0.0.1":  # Ray would put another address of this machine in its place
+        command.append(f"--node-ip-address={host}")
     command += [f"--object-store-memory={config.ray.object_store_mb << 20}"]
     if board:
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={board.rpartition(':')[2]}"]
