@@ -95,7 +95,7 @@ class Caller:
     # ── what is said: at the coordinator, then here ──────────────────────────────────────────────────────────────
 
     def _reply(self, coordinator: CoordinatorProcess, command: Command) -> None:
-        self.world.observer.answered(coordinator.epoch, command)
+        self.world.observer.answered(coordinator.epoch, command, self.task)
         self.world.network.send(partial(self._told, command))
 
     def _watched(self, outcome: Outcome | None) -> None:

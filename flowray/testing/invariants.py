@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
 _EPSILON = 1e-6
+_REASONS_TO_DIE = frozenset({"application", "agent_lost", "timeout", "poison", "no_agent"})
 
 
 class Violation(InvariantBroken):
@@ -199,6 +200,9 @@ class Observer:
             data = outcome.value.data if outcome.value is not None else None
             if data is not None and data.startswith(b"answer|"):
                 hold(data == token, "3", f"{name}: the value is {data!r}, the current attempt's is {token!r}")
+        if outcome.state is TaskState.DEAD:
+            kind = outcome.failure.kind if outcome.failure is not None else ""
+            hold(kind in _REASONS_TO_DIE, "8", f"{name} is a dead letter because of {kind!r}")
         deadline_at = entry.deadline_at
         if outcome.state is TaskState.EXPIRED:
             hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
@@ -216,13 +220,17 @@ class Observer:
 
     # ── what callers are told ────────────────────────────────────────────────────────────────────────────────────
 
-    def answered(self, epoch: int, command: Command) -> None:
-        """A coordinator sends this to a caller."""
+    def answered(self, epoch: int, command: Command, task: Task | None = None) -> None:
+        """A coordinator sends this to a caller, about the task that it submitted."""
         if isinstance(command, AcceptTask):
             hold(command.task.id in self.accepted, "4", f"{command.task.id} was acknowledged and is not on disk")
             self.acknowledged[command.task.id] = None
         elif isinstance(command, KnownTask):
             hold(command.task_id in self.accepted, "4", f"{command.task_id} is called known and is not on disk")
+            if task is not None and command.task_id != task.id:
+                owner = self._keys[task.key]
+                same = (owner.id, owner.fingerprint) == (command.task_id, task.fingerprint)
+                hold(same, "7", f"{task.id} is called a repeat of {command.task_id} and asks for something else")
             self.acknowledged[command.task_id] = None
         elif isinstance(command, RefuseTask):
             taken = self.accepted.get(command.task_id)
@@ -294,6 +302,11 @@ class Observer:
             elif isinstance(command, KnownTask) and command.task_id != command.submitted_id:
                 world.note("repeat recognised by its key")
         core = coordinator.core
+        if isinstance(event, AttemptFinished):
+            agent = core.registry.agent(event.agent_id)
+            token = event.task_id, event.attempt, event.epoch
+            leaked = agent is not None and token in agent.stopping
+            hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
             self._until_check = len(core.book.open) // 6

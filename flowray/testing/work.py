@@ -122,11 +122,9 @@ def _is_plain(value: Any) -> bool:
     """Would msgpack give back exactly this?"""
     kind = type(value)
     if kind is int:
-        return -(1 << 63) <= value < (1 << 64)
+        return bool(-(1 << 63) <= value < (1 << 64))
     if kind in _SCALARS:
         return True
     if kind is list:
         return all(_is_plain(item) for item in value)
-    if kind is dict:
-        return all(type(key) is str and _is_plain(item) for key, item in value.items())
-    return False
+    return kind is dict and all(type(key) is str and _is_plain(item) for key, item in value.items())

@@ -1,0 +1,96 @@
+from collections import Counter
+from random import Random
+
+import pytest
+
+from flowray.core.placement import PlacementPolicy, choose_agent
+from flowray.core.queueing import Queue
+from flowray.core.registry import Registry, RestartPolicy
+from flowray.core.states import AgentState
+from flowray.errors import ConfigError
+
+from .builders import spec, task
+
+
+def lane_of(**counts):
+    """A lane served by classes of ready agents."""
+    registry, queue = Registry(RestartPolicy()), Queue()
+    for name, count in counts.items():
+        one, added, _ = registry.add(spec(name, count=count, slots=4))
+        queue.join(one)
+        for agent in added:
+            agent.state = AgentState.READY
+            one.update(agent)
+    return queue.lane(task(), registry.classes()), registry
+
+
+def hold(agent, count):
+    for number in range(count):
+        agent.outstanding[f"t{number}"] = 1
+    agent.agent_class.update(agent)
+
+
+def test_of_two_the_less_loaded_is_taken():
+    lane, registry = lane_of(a=2)
+    busy, idle = registry.agents()
+    hold(busy, 3)
+    for seed in range(50):
+        agent, choice = choose_agent(lane, Random(seed))
+        assert agent is idle
+        assert (choice.policy, choice.candidates) == ("power_of_two", 2)
+        assert dict(choice.considered) == {busy.id: 0.75, idle.id: 0.0}
+
+
+def test_nobody_with_room_is_nobody():
+    lane, registry = lane_of(a=1)
+    hold(registry.agents()[0], 4)
+    assert choose_agent(lane, Random(0)) is None
+
+
+def test_the_only_one_is_named_so():
+    lane, registry = lane_of(a=1)
+    agent, choice = choose_agent(lane, Random(0))
+    assert (agent, choice.policy) == (registry.agents()[0], "only_one")
+
+
+def test_equal_loads_spread_evenly():
+    lane, registry = lane_of(a=3, b=1)
+    rng = Random(5)
+    drawn = Counter(choose_agent(lane, rng)[0].id for _ in range(4000))
+    assert len(drawn) == 4
+    assert all(700 < count < 1300 for count in drawn.values())
+
+
+def test_two_choices_keep_the_fullest_agent_close_to_the_average():
+    """The reason for two choices: with one the fullest of 50 agents would hold about 12 at an average of 4."""
+    registry, queue = Registry(RestartPolicy()), Queue()
+    one, added, _ = registry.add(spec("a", count=50, slots=100))
+    queue.join(one)
+    for agent in added:
+        agent.state = AgentState.READY
+        one.update(agent)
+    lane, rng = queue.lane(task(), registry.classes()), Random(3)
+    for number in range(200):
+        agent, _ = choose_agent(lane, rng)
+        agent.outstanding[f"t{number}"] = 1
+        one.update(agent)
+    assert max(a.held for a in added) <= 6
+
+
+def test_an_idle_slot_is_better_than_any_prefetch():
+    lane, registry = lane_of(a=2)
+    quick, other = registry.agents()
+    quick.prefetch, quick.service_s = 10, 0.001
+    hold(quick, 4)
+    hold(other, 3)
+    assert choose_agent(lane, Random(0))[0] is other
+    hold(other, 4)
+    agent, choice = choose_agent(lane, Random(0))
+    assert agent is quick
+    assert choice.policy == "only_one"
+
+
+@pytest.mark.parametrize("wrong", [{"prefetch_s": -1}, {"max_prefetch": -1}])
+def test_refuses_what_makes_no_sense(wrong):
+    with pytest.raises(ConfigError, match="placement"):
+        PlacementPolicy(**wrong)
