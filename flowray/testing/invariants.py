@@ -309,7 +309,7 @@ class Observer:
             hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
-            self._until_check = len(core.book.open) // 6
+            self._until_check = (len(core.book.open) + len(world.processes)) // 5
             core.check()
         if self._rng.random() < 0.004:
             self.compare(coordinator)

@@ -169,12 +169,12 @@ class TestLosing:
         team = Team()
         team.ready()
         team.submit("t")
-        for attempt in range(1, 4):
+        for _ in range(3):
             commands = team.lose("writer-0")
             team.tick(team.now + 40.0)
             team.up("writer-0")
         assert commands[0].outcome.failure.kind == "poison"
-        assert attempt == 3
+        assert "3 agents died" in commands[0].outcome.failure.message
 
     def test_only_what_can_have_been_running_is_to_blame(self):
         team = Team(CorePolicy(placement=PlacementPolicy(prefetch_s=10.0)))

@@ -54,7 +54,7 @@ def test_the_only_one_is_named_so():
 
 
 def test_equal_loads_spread_evenly():
-    lane, registry = lane_of(a=3, b=1)
+    lane, _ = lane_of(a=3, b=1)
     rng = Random(5)
     drawn = Counter(choose_agent(lane, rng)[0].id for _ in range(4000))
     assert len(drawn) == 4

@@ -60,7 +60,7 @@ def test_an_illegal_arrow_names_the_agent():
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["hold", "release", "lose", "ready"]))))
 def test_the_lists_of_agents_with_room_follow_their_state_and_load(steps):
-    registry, one, agents = team(count=3, slots=2)
+    _, one, agents = team(count=3, slots=2)
     for agent in agents:
         agent.state = AgentState.READY
         one.update(agent)

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -70,14 +70,21 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "idempotency key forgotten": swap(Admission, "opened", "if task.key:", "if False:"),
     "fingerprint not compared": swap(C, "_on_submitted", "if owner[1] == task.fingerprint:", "if True:"),
     "one attempt too many": swap(
-        C, "_attempt_failed", "entry.failures + 1 >= entry.task.max_attempts", "entry.failures >= entry.task.max_attempts"
+        C,
+        "_attempt_failed",
+        "entry.failures + 1 >= entry.task.max_attempts",
+        "entry.failures >= entry.task.max_attempts",
     ),
     "retries unbounded": swap(C, "_attempt_failed", "or entry.failures + 1 >= entry.task.max_attempts", ""),
     "retries what is not retryable": swap(C, "_attempt_failed", "not failure.retryable or ", ""),
-    "back-off cut short": swap(C, "_attempt_failed", 'set("backoff", task_id, not_before)', 'set("backoff", task_id, self.now)'),
+    "back-off cut short": swap(
+        C, "_attempt_failed", 'set("backoff", task_id, not_before)', 'set("backoff", task_id, self.now)'
+    ),
     "poison never found": swap(C, "_attempt_lost", 'counts == "kills" and', "False and"),
     "losses unbounded": swap(C, "_attempt_lost", "elif counts and", "elif False and"),
-    "resolved twice": swap(C, "_commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"),
+    "resolved twice": swap(
+        C, "_commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
+    ),
     "tasks lost with their agent": swap(C, "_requeue_all", "held = self._held_or_claimed(agent)", "held = []"),
     "deadline forgotten": swap(C, "_on_submitted", "if entry.deadline_at is not None:", "if False:"),
     "deadline forgotten by recovery": swap(C, "recover", "if entry.deadline_at is not None:", "if False:"),
@@ -90,7 +97,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "priority inverted": swap(Lane, "push", "(-task.priority, seq, task.id)", "(task.priority, seq, task.id)"),
     "newest first": swap(Lane, "push", "(-task.priority, seq, task.id)", "(-task.priority, -seq, task.id)"),
     "slot of a stopped attempt leaks": swap(C, "_free_slot", "del agent.stopping[token]", "pass"),
-    "admission counter leaks": swap(Admission, "closed", "self.open_tasks -= 1", "self.open_tasks -= task.priority < 5"),
+    "admission counter leaks": swap(
+        Admission, "closed", "self.open_tasks -= 1", "self.open_tasks -= task.priority < 5"
+    ),
     "wake-up lost": swap(C, "_backoff_over", "self._commit(WakeTask", "return None and (WakeTask"),
     "adopts what runs elsewhere": swap(
         C,
@@ -98,7 +107,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
         "if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):",
         "if entry is None or not fresh:",
     ),
-    "lost agents stay lost": swap(C, "_restart_due", "self._start_agent(agent)", "self.timers.set('restart', key, self.now + 1e6)"),
+    "lost agents stay lost": swap(
+        C, "_restart_due", "self._start_agent(agent)", "self.timers.set('restart', key, self.now + 1e6)"
+    ),
     "capabilities ignored": swap(AgentClass, "serves", "self.capabilities.issuperset(key.needs)", "True"),
     "hung agents are kept": swap(C, "_grace_over", "due > self.now", "(due := self.now + 1e6)"),
     # bugs that the simulation found
@@ -107,25 +118,51 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
     "found: draining agents are not kept": swap(C, "_on_agents_added", "agent not in surplus", "False"),
     "found: a late report revives the dead": swap(C, "_on_agent_ready", "or over or", "or"),
-    "found: drained by a report, never stopped": swap(C, "_on_agent_ready", "agent.state is AgentState.DRAINING and", "False and"),
+    "found: drained by a report, never stopped": swap(
+        C, "_on_agent_ready", "agent.state is AgentState.DRAINING and", "False and"
+    ),
     "found: an old answer frees the new slot": swap(
-        C, "_free_slot", "if current and event.task_id in agent.outstanding:",
+        C,
+        "_free_slot",
+        "if current and event.task_id in agent.outstanding:",
         "if agent.outstanding.get(event.task_id) == event.attempt:",
     ),
     "found: stopped for a lost reason is final": swap(C, "_on_finished", 'event.failure.kind == "cancelled"', "False"),
     "found: broken class keeps its tasks": swap(C, "_stop", "self._give_up_hopeless(agent.agent_class)", "pass"),
-    "found: prefetch although it is off": swap(Agent, "observe", "max_prefetch if prefetch_s > 0 else 0", "max_prefetch"),
-    "found: stale list after a hand-back": swap(
-        C, "_on_returned", "agent.agent_class.update(agent)\n", "pass\n"
+    "found: prefetch although it is off": swap(
+        Agent, "observe", "max_prefetch if prefetch_s > 0 else 0", "max_prefetch"
     ),
+    "found: stale list after a hand-back": swap(C, "_on_returned", "agent.agent_class.update(agent)\n", "pass\n"),
     # what the driver must keep
     "no fence": put(Writer, "fenced", property(lambda self: False)),
     "tells before it is on disk": swap(P, "_when_synced", "if self.writer.synced < position:", "if False:"),
     "replies without looking at the fence": swap(P, "_when_synced", "not self.alive or self.writer.fenced", "False"),
     "store not asked for repeats": swap(P, "_remembered", "if task.id in disk.outcomes:", "return None\n    if False:"),
-    "snapshot covers what it does not have": swap(Writer, "offer", "(self.appended, snapshot)", "(self.appended + 1, snapshot)"),
+    "snapshot covers what it does not have": swap(
+        Writer, "offer", "(self.appended, snapshot)", "(self.appended + 1, snapshot)"
+    ),
     "ticks only once": swap(P, "_tick", "self._tick_at = None", "self._tick_at = -1.0"),
-}  # fmt: skip
+}
+
+
+# Found too, but only after more seeds than a test may take.
+RARE = frozenset(
+    {
+        "answers of earlier epochs count",
+        "adopts what runs elsewhere",
+        "fingerprint not compared",
+        "found: draining agents are not kept",
+        "found: a late report revives the dead",
+        "found: an old answer frees the new slot",
+        "found: broken class keeps its tasks",
+        "found: drained by a report, never stopped",
+        "found: stopped for a lost reason is final",
+        "found: prefetch although it is off",
+        "found: stale list after a hand-back",
+        "replies without looking at the fence",
+        "snapshot covers what it does not have",
+    }
+)
 
 
 def hunt(name: str, budget: int = BUDGET) -> Killed:
@@ -140,7 +177,7 @@ def hunt(name: str, budget: int = BUDGET) -> Killed:
     return Killed(name, 0, "", "", perf_counter() - began)
 
 
-def hunt_all(names: list[str], budget: int = BUDGET, jobs: int = 2) -> list[Killed]:
+def hunt_all(names: list[str], budget: int = BUDGET, jobs: int = 2) -> Iterator[Killed]:
     """Hunt every mutant in a process of its own; one that does not come back in time is found, too."""
 
     def one(name: str) -> Killed:
@@ -152,7 +189,7 @@ def hunt_all(names: list[str], budget: int = BUDGET, jobs: int = 2) -> list[Kill
         return Killed(**json.loads(done.stdout))
 
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(one, names))
+        yield from pool.map(one, names)
 
 
 def main() -> int:
@@ -165,15 +202,17 @@ def main() -> int:
     if options.one:
         sys.stdout.write(json.dumps(asdict(hunt(options.names[0], options.budget))))
         return 0
-    table = hunt_all(options.names or list(MUTANTS), options.budget, options.jobs)
-    width = max(len(one.name) for one in table)
+    names = options.names or list(MUTANTS)
+    width = max(map(len, names))
     sys.stdout.write(f"{'mutant':{width}}  seeds   wall s  found by\n")
-    for one in table:
+    survived = 0
+    for one in hunt_all(names, options.budget, options.jobs):
+        survived += not one.seeds
         seeds = str(one.seeds) if one.seeds else "-"
         found = f"{one.invariant}: {one.detail}"[:100] if one.seeds else f"SURVIVED {options.budget} seeds"
         sys.stdout.write(f"{one.name:{width}}  {seeds:>5}  {one.wall_s:7.1f}  {found}\n")
-    survived = [one.name for one in table if not one.seeds]
-    sys.stdout.write(f"{len(table) - len(survived)} of {len(table)} found\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(names) - survived} of {len(names)} found\n")
     return 1 if survived else 0
 
 
