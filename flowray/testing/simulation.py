@@ -13,7 +13,7 @@ seeds give equal runs. All invariants of the core and of the world round it are 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flowray.agents import check_runnable, with_description
@@ -46,6 +46,7 @@ _REFUSALS: dict[str, type[TaskRefused]] = {
     "unknown_capability": UnknownCapability,
     "conflict": IdempotencyConflict,
 }
+SETTLE_S = 300.0  # virtual, after the last outcome: agents come back, stopped attempts end
 UNAVAILABLE_AFTER_S = 120.0  # no answer of the coordinator for so long, in virtual time
 
 
@@ -78,6 +79,23 @@ class Simulation:
     def run_for(self, seconds: float) -> None:
         """Let virtual time pass."""
         self.world.clock.run(self.now + seconds)
+
+    def settle(self, timeout_s: float = 3600.0) -> None:
+        """Stop the faults, let everything end, and check that nothing is left behind.
+
+        Raises:
+            Violation: something did not end, or was left: a bug in flowray, or an attempt that takes that long.
+        """
+        self.stop_faults()
+        self.wait(lambda: self.world.leader is not None and not self.world.leader.core.book.open, timeout_s)
+        self.run_for(SETTLE_S)
+        self.world.observer.finish()
+
+    def __enter__(self) -> Simulation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to stop: a simulation has no processes."""
 
     def stop_faults(self) -> None:
         """No more faults from now on; what hangs wakes up or is ended."""
@@ -299,6 +317,12 @@ class Handle:
             raise WaitTimeout(self.task_id, timeout_s or 0.0)
         assert self.caller.outcome is not None
         return self.caller.outcome
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._resulting().__await__()
+
+    async def _resulting(self) -> Any:
+        return self.result()
 
     def cancel(self) -> str:
         """Cancel the task unless it has ended: the state it is in for good, "cancelled" or an earlier one."""

@@ -200,6 +200,19 @@ def test_a_constructor_that_raises_is_told_to_the_next_caller():
         sim.submit("y")
 
 
+async def test_a_handle_can_be_awaited():
+    assert await team().submit("x") == "plain: x"
+
+
+def test_settling_leaves_nothing_behind():
+    with team(count=3, faults=[Crash(rate_per_s=1.0), CoordinatorCrash(rate_per_s=0.3)], service_s=1.0) as sim:
+        handles = sim.map([str(n) for n in range(20)])
+        sim.run_for(5.0)
+        sim.settle()
+        assert all(handle.state in ("succeeded", "dead") for handle in handles)
+        assert len(sim.agents) == 3
+
+
 def test_the_same_seed_gives_the_same_run():
     def run(seed):
         sim = Simulation(seed=seed, agents=4, faults=[Crash(rate_per_s=1.0), CoordinatorCrash(rate_per_s=0.2)])
