@@ -1,0 +1,131 @@
+"""Losing processes on real Ray: agents, coordinators, drivers. (Losing nodes: tests/cluster.)"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray_agents import Broken, Tool
+
+import flowray as fr
+from flowray.errors import AgentStartFailed, ConfigError
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+WAIT_S = 90.0
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def rt(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
+    with start_runtime("surviving", core__retry__poison_kills=2) as runtime:
+        runtime.agents.add(Tool, count=2, capabilities={"tools"})
+        runtime.wait_ready()
+        yield runtime
+
+
+def tool(do: str, **more: Any) -> dict[str, Any]:
+    return {"do": do, **more}
+
+
+def test_a_task_whose_agent_is_killed_completes_on_another(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    handle = rt.submit(tool("wait", gate=str(tmp_path / "gate"), file=str(tmp_path / "ran")), needs={"tools"})
+    eventually(lambda: lines("ran"), "it runs")
+    victim = next(line.agent_id for line in handle.story().lines if line.what == "started")
+    rt.kill_agent(victim)
+    eventually(lambda: len(lines("ran")) == 2, "it runs again")
+    (tmp_path / "gate").touch()
+    answered_by = handle.result(WAIT_S)
+    assert answered_by.endswith("attempt 2")
+    story = handle.story()
+    assert [line.what for line in story.lines] == ["accepted", "started", "requeued", "started", "succeeded"]
+    assert story.lines[2].agent_id == victim and f"{victim} was lost" in story.lines[2].detail
+    assert story.lines[3].detail == "failover"
+    rt.wait_ready(WAIT_S)
+    assert rt.figures()["failovers"] >= 1
+
+
+def test_killing_an_agent_that_is_not_there_says_so(rt: fr.Runtime) -> None:
+    with pytest.raises(ConfigError, match="nobody-7"):
+        rt.kill_agent("nobody-7")
+
+
+def test_a_task_that_kills_its_agents_is_stopped(
+    rt: fr.Runtime, tmp_path: Path, lines: Callable[[str], list[str]]
+) -> None:
+    """Two agents, here; after that it is the task, and the agents must stay for the others."""
+    handle = rt.submit(tool("die", file=str(tmp_path / "victims")), needs={"tools"})
+    outcome = handle.outcome(WAIT_S)
+    assert outcome.state.value == "dead" and outcome.failure is not None and outcome.failure.kind == "poison"
+    assert len(lines("victims")) == 2
+    rt.wait_ready(WAIT_S)
+    assert rt.submit("still here", needs={"tools"}).result(WAIT_S) == "STILL HERE"
+
+
+def test_a_killed_coordinator_loses_nothing_and_repeats_nothing(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    """Two attempts run and many tasks wait while it dies. What runs is adopted: the witness file has each task once."""
+    gate, file = tmp_path / "gate", str(tmp_path / "ran")
+    names = [f"task-{n}" for n in range(40)]
+    handles = rt.map([tool("wait", gate=str(gate), file=file, name=name) for name in names], needs={"tools"})
+    eventually(lambda: len(lines("ran")) == 2, "both agents are busy")
+    before = rt.status()
+    os.kill(before.pid, signal.SIGKILL)
+    during = rt.submit("while it is away", needs={"tools"}, priority=9)
+    gate.touch()
+    assert len(handles.results(WAIT_S)) == 40
+    assert during.result(WAIT_S) == "WHILE IT IS AWAY"
+    after = rt.status()
+    assert after.epoch == before.epoch + 1 and after.pid != before.pid
+    assert {a.agent_id: a.incarnation for a in after.agents} == {a.agent_id: a.incarnation for a in before.agents}
+    assert Counter(lines("ran")) == Counter(names)
+    assert all(outcome.attempts == 1 for outcome in handles.outcomes())
+
+
+def test_agents_that_do_not_start_say_why_and_their_tasks_fail(rt: fr.Runtime) -> None:
+    rt.agents.add(Broken, capabilities={"broken"})
+    waiting = rt.submit("x", needs={"broken"})
+    outcome = waiting.outcome(WAIT_S)
+    assert outcome.failure is not None and outcome.failure.kind == "no_agent"
+    with pytest.raises(fr.TaskFailed, match="broken-0: RuntimeError: no model file here"):
+        waiting.result(WAIT_S)
+    with pytest.raises(AgentStartFailed, match="broken-0 does not start: RuntimeError: no model file here"):
+        rt.wait_ready(WAIT_S)
+    with pytest.raises(fr.UnknownCapability, match="its agents do not start"):
+        rt.submit("y", needs={"broken"})
+
+
+def test_a_killed_driver_resumes_from_its_journal(
+    ray_token: Path, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    """As a user's script does it: everything is embedded in the driver, and its whole machine room goes with it."""
+    driver = [sys.executable, str(HERE / "resuming_driver.py"), str(tmp_path)]
+    with (tmp_path / "first.log").open("wb") as log:
+        first = subprocess.Popen(driver, stdout=log, stderr=log)
+    try:
+        eventually(lambda: len(lines("answers")) >= 6 or first.poll() is not None, "some tasks are done", 120.0)
+        assert first.poll() is None, (tmp_path / "first.log").read_text()
+        family = psutil.Process(first.pid).children(recursive=True)
+    finally:
+        first.kill()
+        first.wait()
+    eventually(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), "Ray is gone")
+    answered = lines("answers")
+    assert 6 <= len(answered) < 40
+    second = subprocess.run(driver, capture_output=True, text=True, timeout=200, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "40 results" in second.stdout
+    runs = Counter(lines("ran"))
+    assert len(runs) == 40
+    assert all(runs[name] == 1 for name in answered), "what was answered before the kill did not run again"
+    assert sum(runs.values()) <= 40 + 2 + 2, "at most what ran, or waited at an agent, ran again"
