@@ -255,8 +255,8 @@ def _draw_faults(rng: Random, safety_s: float) -> tuple[Fault, ...]:
         lambda: Hang(rate_per_s=rate(0.5), lasts_s=rng.choice((1.0, 20.0, float("inf")))),
         lambda: Slow(factor=rng.choice((3.0, 20.0))),
         lambda: Drop(ratio=rng.random() ** 2 * 0.3),
-        lambda: Duplicate(ratio=rng.random() * 0.2),
-        lambda: Delay(max_s=rng.choice((0.1, 2.0, 30.0)), ratio=rng.random() * 0.5),
+        lambda: Duplicate(ratio=rng.random() * 0.3),
+        lambda: Delay(max_s=rng.choice((0.1, 2.0, 30.0)), ratio=rng.random()),
         lambda: Reorder(ratio=rng.random() * 0.3),
         lambda: CoordinatorCrash(rate_per_s=rate(1.0), down_s=rng.choice((0.1, 1.0, 8.0))),
         lambda: CoordinatorZombie(rate_per_s=rate(0.2), pause_s=rng.uniform(1.0, 15.0), replaced_after_s=1.0),
@@ -264,7 +264,7 @@ def _draw_faults(rng: Random, safety_s: float) -> tuple[Fault, ...]:
         lambda: AgentStartFailure(ratio=rng.random() * 0.5, hang_ratio=rng.choice((0.0, 0.1))),
         lambda: SlowDisk(sync_s=rng.choice((0.05, 0.3, 1.5, 5.0))),
     ]
-    chance = rng.choice((0.2, 0.4, 0.7))
+    chance = rng.choice((0.3, 0.5, 0.7))
     return tuple(make() for make in possible if rng.random() < chance)
 
 
@@ -281,7 +281,9 @@ def _draw_policy(rng: Random) -> CorePolicy:
             max_losses=rng.choice((3, 10)),
             poison_kills=rng.choice((1, 3, 3)),
         ),
-        placement=PlacementPolicy(prefetch_s=rng.choice((0.0, 0.01, 0.5)), max_prefetch=rng.choice((0, 4, 64, 64))),
+        placement=PlacementPolicy(
+            prefetch_s=rng.choice((0.0, 0.01, 0.5, 0.5)), max_prefetch=rng.choice((0, 4, 64, 64))
+        ),
         restart=RestartPolicy(delay_s=rng.choice((0.1, 0.5)), delay_max_s=5.0, max_start_failures=3),
         cancel_grace_s=rng.choice((0.3, 5.0)),
         adoption_s=rng.choice((0.3, 2.0, 5.0)),

@@ -209,6 +209,25 @@ class TestLosing:
         (requeue,) = team.tell(AttemptReturned("b", 1, 1, "writer-0"))
         assert (requeue.counts, team.state("b")) == ("", "queued")
 
+    def test_an_old_hand_back_ends_prefetching_too(self):
+        """It comes late and twice; the agent left the list of those with room all the same (found by simulation)."""
+        team = Team(CorePolicy(placement=PlacementPolicy(prefetch_s=10.0)))
+        team.ready()
+        team.submit("first")
+        team.answer("writer-0", "first", run_s=0.1)
+        team.submit("a")
+        assert team.tell(AttemptReturned("first", 1, 1, "writer-0")) == []
+        assert kinds(team.submit("b")) == ["AcceptTask"]
+
+    def test_stopped_attempts_say_nothing_about_speed(self):
+        team = Team()
+        team.ready()
+        team.submit("t")
+        team.tell(CancelRequested("t"))
+        team.answer("writer-0", "t", failure=failure(kind="cancelled"), run_s=0.0)
+        team.submit("a")
+        assert kinds(team.submit("b")) == ["AcceptTask"]
+
 
 class TestCancelling:
     def test_while_it_waits(self):
@@ -346,6 +365,16 @@ class TestScaling:
         team.tell(AgentsAdded(spec(count=1)))
         team.answer("writer-0", "t")
         assert kinds(team.submit("u")) == ["AcceptTask", "StartAttempt"]
+
+    def test_an_agent_that_drains_and_turns_out_to_hold_nothing_stops(self):
+        team = Team()
+        team.ready(2)
+        busy = team.submit("t")[1].agent_id
+        team.tell(AgentsAdded(spec("other")))
+        team.tell(AgentsAdded(spec(count=0)))
+        commands = team.up(busy)
+        assert kinds(commands) == ["RequeueTask", "StopAgent"]
+        assert commands[1].reason == "drained"
 
     def test_an_agent_that_comes_back_goes_on_counting(self):
         team = Team()

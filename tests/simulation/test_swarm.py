@@ -15,7 +15,7 @@ from flowray.testing.swarm import SOMETIMES, draw_options, run_seed
 from .mutants import MUTANTS, RARE, hunt_all
 
 SEEDS = 120
-QUICK = 25  # seeds within which most mutants are found
+QUICK = 40  # seeds within which most mutants are found
 
 
 @pytest.mark.slow
