@@ -22,6 +22,8 @@ UNSURE: tuple[type[BaseException], ...] = (
     rex.RayChannelError,
 )
 LOST: tuple[type[BaseException], ...] = (rex.RayActorError, *GONE, *UNSURE)
+# The process is there and what was asked of it raised.
+REFUSED: tuple[type[BaseException], ...] = (rex.RayTaskError,)
 # What creating an actor may raise besides: its name is taken, or Ray is shutting down.
 NOT_CREATED: tuple[type[BaseException], ...] = (ValueError, RuntimeError, rex.RaySystemError, *LOST)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 
 from flowray.runtime import messages
-from flowray.runtime._ray_errors import GONE, LOST, brief
+from flowray.runtime._ray_errors import GONE, LOST, REFUSED, brief
 from flowray.runtime.messages import (
     Answer,
     Begin,
@@ -152,8 +152,9 @@ class ReportLink:
             while (report := pending()) is not None:
                 try:
                     await self._coordinator.report.remote(messages.encode(report))
-                except LOST:
-                    # The coordinator restarts under the same handle; what is not acknowledged is sent again.
+                except (*LOST, *REFUSED):
+                    # The coordinator restarts under the same handle, or has a journal that it cannot use until
+                    # somebody mends it; what is not acknowledged is sent again.
                     await asyncio.sleep(_RETRY_S)
                 else:
                     self._on_acknowledged(len(report.results))
