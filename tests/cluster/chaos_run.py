@@ -35,6 +35,7 @@ class Plan:
     agents: int = 4
     coordinators: int = 3
     nodes: int = 1
+    both: int = 1  # a coordinator and an agent at nearly the same time: nobody is there to see the agent die
     head_agents: int = 2
     far_agents: int = 2
     open: int = 1000  # tasks kept open
@@ -43,14 +44,14 @@ class Plan:
     seed: int = 0
 
 
-FULL = Plan(agents=20, coordinators=10, nodes=3, head_agents=3, far_agents=3, calm_s=2.0)
+FULL = Plan(agents=20, coordinators=10, nodes=3, both=5, head_agents=3, far_agents=3, calm_s=2.0)
 
 
 @dataclass
 class Fault:
     """One kill, and what the clients saw of it."""
 
-    kind: str  # agent | coordinator | node
+    kind: str  # agent | coordinator | node | both
     victims: list[str]  # agent ids; for a coordinator its epoch
     at: float  # monotonic
     at_utc: float
@@ -77,7 +78,7 @@ class Report:
         head = f"{'fault':<12} {'n':>3} {'lost':>5} {'twice':>6}   {'first outcome p50':>17} {'p99':>6} {'max':>6}"
         head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}"
         rows = [head]
-        for kind in ("agent", "coordinator", "node"):
+        for kind in ("agent", "coordinator", "node", "both"):
             faults = [f for f in self.faults if f.kind == kind]
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
@@ -85,7 +86,7 @@ class Report:
             row += f"{quantile(first, 0.5):>17} {quantile(first, 0.99):>6} {quantile(first, 1.0):>6}   "
             row += f"{quantile(back, 0.5):>8} {quantile(back, 0.99):>6} {quantile(back, 1.0):>6} "
             rows.append(row + f"{sum(f.rerun for f in faults):>6}")
-        return "\n".join(rows)
+        return "\n".join([*rows, f"(lost and twice: of the whole run and its {self.verdict.accepted} tasks)"])
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -242,6 +243,23 @@ class Chaos:
         also = ", killed again while it recovered" if twice else ""
         self.say(f"coordinator ({fault.open} open{also}): back after {fault.back_s:.2f} s")
 
+    def kill_both(self) -> None:
+        """A coordinator and an agent, in either order, at most half a second apart."""
+        status = self.calm()
+        agent_id, _, incarnation, node, pid, _ = self.rng.choice(status["agents"])
+        victims = [
+            self.cluster.host_pid(HEAD, status["pid"]),
+            self.cluster.host_pid(self.cluster.node_of(node), pid),
+        ]
+        self.rng.shuffle(victims)
+        fault = self.note("both", [agent_id], status)
+        os.kill(victims[0], signal.SIGKILL)
+        end = time.monotonic() + self.rng.uniform(0.0, 0.5)
+        self.until(lambda: time.monotonic() >= end, "a random moment")
+        os.kill(victims[1], signal.SIGKILL)
+        self.back(fault, lambda s: s["epoch"] > status["epoch"] and _ready_again(s, {agent_id: incarnation}))
+        self.say(f"coordinator and {agent_id} ({fault.open} open): both back after {fault.back_s:.2f} s")
+
     def _coordinator_but(self, victim: int) -> int:
         """Host pid of a coordinator's process other than the one killed; 0 while there is none."""
         found = self.cluster.processes(HEAD, r"^ray::\w*Coordinator")
@@ -317,6 +335,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Report:
         twice = plan.coordinators // 3  # so many of them are killed again before they have recovered
         faults = [chaos.kill_agent] * plan.agents + [chaos.kill_node] * plan.nodes
         faults += [chaos.kill_coordinator] * (plan.coordinators - 2 * twice)
+        faults += [chaos.kill_both] * plan.both
         faults += [partial(chaos.kill_coordinator, twice=True)] * twice
         chaos.rng.shuffle(faults)
         for fault in faults:

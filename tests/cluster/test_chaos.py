@@ -41,5 +41,5 @@ def test_no_kill_loses_an_accepted_task_or_gives_it_two_outcomes(
     assert report.verdict.good, report.verdict
     assert report.verdict.accepted > plan.open
     assert report.verdict.readers == 2
-    assert len(report.faults) == plan.agents + plan.coordinators + plan.nodes
+    assert len(report.faults) == plan.agents + plan.coordinators + plan.nodes + plan.both
     assert all(fault.open >= 0.9 * plan.open for fault in report.faults)
