@@ -55,8 +55,10 @@ def output_file(out: Path) -> Path:
 
 def as_scalar(value: Any) -> Scalar:
     """The value itself if it is a scalar, else its JSON text. What JSON does not know is described by `str`."""
-    if value is None or isinstance(value, (str, bool)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _utf8(value)
     if isinstance(value, int):
         return value if -_INT64 <= value < _INT64 else str(value)
     if isinstance(value, float):
@@ -64,7 +66,25 @@ def as_scalar(value: Any) -> Scalar:
     tolist = getattr(value, "tolist", None)  # numpy's scalars and arrays
     if callable(tolist):
         return as_scalar(tolist())
+    for encode in (_encode, _encode_any):
+        try:
+            return encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            continue  # keys that are no text, half characters, a list within itself
+    return _utf8(str(value))
+
+
+def _encode(value: Any) -> str:
     return msgspec.json.encode(value, enc_hook=_other, order="deterministic").decode()
+
+
+def _encode_any(value: Any) -> str:
+    return json.dumps(value, default=_other, sort_keys=True, separators=(",", ":"))
+
+
+def _utf8(text: str) -> str:
+    """The text with lone surrogates (half characters, as undecodable file names have them) spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _other(value: Any) -> Any:
@@ -91,10 +111,10 @@ class Spool:
         if value is not None:
             self._types.add(type(value))
         row: tuple[Any, ...] = (
-            result.key,
+            _utf8(result.key),
             result.state,
             json.dumps(value),
-            result.error or None,
+            _utf8(result.error) or None,
             result.agent_id or None,
             result.attempts,
             result.run_s,

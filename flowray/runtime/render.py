@@ -96,7 +96,7 @@ def _rich_table(block: Table) -> RenderableType:
     widths = _widths(block)
     parts: list[RenderableType] = []
     for number, (title, rows) in enumerate(block.sections):
-        name, colon, counts = title.partition(": ")
+        name, colon, counts = printable(title).partition(": ")
         parts += [Text.assemble((name, "bold"), colon, (counts, "dim"))] if title else []
         header = [[Text(name, style="dim") for name in block.columns]] if block.header and not number else []
         parts.append(_rich_grid(block, widths, header + [[_rich_text(cell) for cell in row] for row in rows]))
@@ -182,7 +182,7 @@ def _plain_table(block: Table) -> list[str]:
             widths = [max(width, len(text)) for width, text in zip(widths, row, strict=True)]
     lines: list[str] = []
     for number, (title, rows) in enumerate(sections):
-        lines += [title] if title else []
+        lines += [printable(title)] if title else []
         lines += [_plain_row(columns, columns, widths, block.right)] if block.header and not number else []
         lines += [_plain_row(row, columns, widths, block.right) for row in rows]
     return lines
