@@ -58,7 +58,7 @@ def comments_of(structure: type) -> dict[str, str]:
             depth += (token.string in "([{") - (token.string in ")]}")
         if token.type == tokenize.NAME and token.start[1] == _INDENT and depth == 0:
             field = token.string if following.string == ":" else ""
-        if token.type == tokenize.COMMENT and field and token.start[1] > _INDENT:
+        if token.type == tokenize.COMMENT and field and depth == 0:
             found.setdefault(field, token.string.lstrip("# ").strip())
         if token.type == tokenize.NEWLINE:
             field = ""
