@@ -43,6 +43,7 @@ from flowray.core.states import TaskState
 from flowray.errors import FlowrayError, StoreError
 from flowray.runtime import messages
 from flowray.runtime.clients import Clients, Submission
+from flowray.runtime.lifetime import leave_with_owner
 from flowray.runtime.messages import Answer, Cancel, Collect, Collected, Question, Reply, Report, Start, Submit
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
@@ -89,12 +90,17 @@ class Figures:
 class CoordinatorActor:
     """The Ray actor: only doors. Ray wraps every method of an actor class for tracing, so the work is elsewhere."""
 
-    async def __init__(self, body: bytes, journal: str, life: str) -> None:  # type: ignore[misc]
+    async def __init__(self, body: bytes, journal: str, life: str, owner_job: str) -> None:  # type: ignore[misc]
         self._unusable: StoreError | None = None
         try:
             self._coordinator = Coordinator(body, journal, life)
         except StoreError as error:
             self._unusable = error  # told to whoever calls: an exception here would only say that an actor died
+        self._leaving = asyncio.get_running_loop().create_task(leave_with_owner(owner_job, self._leave))
+
+    async def _leave(self) -> None:
+        await self.shut_down()
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _usable(self) -> Coordinator:
         if self._unusable is not None:

@@ -141,8 +141,20 @@ class Handles(Sequence[Handle]):
     def __init__(self, handles: Sequence[Handle]) -> None:
         self._handles = list(handles)
 
-    def as_completed(self, timeout_s: float | None = None) -> Iterator[Handle]:
-        """Each handle as soon as its outcome is here. Raises WaitTimeout when `timeout_s` for all of them is over."""
+    def as_completed(self, timeout_s: float | None = None, *, progress: bool = False) -> Iterator[Handle]:
+        """Each handle as soon as its outcome is here, with a progress bar on stderr if wanted.
+
+        Raises:
+            WaitTimeout: `timeout_s`, which is for all of them together, is over.
+        """
+        arriving = self._as_completed(timeout_s)
+        if not progress:
+            return arriving
+        from flowray.runtime.progress import with_bar
+
+        return with_bar(arriving, len(self), "tasks")
+
+    def _as_completed(self, timeout_s: float | None) -> Iterator[Handle]:
         arrived: queue.SimpleQueue[Handle] = queue.SimpleQueue()
         for handle in self._handles:
             handle.add_done_callback(arrived.put)
@@ -155,23 +167,17 @@ class Handles(Sequence[Handle]):
                 missing = next(h for h in self._handles if not h.done)
                 raise WaitTimeout(missing.task_id, timeout_s or 0.0) from None
 
-    def results(self, timeout_s: float | None = None) -> list[Any]:
-        """All values, in order. Raises the first error met."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        values = []
-        for handle in self._handles:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            values.append(handle.result(left))
-        return values
+    def results(self, timeout_s: float | None = None, *, progress: bool = False) -> list[Any]:
+        """All values, in order, with a progress bar on stderr if wanted. Raises the first error met, in order."""
+        for _ in self.as_completed(timeout_s, progress=progress):
+            pass
+        return [handle.result() for handle in self._handles]
 
     def outcomes(self, timeout_s: float | None = None) -> list[Outcome]:
         """All recorded outcomes, in order."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        found = []
-        for handle in self._handles:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            found.append(handle.outcome(left))
-        return found
+        for _ in self.as_completed(timeout_s):
+            pass
+        return [handle.outcome() for handle in self._handles]
 
     def __getitem__(self, index: Any) -> Any:
         found = self._handles[index]

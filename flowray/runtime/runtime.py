@@ -37,6 +37,7 @@ from flowray.runtime.transport import RayCoordinatorLink
 from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, Status, Story
 
 _READY_S = 60.0  # for the coordinator's process to start
+_STALE_S = 7 * 86_400.0  # age of a scratch journal that nobody can be using any more
 
 
 class Agents:
@@ -172,7 +173,9 @@ class Runtime:
             )
             config = msgspec.structs.replace(config, store=lenient)
         journal = scratch if scratch is not None else Path(config.journal).expanduser().absolute()
-        node_id = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        node_id = context.get_node_id()
+        owner_job = "" if keep else context.get_job_id()
         actor = (
             ray.remote(CoordinatorActor)
             .options(
@@ -187,7 +190,7 @@ class Runtime:
                 # Only this node has the journal: restarted elsewhere it would begin with an empty one.
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             )
-            .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8))
+            .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8), owner_job)
         )
         try:
             settings, place = _ready(actor)
@@ -453,7 +456,14 @@ def _spec_arguments(one: Any) -> dict[str, Any]:
 
 
 def _scratch_directory(name: str) -> Path:
-    """A journal for one run: gone when the run ends, for it has nothing that a later run could need."""
-    path = Path.home() / ".flowray" / "runs" / f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+    """A journal for one run: gone when the run ends, for it has nothing that a later run could need.
+
+    A driver that is killed leaves its own behind; what is a week old is swept by the next one.
+    """
+    runs = Path.home() / ".flowray" / "runs"
+    path = runs / f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
     path.mkdir(mode=0o700, parents=True)
+    for old in runs.iterdir():
+        if time.time() - old.stat().st_mtime > _STALE_S:
+            shutil.rmtree(old, ignore_errors=True)
     return path
