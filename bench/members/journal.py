@@ -1,0 +1,32 @@
+"""The journal alone: how many tasks it takes in groups, and how long a lone command waits for the disk."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bench.measure import FLOWRAY, Measurement, alternate, compared
+from bench.processes import run_worker
+
+_UNITS = {"tasks_per_s": "tasks/s", "us_per_task": "us/task", "lone_p50_ms": "ms", "lone_p99_ms": "ms"}
+
+
+class JournalAlone:
+    """See the module."""
+
+    name = "journal"
+    description = (
+        "SqliteStore alone: tasks in groups of 64, and one command at a time beside a bare write and fdatasync"
+    )
+
+    def run(self, quick: bool, repeats: int | None = None) -> list[Measurement]:
+        length = {"groups": 60, "lone": 50} if quick else {"groups": 1_500, "lone": 1_000}
+        sides = {
+            side: partial(run_worker, "journal_alone", length | {"side": side}, timeout_s=120)
+            for side in (FLOWRAY, "write_fdatasync")
+        }
+        names = {name: f"journal_{name}" for name in _UNITS}
+        found = {
+            side: [{names[name]: value for name, value in figures.items()} for figures in runs]
+            for side, runs in alternate(sides, repeats or (1 if quick else 7)).items()
+        }
+        return compared(found, {names[name]: unit for name, unit in _UNITS.items()})

@@ -1,0 +1,105 @@
+"""The mathematics of the figures, and who takes which turn."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import measure
+from bench.measure import FLOWRAY, Figures, Measurement, alternate, compared, percentile, ratio, spread
+
+VALUES = st.lists(st.floats(min_value=0.001, max_value=1e6), min_size=1, max_size=20)
+
+
+def test_result_is_the_median_with_least_and_greatest_and_the_ratio_to_the_first_peer() -> None:
+    result = Measurement(
+        metric="m", unit="tasks/s", flowray=[30.0, 10.0, 20.0], peers={"ray": [5.0, 4.0, 6.0], "other": [1.0, 1.0, 2.0]}
+    ).result()
+    assert result == {
+        "metric": "m",
+        "unit": "tasks/s",
+        "flowray": 20.0,
+        "peers": {"ray": 5.0, "other": 1.0},
+        "ratio": 4.0,
+        "n": 3,
+        "spread": [10.0, 30.0],
+        "peers_spread": {"ray": [4.0, 6.0], "other": [1.0, 2.0]},
+    }
+
+
+def test_median_of_an_even_number_lies_between_the_middle_two() -> None:
+    assert Measurement(metric="m", unit="s", flowray=[1.0, 2.0, 4.0, 9.0]).result()["flowray"] == 3.0
+
+
+@pytest.mark.parametrize("theirs", [None, 0.0])
+def test_there_is_no_ratio_without_a_peer_or_beside_zero(theirs: float | None) -> None:
+    assert ratio(3.0, theirs) is None
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_a_figure_that_is_none_is_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="m: flowray has no finite figures"):
+        Measurement(metric="m", unit="s", flowray=values)
+    with pytest.raises(ValueError, match="m: ray has no finite figures"):
+        Measurement(metric="m", unit="s", flowray=[1.0], peers={"ray": values})
+
+
+@given(VALUES)
+def test_the_spread_holds_the_median(values: list[float]) -> None:
+    result = Measurement(metric="m", unit="s", flowray=values).result()
+    low, high = spread(values)
+    assert low <= result["flowray"] <= high  # type: ignore[operator]
+
+
+@given(VALUES, st.floats(min_value=0, max_value=1))
+def test_percentile_stays_within_the_values_and_grows(values: list[float], share: float) -> None:
+    assert min(values) <= percentile(values, share) * (1 + 1e-9)
+    assert percentile(values, share) <= max(values) * (1 + 1e-9)
+    assert percentile(values, share / 2) <= percentile(values, share) * (1 + 1e-9)
+
+
+def test_percentile_of_known_values() -> None:
+    values = [float(v) for v in range(101)]
+    assert [percentile(values, share) for share in (0.0, 0.5, 0.99, 1.0)] == [0.0, 50.0, 99.0, 100.0]
+    assert percentile([1.0, 2.0], 0.5) == 1.5
+    with pytest.raises(ValueError, match="no percentile"):
+        percentile([], 0.5)
+
+
+def test_sides_take_turns_and_nobody_is_always_first() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> Figures:
+        order.append(name)
+        return {"m": float(len(order))}
+
+    found = alternate({"a": lambda: side("a"), "b": lambda: side("b")}, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert found == {"a": [{"m": 1.0}, {"m": 4.0}, {"m": 5.0}], "b": [{"m": 2.0}, {"m": 3.0}, {"m": 6.0}]}
+
+
+def test_a_warm_up_is_forgotten() -> None:
+    calls: list[int] = []
+
+    def side() -> Figures:
+        calls.append(1)
+        return {"m": float(len(calls))}
+
+    assert alternate({"a": side}, 1, warm_up=True) == {"a": [{"m": 2.0}]}
+
+
+def test_a_peer_without_the_metric_is_left_out_of_it() -> None:
+    found = {FLOWRAY: [{"x": 1.0, "y": 2.0}], "ray": [{"x": 3.0}]}
+    x, y = compared(found, {"x": "s", "y": "s"})
+    assert (dict(x.peers), dict(y.peers)) == ({"ray": [3.0]}, {})
+
+
+@pytest.mark.parametrize(("value", "short"), [(0.00123456, 0.001235), (12.3456, 12.35), (123456.7, 123457.0)])
+def test_figures_keep_four_digits(value: float, short: float) -> None:
+    assert measure.rounded(value) == short
+
+
+@pytest.mark.parametrize(("unit", "better"), [("tasks/s", True), ("ms", False), ("us/task", False), ("MB", False)])
+def test_rates_are_better_when_higher(unit: str, better: bool) -> None:
+    assert measure.higher_is_better(unit) is better
