@@ -21,7 +21,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 from msgspec import Struct, structs
 
-from flowray.core.coordination import CorePolicy
+from flowray.core.policy import CorePolicy
 from flowray.errors import ConfigError
 from flowray.store.config import StoreConfig
 

@@ -19,7 +19,18 @@ from flowray.core.commands import (
     StartAttempt,
     WakeTask,
 )
-from flowray.core.model import AgentSpec, Choice, Failure, OpenTask, Snapshot, StoryLine, Task, TaskId
+from flowray.core.model import (
+    AgentSpec,
+    Choice,
+    Failure,
+    OpenTask,
+    Outcome,
+    Payload,
+    Snapshot,
+    StoryLine,
+    Task,
+    TaskId,
+)
 from flowray.core.states import TaskState, next_task_state
 
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
@@ -170,6 +181,37 @@ class Book:
         self.incarnations = dict(snapshot.incarnations)
         for open_task in snapshot.tasks:
             self.open[open_task.task.id] = _thawed(open_task)
+
+
+def outcome_of(
+    entry: Entry,
+    state: TaskState,
+    now: float,
+    *,
+    value: Payload | None = None,
+    failure: Failure | None = None,
+    run_s: float = 0.0,
+) -> Outcome:
+    """The outcome that ends an open task now, with its whole story. The entry's own story gets its last line."""
+    task = entry.task
+    entry.tell(StoryLine(now, state.value, entry.attempt, entry.agent_id, _said(failure)))
+    return Outcome(
+        task_id=task.id,
+        state=state,
+        value=value,
+        failure=failure,
+        agent_id=entry.agent_id,
+        attempts=entry.attempt,
+        accepted_at=entry.accepted_at,
+        resolved_at=now,
+        queue_s=max(0.0, now - entry.accepted_at - run_s),
+        run_s=run_s,
+        key=task.key,
+        fingerprint=task.fingerprint,
+        labels=task.labels,
+        story=tuple(entry.story),
+        choices=tuple(entry.choices),
+    )
 
 
 def _said(failure: Failure | None) -> str:

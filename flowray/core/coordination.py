@@ -14,13 +14,10 @@ load of the agent that sent it, so late, duplicate and reordered answers need no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any
 
-from msgspec import Struct
-
-from flowray.core.admission import Admission, AdmissionPolicy
-from flowray.core.book import Book, Entry
+from flowray.core.admission import Admission
+from flowray.core.book import Book, Entry, outcome_of
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
@@ -55,38 +52,20 @@ from flowray.core.model import (
     AgentSpec,
     Choice,
     Failure,
-    Outcome,
     Payload,
     Running,
     Snapshot,
-    StoryLine,
     Task,
     TaskId,
 )
-from flowray.core.placement import PlacementPolicy, choose_agent
+from flowray.core.placement import choose_agent
+from flowray.core.policy import CorePolicy
 from flowray.core.queueing import Lane, Queue
-from flowray.core.registry import Agent, AgentClass, Registry, RestartPolicy
-from flowray.core.retry import RetryPolicy, Rng
+from flowray.core.refusal import retry_after_s, why_nobody
+from flowray.core.registry import Agent, AgentClass, Registry
+from flowray.core.retry import Rng
 from flowray.core.states import AgentState, TaskState
 from flowray.core.timers import Timers
-from flowray.errors import ConfigError
-
-
-class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All policies of the core, and the few bounds that belong to no part."""
-
-    admission: AdmissionPolicy = AdmissionPolicy()
-    retry: RetryPolicy = RetryPolicy()
-    placement: PlacementPolicy = PlacementPolicy()
-    restart: RestartPolicy = RestartPolicy()
-    cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
-    adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running
-    start_timeout_s: float = 120.0  # an agent asked for must be ready within this, or it is asked for again
-
-    def __post_init__(self) -> None:
-        for name in ("cancel_grace_s", "adoption_s", "start_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(name, f"must be positive, got {getattr(self, name)}")
 
 
 class Coordination:
@@ -222,11 +201,13 @@ class Coordination:
             return
         lane = self._lane(task)
         if not lane.classes or all(one.hopeless for one in lane.classes):
-            self._out.append(RefuseTask(task.id, "unknown_capability", self._why_nobody(lane)))
+            self._out.append(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
             return
         full = self.admission.full(task)
         if full:
-            self._out.append(RefuseTask(task.id, "queue_full", full, self._retry_after_s()))
+            self._out.append(
+                RefuseTask(task.id, "queue_full", full, retry_after_s(self.registry, self.admission.open_tasks))
+            )
             return
         self._commit(AcceptTask(task, self.now, self.book.next_seq))
         self.admission.opened(task)
@@ -234,30 +215,6 @@ class Coordination:
         if entry.deadline_at is not None:
             self.timers.set("deadline", task.id, entry.deadline_at)
         self._place(entry, lane)
-
-    def _why_nobody(self, lane: Lane) -> str:
-        key = lane.key
-        broken = [a for one in lane.classes for a in one.agents if a.failure is not None]
-        if broken and broken[0].failure is not None:
-            return f"its agents do not start: {broken[0].id}: {broken[0].failure.type}: {broken[0].failure.message}"
-        known = self.registry.capabilities()
-        missing = [need for need in key.needs if need not in known]
-        if missing:
-            close = get_close_matches(missing[0], known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the team has: {', '.join(known) or 'no agents'}"
-            return f"no agent has {missing[0]!r}; {hint}"
-        wanted = [f"tier {key.tier!r}" if key.tier else "", f"agent {key.agent!r}" if key.agent else ""]
-        wanted.append(f"all of {', '.join(key.needs)}" if key.needs else "")
-        return f"no agent with {' and '.join(w for w in wanted if w) or 'anything at all: the team is empty'}"
-
-    def _retry_after_s(self) -> float:
-        """Until about a twentieth of what is open should be done, by the agents' own average run times."""
-        ready = [a for a in self.registry.agents() if a.state is AgentState.READY]
-        slots = sum(a.slots for a in ready)
-        measured = [a.service_s for a in ready if a.service_s >= 0]
-        if not slots or not measured:
-            return 1.0
-        return min(30.0, max(0.05, 0.05 * self.admission.open_tasks * sum(measured) / len(measured) / slots))
 
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -270,7 +227,7 @@ class Coordination:
         if chosen is not None:
             self._start(entry, chosen[0], chosen[1])
         elif lane.classes and all(one.hopeless for one in lane.classes):
-            self._give_up(entry, Failure(kind="no_agent", message=self._why_nobody(lane)))
+            self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
         else:
             lane.push(entry.task, entry.seq)
 
@@ -410,26 +367,8 @@ class Coordination:
         failure: Failure | None = None,
         run_s: float = 0.0,
     ) -> None:
-        task, now = entry.task, self.now
-        detail = "" if failure is None else f"{failure.type}: {failure.message}" if failure.type else failure.message
-        entry.tell(StoryLine(now, state.value, entry.attempt, entry.agent_id, detail[:500]))
-        outcome = Outcome(
-            task_id=task.id,
-            state=state,
-            value=value,
-            failure=failure,
-            agent_id=entry.agent_id,
-            attempts=entry.attempt,
-            accepted_at=entry.accepted_at,
-            resolved_at=now,
-            queue_s=max(0.0, now - entry.accepted_at - run_s),
-            run_s=run_s,
-            key=task.key,
-            fingerprint=task.fingerprint,
-            labels=task.labels,
-            story=tuple(entry.story),
-            choices=tuple(entry.choices),
-        )
+        task = entry.task
+        outcome = outcome_of(entry, state, self.now, value=value, failure=failure, run_s=run_s)
         self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None))
         self.admission.closed(task)
         if entry.deadline_at is not None:
@@ -612,7 +551,7 @@ class Coordination:
                 for task_id in sorted(lane.ids()):
                     lane.remove(task_id)
                     entry = self.book.open[task_id]
-                    self._give_up(entry, Failure(kind="no_agent", message=self._why_nobody(lane)))
+                    self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
 
     def _lose(self, agent: Agent, cause: str) -> None:
         """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving."""

@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from flowray.core.commands import Command, DurableCommand
-from flowray.core.coordination import Coordination, CorePolicy
+from flowray.core.coordination import Coordination
 from flowray.core.events import (
     AgentLost,
     AgentReady,
@@ -40,6 +40,7 @@ from flowray.core.events import (
     Ticked,
 )
 from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
+from flowray.core.policy import CorePolicy
 from flowray.errors import ConfigError
 from flowray.testing.trace import command_text
 

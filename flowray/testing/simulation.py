@@ -18,8 +18,8 @@ from typing import Any
 
 from flowray.agents import check_runnable, with_description
 from flowray.core.commands import RefuseTask
-from flowray.core.coordination import CorePolicy
 from flowray.core.model import AgentSpec, Choice, Outcome, StoryLine, Task, TaskId
+from flowray.core.policy import CorePolicy
 from flowray.core.states import TaskState
 from flowray.errors import (
     ConfigError,

@@ -14,9 +14,9 @@ from time import perf_counter
 
 from flowray.core.admission import AdmissionPolicy
 from flowray.core.commands import StartAttempt
-from flowray.core.coordination import CorePolicy
 from flowray.core.model import AgentSpec, Failure, Payload, Task, TaskId
 from flowray.core.placement import PlacementPolicy
+from flowray.core.policy import CorePolicy
 from flowray.core.registry import RestartPolicy
 from flowray.core.retry import RetryPolicy
 from flowray.testing.agent import AgentProcess, Run

@@ -12,9 +12,9 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
-from flowray.core.coordination import CorePolicy
 from flowray.core.events import AgentLost, AgentStartFailed, Event
 from flowray.core.model import AgentId, AgentSpec, Failure
+from flowray.core.policy import CorePolicy
 from flowray.testing.agent import AgentProcess, Behaviour, Stream
 from flowray.testing.clock import VirtualClock
 from flowray.testing.coordinator import CoordinatorProcess

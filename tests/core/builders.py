@@ -6,9 +6,10 @@ from random import Random
 from typing import Any
 
 from flowray.core.commands import Command, DurableCommand
-from flowray.core.coordination import Coordination, CorePolicy
+from flowray.core.coordination import Coordination
 from flowray.core.events import AgentLost, AgentReady, AgentsAdded, AttemptFinished, Event, TaskSubmitted, Ticked
 from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
+from flowray.core.policy import CorePolicy
 
 DONE = Payload(data=b"\x01", size_bytes=1)
 

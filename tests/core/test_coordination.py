@@ -7,7 +7,6 @@ import pytest
 
 from flowray.core.admission import AdmissionPolicy
 from flowray.core.commands import AnswerCancel, CancelAttempt, KnownTask, RefuseTask, StartAgent, StopAgent
-from flowray.core.coordination import CorePolicy
 from flowray.core.events import (
     AgentReady,
     AgentsAdded,
@@ -16,6 +15,7 @@ from flowray.core.events import (
     CancelRequested,
 )
 from flowray.core.placement import PlacementPolicy
+from flowray.core.policy import CorePolicy
 from flowray.core.retry import RetryPolicy
 from flowray.core.states import TaskState
 from flowray.errors import ConfigError

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from flowray.core.admission import AdmissionPolicy
 from flowray.core.commands import AcceptTask, DurableCommand, ResolveTask, StartAttempt
-from flowray.core.coordination import Coordination, CorePolicy
+from flowray.core.coordination import Coordination
 from flowray.core.events import (
     AgentLost,
     AgentReady,
@@ -26,6 +26,7 @@ from flowray.core.events import (
 )
 from flowray.core.model import Running
 from flowray.core.placement import PlacementPolicy
+from flowray.core.policy import CorePolicy
 from flowray.core.retry import RetryPolicy
 
 from .builders import DONE, failure, spec, task

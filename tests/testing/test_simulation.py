@@ -8,7 +8,7 @@ import pytest
 
 import flowray as fr
 from flowray.core.admission import AdmissionPolicy
-from flowray.core.coordination import CorePolicy
+from flowray.core.policy import CorePolicy
 from flowray.errors import (
     ConfigError,
     IdempotencyConflict,

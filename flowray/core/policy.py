@@ -1,0 +1,28 @@
+"""All policies of the core in one value, and the few bounds that belong to no part."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from flowray.core.admission import AdmissionPolicy
+from flowray.core.placement import PlacementPolicy
+from flowray.core.registry import RestartPolicy
+from flowray.core.retry import RetryPolicy
+from flowray.errors import ConfigError
+
+
+class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All policies of the core, and the few bounds that belong to no part."""
+
+    admission: AdmissionPolicy = AdmissionPolicy()
+    retry: RetryPolicy = RetryPolicy()
+    placement: PlacementPolicy = PlacementPolicy()
+    restart: RestartPolicy = RestartPolicy()
+    cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
+    adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running
+    start_timeout_s: float = 120.0  # an agent asked for must be ready within this, or it is asked for again
+
+    def __post_init__(self) -> None:
+        for name in ("cancel_grace_s", "adoption_s", "start_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, f"must be positive, got {getattr(self, name)}")
