@@ -38,9 +38,9 @@ from flowray.core.commands import (
 )
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentsAdded, CancelRequested, TaskSubmitted
-from flowray.core.model import Outcome, Task, TaskId
+from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import TaskState
-from flowray.errors import FlowrayError, StoreError
+from flowray.errors import ConfigError, FlowrayError, StoreError
 from flowray.runtime import messages
 from flowray.runtime.clients import Clients, Submission
 from flowray.runtime.lifetime import leave_with_owner
@@ -346,13 +346,19 @@ class Coordinator:
             f = self._figures
             return {"attempts": f.attempts, "failovers": f.failovers, "retries": f.retries, "restarts": f.restarts}
         if what == "add_agents" and question.spec is not None:
-            self._pump.put(AgentsAdded(question.spec))
-            await self._pump.synced()
-            return question.spec.name
+            return await self._add_agents(question.spec)
         if what == "process":
             process = self._pools.current(question.agent_id)
             return [process.begun.address, process.begun.pid] if process and process.begun else ["", 0]
         raise FlowrayError(f"the coordinator does not know the question {what!r}")
+
+    async def _add_agents(self, spec: AgentSpec) -> str:
+        known = self._core.book.specs.get(spec.name)
+        if known is not None and msgspec.structs.replace(known, count=spec.count, paths=spec.paths) != spec:
+            raise ConfigError("name", f"there are other agents called {spec.name!r}; only their count can be changed")
+        self._pump.put(AgentsAdded(spec))
+        await self._pump.synced()
+        return spec.name
 
     async def _cancel(self, task_id: str) -> str | None:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -437,6 +437,9 @@ def _error_named(reply: Reply, question: Question) -> FlowrayError:
     """The error that a Reply carries by name."""
     if reply.error == "UnknownTask":
         return UnknownTask(reply.detail)
+    if reply.error == "ConfigError":
+        field, _, problem = reply.detail.partition(": ")
+        return ConfigError(field, problem)
     kind = getattr(errors, reply.error, FlowrayError)
     if isinstance(kind, type) and issubclass(kind, StoreError):
         return kind(reply.detail)

@@ -361,8 +361,11 @@ class Handles(Sequence[Handle]):
     def __init__(self, handles: Sequence[Handle]) -> None:
         self._handles = list(handles)
 
-    def as_completed(self, timeout_s: float | None = None) -> Iterator[Handle]:
-        """Each handle as soon as its outcome is here. Raises WaitTimeout when `timeout_s` for all of them is over."""
+    def as_completed(self, timeout_s: float | None = None, *, progress: bool = False) -> Iterator[Handle]:
+        """Each handle as soon as its outcome is here. Raises WaitTimeout when `timeout_s` for all of them is over.
+
+        `progress` is taken so that scripts run unchanged; virtual time needs no bar.
+        """
         waiting = list(self._handles)
         if not waiting:
             return
@@ -375,7 +378,7 @@ class Handles(Sequence[Handle]):
             waiting.remove(done)
             yield done
 
-    def results(self, timeout_s: float | None = None) -> list[Any]:
+    def results(self, timeout_s: float | None = None, *, progress: bool = False) -> list[Any]:
         """All values, in order. Raises the first error met."""
         for _ in self.as_completed(timeout_s):
             pass
