@@ -15,7 +15,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,8 +92,7 @@ class _Open:
     """A task handed in."""
 
     request: Request
-    resumed: bool
-    retried: bool = False
+    resumed: bool  # an earlier run has its outcome
 
 
 @dataclass(slots=True)
@@ -167,9 +166,9 @@ class _Driver:
             return
         one = self.open.pop(handle.task_id)
         outcome = handle.outcome(timeout_s=0.0)
-        if outcome.state is not TaskState.SUCCEEDED and one.resumed and self.retry_failed and not one.retried:
+        if outcome.state is not TaskState.SUCCEEDED and one.resumed and self.retry_failed:
             again = self.rt.replay(handle.task_id)
-            self.open[again.task_id] = replace(one, resumed=False, retried=True)
+            self.open[again.task_id] = _Open(one.request, resumed=False)
             again.add_done_callback(self.ended.put)
             return
         result = as_result(one.request.key, handle, outcome)
