@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest")
+PACKAGES = ("asyncio", "http", "json", "logging")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
