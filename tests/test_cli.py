@@ -474,11 +474,21 @@ def test_two_runs_over_one_output(flowray: Call, team: Callable[..., Path], text
 
 
 def test_the_journal_lies_with_the_output(tmp_path: Path) -> None:
-    assert Place.of(tmp_path / "out", Config()).journal == tmp_path / "out/.flowray/journal"
-    assert Place.of(tmp_path / "a.parquet", Config()).journal == tmp_path / ".flowray/a.parquet/journal"
+    assert Place.of(tmp_path / "out", Config()).journal.parent == tmp_path / "out/.flowray"
+    assert Place.of(tmp_path / "a.parquet", Config()).journal.parent == tmp_path / ".flowray/a.parquet"
     named = Place.of(tmp_path / "out", Config(journal="/somewhere"))
     assert named.journal == Path("/somewhere")
     assert named.configured(Config(journal="/somewhere")) == Config(journal="/somewhere")
+
+
+def test_a_changed_team_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    """A journal keeps the agents that it knows as they are; only their number may change."""
+
+    def of(**changes: Any) -> Path:
+        return Place.of(tmp_path, Config(agents=[AgentConfig(**{"use": "a:B", **changes})])).journal
+
+    assert of() == of(count=5)
+    assert len({of(), of(use="a:C"), of(options={"x": 1}), of(tier="primary"), of(slots=2)}) == 5
 
 
 def test_starting_over_removes_our_journal_but_never_the_users(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ class Place:
             directory = out.parent / ".flowray" / out.name
         else:
             directory = out / ".flowray"
-        journal = Path(config.journal).expanduser() if config.journal else directory / "journal"
+        journal = Path(config.journal).expanduser() if config.journal else directory / f"journal-{_team(config)}"
         return cls(directory.absolute(), journal.absolute())
 
     def __enter__(self) -> Place:
@@ -61,8 +62,8 @@ class Place:
 
     def forget(self) -> None:
         """Start over: what earlier runs recorded is removed. A journal that the configuration names is the user's."""
-        if self.journal.is_relative_to(self.directory):
-            shutil.rmtree(self.journal, ignore_errors=True)
+        for journal in self.directory.glob("journal-*"):
+            shutil.rmtree(journal, ignore_errors=True)
 
     def configured(self, config: Config) -> Config:
         """The configuration with its journal here."""
@@ -71,6 +72,15 @@ class Place:
         # What a run on a RAM disk leaves behind survives the driver and the agents, and more is not expected there.
         store = replace(config.store, allow_volatile=True)
         return structs.replace(config, journal=str(self.journal), store=store)
+
+
+def _team(config: Config) -> str:
+    """A digest of the agents' classes, without how many there are: a journal remembers them and keeps them as they are.
+
+    So a team that was changed gets a journal of its own instead of being refused, or mixed with what it was.
+    """
+    agents = sorted(json.dumps(msgspec.to_builtins(structs.replace(a, count=1)), sort_keys=True) for a in config.agents)
+    return hashlib.sha256("\n".join(agents).encode()).hexdigest()[:8]
 
 
 def job_name(config: Config) -> str:

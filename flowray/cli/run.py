@@ -27,6 +27,7 @@ from flowray.team import local_team, make_job, resolved
 
 if TYPE_CHECKING:
     from flowray.runtime.jobs import JobEvent, JobRun
+    from flowray.runtime.recorded import Recorded
     from flowray.runtime.runtime import Runtime
 
 _INTERRUPTED = 130  # what shells give for a command that Ctrl-C ended
@@ -159,7 +160,6 @@ class _Work:
     def run(self, *, kill_one: bool) -> tuple[dict[str, Any], Report]:
         from flowray.runtime.jobs import run_job
         from flowray.runtime.recorded import Recorded
-        from flowray.runtime.runtime import Runtime
 
         config = self.place.configured(self.config)
         recorded = Recorded.of(self.place.journal, config.store)
@@ -169,7 +169,12 @@ class _Work:
         settings = structs.replace(config, ray=structs.replace(config.ray, agent_output=False))
         settings_job = config.job or JobConfig()
         log = self.place.directory / "output.log"
-        with log.open("a") as others, self.screen.alone(others), Runtime.start(settings) as runtime, _terminating():
+        with (
+            log.open("a") as others,
+            self.screen.alone(others),
+            _started(settings, recorded) as runtime,
+            _terminating(),
+        ):
             self.stages.reached("Ray started")
             look = None if self.screen.quiet else lambda: runtime.status().agents
             with Progress(config.name, quiet=self.screen.quiet, look=look) as progress:
@@ -237,6 +242,18 @@ class _Work:
         document: dict[str, Any] = {"done": done.done, "failed": done.failed, "resumed": done.resumed}
         document |= {"sequential": False, "stages": self.stages.at, "figures_of_runtime": figures}
         return document | (killer.facts() if killer is not None else {})
+
+
+def _started(settings: Config, recorded: Recorded | None) -> Runtime:
+    """The runtime. Classes may have changed in their source since the journal was begun: then say how to go on."""
+    from flowray.runtime.runtime import Runtime
+
+    try:
+        return Runtime.start(settings)
+    except ConfigError as error:
+        if recorded is None or error.hint:
+            raise
+        raise ConfigError(error.field, error.problem, "after a change of the team, --fresh starts over") from error
 
 
 @contextmanager

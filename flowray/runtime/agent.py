@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -329,8 +330,16 @@ def load_target(spec: AgentSpec) -> Callable[..., Any]:
     for path in spec.paths:
         if path not in sys.path:
             sys.path.append(path)
-    if spec.code:
-        target: Callable[..., Any] = cloudpickle.loads(spec.code)
+    target: Callable[..., Any]
+    file = spec.target.rpartition(":")[0]
+    if file.endswith(".py") and Path(file).is_file():
+        from flowray import team  # only for teams that live in files
+
+        target = team.load_target(spec.target, Path(), "use")
+        if target.__module__.startswith(team.FILE_MODULE):  # no other process can import it by this name
+            cloudpickle.register_pickle_by_value(sys.modules[target.__module__])
+    elif spec.code:
+        target = cloudpickle.loads(spec.code)
     else:
         module, _, name = spec.target.partition(":")
         found: Any = importlib.import_module(module)

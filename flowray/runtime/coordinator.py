@@ -354,7 +354,9 @@ class Coordinator:
 
     async def _add_agents(self, spec: AgentSpec) -> str:
         known = self._core.book.specs.get(spec.name)
-        if known is not None and msgspec.structs.replace(known, count=spec.count, paths=spec.paths) != spec:
+        # Two pickles of one class differ; where the class has a place of its own, that is what names it.
+        code = spec.code if spec.target or known is None else known.code
+        if known is not None and msgspec.structs.replace(known, count=spec.count, paths=spec.paths, code=code) != spec:
             raise ConfigError("name", f"there are other agents called {spec.name!r}; only their count can be changed")
         self._pump.put(AgentsAdded(spec))
         await self._pump.synced()

@@ -57,7 +57,10 @@ def make_spec(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ConfigError("count", f"must be a whole number of at least 1, got {count!r}")
     _check_options(found, options or {})
-    by_name = _importable_as(found)
+    # A file is loaded again where it can be found, so that a later start has its newest code; elsewhere the code that
+    # travels along is used.
+    in_file = isinstance(target, str) and target.rpartition(":")[0].endswith(".py")
+    by_name = str(Path(target).absolute()) if in_file else _importable_as(found)
     return AgentSpec(
         name=chosen_name,
         tier=chosen_tier,
@@ -65,7 +68,7 @@ def make_spec(
         count=count,
         slots=described.slots,
         target=by_name,
-        code=b"" if by_name else _pickled(found),
+        code=b"" if by_name and not in_file else _pickled(found),
         paths=tuple(dict.fromkeys(os.path.abspath(p or ".") for p in sys.path if _is_own(p))),  # noqa: PTH100
         options=dict(options or {}),
         num_cpus=described.num_cpus,

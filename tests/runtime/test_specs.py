@@ -53,6 +53,18 @@ def test_a_class_made_in_a_function_travels_by_value() -> None:
     assert load_target(made)().run(None) == "here"
 
 
+def test_a_class_from_a_file_is_read_again_where_the_file_is(tmp_path: Path) -> None:
+    """Who mends an agent and goes on with an interrupted run wants the mended one."""
+    file = tmp_path / "mended.py"
+    file.write_text("class Mine:\n    def run(self, task):\n        return 1\n")
+    made = spec(f"{file}:Mine")
+    assert made.target == f"{file}:Mine"
+    file.write_text("class Mine:\n    def run(self, task):\n        return 22\n")
+    for name in [name for name in sys.modules if name.startswith("flowray_team_mended_")]:
+        del sys.modules[name]  # another process has not read it yet
+    assert load_target(made)().run(None) == 22
+
+
 def test_a_class_from_a_file_travels_by_value(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("BASE = 40\nclass Mine:\n    def run(self, task):\n        return BASE + 2\n")
