@@ -7,6 +7,7 @@ like twice as much is twice as much, unless a peer is so far away that nothing c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -115,10 +116,11 @@ def _panel(
             lw=1.6 if side == FLOWRAY else 1.0,
             elinewidth=1.4,
             capsize=2.5,
+            clip_on=False,
             alpha=1.0 if side == FLOWRAY else 0.75,
             zorder=3 if side == FLOWRAY else 2,
         )
-    _axes(panel, last, results, runs)
+    _axes(panel, last, [*results, before], runs)
 
 
 def _axes(
@@ -130,14 +132,19 @@ def _axes(
     if last["ratio"] is not None:
         text += f", {last['ratio']:.2f} times {next(iter(last['peers']))}"
     panel.text(0, 1.03, f"{text}  ({better})", transform=panel.transAxes, fontsize=8, color="#555555")
-    values = [v for r in results if r for v in (r["flowray"], *r["peers"].values(), *r["spread"])]
+    values = [
+        v
+        for r in results
+        if r
+        for v in (*r["peers"].values(), *r["spread"], *itertools.chain(*r["peers_spread"].values()))
+    ]
     low, high = min(values), max(values)
     if low > 0 and high / low > _LOGARITHMIC_FROM:
         panel.set_yscale("log")
         panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_minor_formatter(NullFormatter())
     else:
-        panel.set_ylim(bottom=min(0.0, low), top=None if high > 0 else 1.0)
+        panel.set_ylim(bottom=min(0.0, low), top=1.08 * high if high > 0 else 1.0)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     panel.grid(axis="y", color=_PALE, lw=0.6)
     panel.set_axisbelow(True)
