@@ -209,6 +209,20 @@ def load(
     return config
 
 
+def beside_results(config: Config, *, volatile: bool = False) -> Config:
+    """The configuration for a journal that needs to live no longer than what lies beside it.
+
+    A container's file system (overlay) is refused for a journal that must outlive everything; for one that goes with
+    its run or its results it is as good as they are. `volatile` accepts memory as well.
+    """
+    store = dataclasses.replace(
+        config.store,
+        allow_volatile=config.store.allow_volatile or volatile,
+        allow_filesystems=tuple(dict.fromkeys((*config.store.allow_filesystems, "overlay", "overlayfs"))),
+    )
+    return structs.replace(config, store=store)
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_bytes()

@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 from msgspec import structs
 
-from flowray.config import Config
+from flowray.config import Config, beside_results
 from flowray.errors import ConfigError, FlowrayError
 from flowray.results import EXTENSIONS
 
@@ -70,8 +70,7 @@ class Place:
         if config.journal:
             return config
         # What a run on a RAM disk leaves behind survives the driver and the agents, and more is not expected there.
-        store = replace(config.store, allow_volatile=True)
-        return structs.replace(config, journal=str(self.journal), store=store)
+        return structs.replace(beside_results(config, volatile=True), journal=str(self.journal))
 
 
 def _team(config: Config) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import shutil
@@ -20,7 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowray import errors
-from flowray.config import Config, load
+from flowray.config import Config, beside_results, load
 from flowray.core.model import AgentSpec, Payload, Task
 from flowray.errors import ConfigError, FlowrayError, NotConnected, StoreError, UnknownTask, WaitTimeout
 from flowray.runtime import messages
@@ -165,13 +164,7 @@ class Runtime:
             return cls._join(config.name)
         scratch = None if config.journal else _scratch_directory(config.name)
         if scratch is not None:
-            # It goes with the run, so it needs to survive a crash of processes, not of the machine or the container.
-            lenient = dataclasses.replace(
-                config.store,
-                allow_volatile=True,
-                allow_filesystems=(*config.store.allow_filesystems, "overlay", "overlayfs"),
-            )
-            config = msgspec.structs.replace(config, store=lenient)
+            config = beside_results(config, volatile=True)
         journal = scratch if scratch is not None else Path(config.journal).expanduser().absolute()
         context = ray.get_runtime_context()
         node_id = context.get_node_id()
