@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _FAST_FAILURE_DETECTION = {
     "RAY_core_worker_internal_heartbeat_ms": "100",
     "RAY_raylet_liveness_self_check_interval_ms": "1000",
 }
+_REACH_S = 5.0  # Ray itself tries for minutes to join a cluster that is not there, and cannot be interrupted
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray 2.60 runs workers at nice 15; agents are the product here
@@ -45,6 +47,17 @@ def ray_environment(config: Config) -> dict[str, str]:
 
 def _system_config() -> dict[str, int]:
     return {name.removeprefix("RAY_"): int(value) for name, value in _FAST_FAILURE_DETECTION.items()}
+
+
+def _require_listener(address: str) -> None:
+    """Raise NotConnected when `host:port` cannot be reached. Other spellings ("auto") are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise NotConnected(f"no Ray cluster at {address}: {error}") from error
 
 
 def ensure_token() -> Path:
@@ -86,6 +99,7 @@ def join_or_start(config: Config) -> bool:
         "configure_logging": True,
     }
     if address:
+        _require_listener(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
