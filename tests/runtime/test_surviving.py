@@ -89,7 +89,8 @@ def test_a_killed_coordinator_loses_nothing_and_repeats_nothing(
     assert after.epoch == before.epoch + 1 and after.pid != before.pid
     assert {a.agent_id: a.incarnation for a in after.agents} == {a.agent_id: a.incarnation for a in before.agents}
     assert Counter(lines("ran")) == Counter(names)
-    assert all(outcome.attempts == 1 for outcome in handles.outcomes())
+    lost = [line for o in handles.outcomes() for line in o.story if line.what == "requeued" and line.detail]
+    assert not lost, "no attempt was given up (some were handed back unstarted)"
 
 
 def test_agents_that_do_not_start_say_why_and_their_tasks_fail(rt: fr.Runtime) -> None:
@@ -115,11 +116,12 @@ def test_a_killed_driver_resumes_from_its_journal(
     try:
         eventually(lambda: len(lines("answers")) >= 6 or first.poll() is not None, "some tasks are done", 120.0)
         assert first.poll() is None, (tmp_path / "first.log").read_text()
-        family = psutil.Process(first.pid).children(recursive=True)
+        # Two small processes of Ray's own that run no user code stay for another minute.
+        family = [p for p in psutil.Process(first.pid).children(recursive=True) if not lingers(p)]
     finally:
         first.kill()
         first.wait()
-    eventually(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), "Ray is gone")
+    eventually(lambda: not any(alive(process) for process in family), "Ray is gone")
     answered = lines("answers")
     assert 6 <= len(answered) < 40
     second = subprocess.run(driver, capture_output=True, text=True, timeout=200, check=False)
@@ -129,3 +131,14 @@ def test_a_killed_driver_resumes_from_its_journal(
     assert len(runs) == 40
     assert all(runs[name] == 1 for name in answered), "what was answered before the kill did not run again"
     assert sum(runs.values()) <= 40 + 2 + 2, "at most what ran, or waited at an agent, ran again"
+
+
+def lingers(process: psutil.Process) -> bool:
+    return any(name in " ".join(process.cmdline()) for name in ("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
