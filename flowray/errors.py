@@ -129,16 +129,16 @@ class TaskExpired(TaskError):
 
 
 class WaitTimeout(FlowrayError):
-    """Waiting ran out of time; the task itself goes on."""
+    """Waiting ran out of time; what was waited for goes on. `what` did not come, `hint` says more."""
 
     retryable = True
 
-    def __init__(self, task_id: str, timeout_s: float) -> None:
-        super().__init__(task_id, timeout_s)
-        self.task_id, self.timeout_s = task_id, timeout_s
+    def __init__(self, what: str, timeout_s: float, hint: str = "the task goes on") -> None:
+        super().__init__(what, timeout_s, hint)
+        self.what, self.timeout_s, self.hint = what, timeout_s, hint
 
     def __str__(self) -> str:
-        return f"no outcome of task {self.task_id} within {self.timeout_s:g} s; the task goes on"
+        return f"{self.what} within {self.timeout_s:g} s; {self.hint}"
 
 
 class UnknownTask(FlowrayError):

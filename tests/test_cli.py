@@ -145,7 +145,7 @@ def test_every_error_of_ours_has_an_exit_code_and_can_be_told(flowray: Call, mon
         errors.QueueFull("t1", "full", 1.0),
         errors.UnknownCapability("t1", "nobody can"),
         errors.TaskFailed("t1", "ValueError: no", "story", "ValueError", "Traceback (most recent call last):\n ..."),
-        errors.WaitTimeout("t1", 3.0),
+        errors.WaitTimeout("no outcome of task t1", 3.0),
         errors.UnknownTask("no task has the id t1"),
         errors.StoreFenced("taken over"),
         errors.CoordinatorUnavailable("no answer"),

@@ -357,7 +357,8 @@ class Coordinator:
         # Two pickles of one class differ; where the class has a place of its own, that is what names it.
         code = spec.code if spec.target or known is None else known.code
         if known is not None and msgspec.structs.replace(known, count=spec.count, paths=spec.paths, code=code) != spec:
-            raise ConfigError("name", f"there are other agents called {spec.name!r}; only their count can be changed")
+            problem = f"there are other agents called {spec.name!r}: give these another name, or change only the count"
+            raise ConfigError("name", problem)
         self._pump.put(AgentsAdded(spec))
         await self._pump.synced()
         return spec.name

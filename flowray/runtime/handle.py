@@ -65,7 +65,7 @@ class Handle:
                 while not self.done:
                     left = None if deadline is None else deadline - time.monotonic()
                     if left is not None and left <= 0:
-                        raise WaitTimeout(self.task_id, timeout_s or 0.0)
+                        raise WaitTimeout(f"no outcome of task {self.task_id}", timeout_s or 0.0)
                     self._condition.wait(left)
         if self._error is not None:
             raise self._error
@@ -165,7 +165,7 @@ class Handles(Sequence[Handle]):
                 yield arrived.get(timeout=left)
             except queue.Empty:
                 missing = next(h for h in self._handles if not h.done)
-                raise WaitTimeout(missing.task_id, timeout_s or 0.0) from None
+                raise WaitTimeout(f"no outcome of task {missing.task_id}", timeout_s or 0.0) from None
 
     def results(self, timeout_s: float | None = None, *, progress: bool = False) -> list[Any]:
         """All values, in order, with a progress bar on stderr if wanted. Raises the first error met, in order."""

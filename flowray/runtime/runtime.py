@@ -260,8 +260,9 @@ class Runtime:
                 return
             if time.monotonic() > deadline:
                 missing = [a.agent_id for a in status.agents if a.state != "ready"]
-                where = f"; blocks without room: {', '.join(sorted(status.blocks))}" if status.blocks else ""
-                raise WaitTimeout(f"of agents {', '.join(missing[:5])}{where}", timeout_s)
+                shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+                no_room = f"no room for the blocks {', '.join(sorted(status.blocks))}"
+                raise WaitTimeout(f"not ready: {shown}", timeout_s, no_room if status.blocks else "they go on starting")
             time.sleep(0.05)
 
     # ── tasks ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -314,7 +314,7 @@ class Handle:
     def outcome(self, timeout_s: float | None = None) -> Outcome:
         """Let virtual time pass until the task's outcome is here, whatever it is."""
         if not self._simulation.wait(lambda: self.done, timeout_s):
-            raise WaitTimeout(self.task_id, timeout_s or 0.0)
+            raise WaitTimeout(f"no outcome of task {self.task_id}", timeout_s or 0.0)
         assert self.caller.outcome is not None
         return self.caller.outcome
 
@@ -373,7 +373,7 @@ class Handles(Sequence[Handle]):
         until = simulation.now + (86_400.0 if timeout_s is None else timeout_s)
         while waiting:
             if not simulation.world.clock.run(until, lambda: any(handle.done for handle in waiting)):
-                raise WaitTimeout(waiting[0].task_id, timeout_s or 0.0)
+                raise WaitTimeout(f"no outcome of task {waiting[0].task_id}", timeout_s or 0.0)
             done = next(handle for handle in waiting if handle.done)
             waiting.remove(done)
             yield done
