@@ -37,9 +37,9 @@ from flowray.core.commands import (
     StopAgent,
 )
 from flowray.core.coordination import Coordination
-from flowray.core.events import AgentsAdded, CancelRequested, TaskSubmitted
+from flowray.core.events import AgentLost, AgentsAdded, CancelRequested, TaskSubmitted
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
-from flowray.core.states import TaskState
+from flowray.core.states import AgentState, TaskState
 from flowray.errors import ConfigError, FlowrayError, StoreError
 from flowray.runtime import messages
 from flowray.runtime.clients import Clients, Submission
@@ -185,14 +185,22 @@ class Coordinator:
         )
 
     async def _run(self) -> None:
-        if self._epoch > 1:
-            await self._pools.find()
         try:
+            if self._epoch > 1:
+                await self._pools.find()
+                self._miss_agents()
             await self._pump.run()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported and ends the process
             # A core that broke an invariant must not go on: its successor starts again from the journal.
             print(f"flowray coordinator stops: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(70)
+
+    def _miss_agents(self) -> None:
+        """Agents that died while no coordinator was there to see it: their tasks need not wait for `adoption_s`."""
+        for agent in self._core.registry.agents():
+            if agent.state is AgentState.STARTING and self._pools.process(agent.id, agent.incarnation) is None:
+                cause = "it was gone when the coordinator came back"
+                self._pump.put(AgentLost(agent.id, agent.incarnation, cause))
 
     def _snapshot_saved(self, error: StoreError | None) -> None:
         if error is not None:

@@ -25,7 +25,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def rt(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
-    with start_runtime("surviving", core__retry__poison_kills=2) as runtime:
+    # Where nobody reports an agent's loss, its tasks wait for `adoption_s`: so long that a test here would fail.
+    with start_runtime("surviving", core__retry__poison_kills=2, core__adoption_s=600.0) as runtime:
         runtime.agents.add(Tool, count=2, capabilities={"tools"})
         runtime.wait_ready()
         yield runtime
@@ -91,6 +92,24 @@ def test_a_killed_coordinator_loses_nothing_and_repeats_nothing(
     assert Counter(lines("ran")) == Counter(names)
     lost = [line for o in handles.outcomes() for line in o.story if line.what == "requeued" and line.detail]
     assert not lost, "no attempt was given up (some were handed back unstarted)"
+
+
+def test_an_agent_that_dies_while_no_coordinator_is_there_is_missed(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    rt.wait_ready(WAIT_S)
+    handle = rt.submit(tool("wait", gate=str(tmp_path / "gate"), file=str(tmp_path / "ran")), needs={"tools"})
+    eventually(lambda: lines("ran"), "it runs")
+    victim = next(line.agent_id for line in handle.story().lines if line.what == "started")
+    status = rt.status()
+    pid = next(a.pid for a in status.agents if a.agent_id == victim)
+    os.kill(status.pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: len(lines("ran")) == 2, "it runs again")
+    (tmp_path / "gate").touch()
+    handle.result(WAIT_S)
+    assert f"{victim} was lost" in handle.story().lines[2].detail
+    rt.wait_ready(WAIT_S)
 
 
 def test_agents_that_do_not_start_say_why_and_their_tasks_fail(rt: fr.Runtime) -> None:
