@@ -147,6 +147,7 @@ def write(settings: dict[str, Any]) -> None:
     overrides = {
         "name": "chaos",
         "journal": settings["journal"],
+        "store.allow_filesystems": ["overlay", "overlayfs"],  # of a container that runs the tests
         "seed": settings["seed"],
         "tiers.primary.labels": {"node": "0"},
         "tiers.primary.agents": settings["head_agents"],
