@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,4 +93,6 @@ def _plot(name: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    # As an exception, so that a side under way is ended too: it has a session of its own and would go on.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
 from test_bench_report import SCHEMA
 
@@ -93,6 +95,23 @@ def test_a_plot_without_runs_says_what_to_do(tmp_path: Path, capsys: pytest.Capt
 def test_the_core_runs_from_end_to_end(tmp_path: Path) -> None:
     found = _run("core", tmp_path)
     assert {r["metric"] for r in found["results"]} >= {"core_tasks_per_s_24", "core_us_per_task_waiting_90000"}
+
+
+@pytest.mark.slow
+def test_a_side_goes_when_its_benchmark_is_ended(tmp_path: Path) -> None:
+    """`timeout 60 python -m bench tasks` must not leave a Ray behind."""
+    bench = subprocess.Popen(
+        [sys.executable, "-m", "bench", "core", "--out", str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 30
+    while not children and time.monotonic() < deadline:
+        children = psutil.Process(bench.pid).children()
+        time.sleep(0.02)
+    bench.terminate()
+    assert bench.wait(60) == 143
+    assert children
+    assert not psutil.wait_procs(children, timeout=5)[1]
 
 
 @pytest.mark.ray
