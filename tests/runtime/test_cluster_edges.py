@@ -77,7 +77,7 @@ def test_labels_keep_agents_off_nodes_that_do_not_have_them(rt: fr.Runtime, even
     """The second tier asks for this node and is on it; the specialists ask for any other, and there is none."""
     rt.agents.add(Tool, name="elsewhere", tier="specialist")
     eventually(lambda: "specialist/elsewhere/0" in rt.status().blocks, "the block waits for a node")
-    with pytest.raises(fr.WaitTimeout, match="elsewhere-0 within .*; no room for the blocks specialist/elsewhere/0"):
+    with pytest.raises(fr.WaitTimeout, match=r"elsewhere-0 within .*; no room for the blocks specialist/elsewhere/0"):
         rt.wait_ready(timeout_s=0.2)
     assert rt.submit("here", needs={"second"}).result(WAIT_S) == "HERE"
 
