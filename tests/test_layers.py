@@ -13,15 +13,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "flowray").rglob("*.py"))
 PEERS = {"routing", "mesh", "store", "memory", "providers", "security", "telemetry", "testing"}
-PLAIN = {"errors", "agents", "jobs"}  # what describes agents and jobs: no layer below knows less
+PLAIN = {
+    "errors",
+    "agents",
+    "jobs",
+    "values",
+    "tasks",
+    "attempts",
+}  # what they are, without a runtime
 ABOVE = {"api", "cli", "notebook"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "agents": {"errors"},
     "jobs": {"errors", "agents"},
     "core": {"errors"},
+    "values": {"errors"},
+    "tasks": {"errors", "core"},
+    "attempts": {"errors", "agents", "core"},
     **{peer: {"core", *PLAIN} for peer in PEERS},
-    "skills": PLAIN,
+    "skills": {"errors", "agents", "jobs"},
     "config": {"core", *PLAIN, *PEERS},
     "runtime": {"core", "config", *PLAIN, *PEERS},
 }

@@ -16,7 +16,6 @@ import queue
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from flowray.agents import AgentDescription, Context, Task, check_runnable, describe, wants_context
+from flowray.agents import AgentDescription, Context, check_runnable, describe, wants_context
+from flowray.attempts import failure_of, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
-from flowray.errors import PayloadError, RetryableError
 from flowray.runtime import messages
 from flowray.runtime.messages import Begin, Begun, Cancel, Finished, Held, Report, Returned, Start
 from flowray.runtime.payloads import PayloadDesk
@@ -34,7 +33,7 @@ from flowray.runtime.transport import ReportLink
 
 STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it holds beyond its slots
 _REPORT_RESULTS = 1024  # in one report
-_RETRY_ON: tuple[type[BaseException], ...] = (RetryableError, ConnectionError, TimeoutError)
+_HOST = frozenset({__file__})  # whose frames are not the user's business
 
 
 class Attempt:
@@ -148,7 +147,7 @@ class AgentHost:
             self._run = made.run if inspect.isclass(target) else made
             self._with_context = wants_context(self._run)
         except Exception as error:  # noqa: BLE001 - the user's constructor may raise anything
-            return failure_of(error, ())
+            return failure_of(error, (), _HOST)
         return None
 
     def _start_workers(self, slots: int) -> None:
@@ -196,7 +195,7 @@ class AgentHost:
             try:
                 value = self._pack(self._call(attempt))
             except BaseException as error:  # noqa: BLE001 - user code, SystemExit included
-                failure = failure_of(error, self._description.retry_on)
+                failure = failure_of(error, self._description.retry_on, _HOST)
             self._leave(attempt, value, failure)
 
     def _work_async(self, slots: int) -> None:
@@ -227,22 +226,14 @@ class AgentHost:
         except asyncio.CancelledError:
             failure = Failure(kind="cancelled", message="stopped")
         except BaseException as error:  # noqa: BLE001 - user code, SystemExit included
-            failure = failure_of(error, self._description.retry_on)
+            failure = failure_of(error, self._description.retry_on, _HOST)
         self._leave(attempt, value, failure)
         free.release()
 
     def _call(self, attempt: Attempt) -> Any:
         assert self._begin is not None and self._desk is not None and self._run is not None
         given = attempt.start.task
-        task = Task(
-            id=given.id,
-            prompt=given.prompt,
-            payload=self._desk.unpack(given.payload),
-            needs=given.needs,
-            priority=given.priority,
-            attempt=attempt.start.attempt,
-            labels=given.labels,
-        )
+        task = task_for(given, attempt.start.attempt, self._desk.unpack(given.payload))
         if not self._with_context:
             return self._run(task)
         attempt.ctx = Context(
@@ -348,22 +339,3 @@ def load_target(spec: AgentSpec) -> Callable[..., Any]:
         target = found
     check_runnable(target)
     return target
-
-
-def failure_of(error: BaseException, retry_on: tuple[type[BaseException], ...]) -> Failure:
-    """What the caller learns of an exception in user code."""
-    return Failure(
-        kind="application",
-        type=type(error).__name__,
-        message=str(error)[:2000],
-        traceback=_users_traceback(error)[-20_000:],
-        retryable=isinstance(error, (*_RETRY_ON, *retry_on)) and not isinstance(error, PayloadError),
-    )
-
-
-def _users_traceback(error: BaseException) -> str:
-    """The traceback as the user's code would have printed it: the host's own frames left out."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))

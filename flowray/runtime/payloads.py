@@ -1,19 +1,17 @@
-"""Values to bytes and back; and where the large ones are kept.
+"""Payloads: small values inline, and where the large ones are kept.
 
-Plain data (None, bool, int, float, str, bytes, and lists and string-keyed dicts of these) travels as msgpack, anything
-else as pickle: both only between processes of one cluster, whose members trust each other. What is larger than
-`limits.inline_bytes` is handed by Ray's object store to the payload keeper, an actor on the journal's node that writes
-it to a content-addressed file before anyone refers to it: a reference in the journal outlives every process.
+How a value becomes bytes is `flowray.values`' business; pickles travel only between processes of one cluster, whose
+members trust each other. What is larger than `limits.inline_bytes` is handed by Ray's object store to the payload
+keeper, an actor on the journal's node that writes it to a content-addressed file before anyone refers to it: a
+reference in the journal outlives every process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,10 +20,9 @@ from flowray.core.model import Payload
 from flowray.errors import PayloadError
 from flowray.runtime._ray_errors import translated
 from flowray.store import PayloadStore
+from flowray.values import decode_value, encode_value
 
 NAMESPACE = "flowray"
-_SCALARS = (str, int, float, bool, type(None), bytes)
-_MAX_INT = 1 << 63
 
 
 class Keeper:
@@ -59,7 +56,7 @@ class PayloadDesk:
         """
         if value is None:
             return None
-        codec, data = encode_value(value, field)
+        codec, data = encode_value(value, field, _pickled)
         if len(data) > self._payload_bytes:
             raise PayloadError(field, f"{len(data)} bytes; the limit is {self._payload_bytes} (limits.payload_bytes)")
         if len(data) <= self._inline_bytes:
@@ -103,32 +100,7 @@ def _got(ref: Any) -> Any:
     return ref.future().result()
 
 
-def encode_value(value: Any, field: str) -> tuple[str, bytes]:
-    """(codec, bytes). Raises PayloadError, naming `field`, when the value cannot be pickled."""
-    if _is_plain(value, 0):
-        with contextlib.suppress(OverflowError, msgspec.MsgspecError, UnicodeEncodeError):
-            return "msgpack", msgspec.msgpack.encode(value)
-    try:
-        return "pickle", cloudpickle.dumps(value, protocol=5)
-    except Exception as error:
-        kind = type(value).__name__
-        raise PayloadError(field, f"a {kind} that cannot be pickled: {type(error).__name__}: {error}") from error
-
-
-def decode_value(codec: str, data: Any) -> Any:
-    """The inverse of `encode_value`."""
-    return msgspec.msgpack.decode(data) if codec == "msgpack" else pickle.loads(data)
-
-
-def _is_plain(value: Any, depth: int) -> bool:
-    """Would msgpack give back exactly this?"""
-    kind = type(value)
-    if kind in _SCALARS:
-        return kind is not int or -_MAX_INT <= value < 2 * _MAX_INT
-    if depth > 50:
-        return False
-    if kind is list:
-        return all(_is_plain(item, depth + 1) for item in value)
-    if kind is dict:
-        return all(type(key) is str and _is_plain(item, depth + 1) for key, item in value.items())
-    return False
+def _pickled(value: Any) -> bytes:
+    """By value for what cannot be imported elsewhere: classes and functions of notebooks and scripts."""
+    data: bytes = cloudpickle.dumps(value, protocol=5)
+    return data

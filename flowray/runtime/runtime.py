@@ -31,9 +31,9 @@ from flowray.runtime.handle import Handle, Handles
 from flowray.runtime.messages import Question, Reply
 from flowray.runtime.payloads import PayloadDesk
 from flowray.runtime.specs import make_spec
-from flowray.runtime.tasks import make_task
 from flowray.runtime.transport import RayCoordinatorLink
 from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, Status, Story
+from flowray.tasks import make_task
 
 _READY_S = 60.0  # for the coordinator's process to start
 _STALE_S = 7 * 86_400.0  # age of a scratch journal that nobody can be using any more

@@ -116,7 +116,7 @@ def _started(story: Story, line: StoryLine) -> str:
     if choice.policy == "only_one":
         return f"{text}: no other agent that can do it had room."
     if choice.policy == "next_free":
-        return f"{text}: every agent that can do it was busy, and this one was free first."
+        return f"{text}: no agent that can do it had room when it came, and this one had some first."
     if choice.policy == "adopted":
         return f"{text}: a restarted coordinator found it running there and left it."
     others = [(agent, load) for agent, load in choice.considered if agent != line.agent_id]

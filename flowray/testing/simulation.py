@@ -12,7 +12,6 @@ seeds give equal runs. All invariants of the core and of the world round it are 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from flowray.errors import (
     CoordinatorUnavailable,
     FlowrayError,
     IdempotencyConflict,
-    InvalidTask,
     QueueFull,
     TaskCancelled,
     TaskError,
@@ -36,9 +34,10 @@ from flowray.errors import (
     UnknownCapability,
     WaitTimeout,
 )
+from flowray.tasks import make_task
 from flowray.testing.callers import Caller, Operator, Plan
 from flowray.testing.faults import Fault
-from flowray.testing.work import ServiceTime, Target, UserWork, decode_value, encode_value
+from flowray.testing.work import ServiceTime, Target, UserWork, pack, unpack
 from flowray.testing.world import World
 
 _REFUSALS: dict[str, type[TaskRefused]] = {
@@ -129,12 +128,9 @@ class Simulation:
         Raises:
             InvalidTask, QueueFull, UnknownCapability, IdempotencyConflict, CoordinatorUnavailable.
         """
-        if isinstance(work, str):
-            prompt = work if prompt is None else prompt
-        elif work is not None:
-            payload = work if payload is None else payload
         task = self._task(
-            prompt=prompt or "",
+            work,
+            prompt=prompt,
             payload=payload,
             needs=needs,
             priority=priority,
@@ -152,54 +148,16 @@ class Simulation:
 
     def map(self, items: Iterable[Any], **arguments: Any) -> Handles:
         """Hand in one task for each item, all with the same arguments; waits for room where the queue is full."""
-        handles = []
-        for item in items:
-            prompt, payload = (item, None) if isinstance(item, str) else ("", item)
-            task = self._task(**{"prompt": prompt, "payload": payload, **arguments})
-            handles.append(Handle(self, self._caller(task, resubmits=1_000)))
+        handles = [Handle(self, self._caller(self._task(item, **arguments), resubmits=1_000)) for item in items]
         self._accepted(handles)
         return Handles(handles)
 
-    def _task(
-        self,
-        *,
-        prompt: str,
-        payload: Any,
-        needs: Iterable[str] = (),
-        priority: int = 0,
-        deadline_s: float | None = None,
-        attempt_timeout_s: float | None = None,
-        max_attempts: int = 3,
-        key: str = "",
-        tier: str = "",
-        agent: str = "",
-        labels: Mapping[str, str] | None = None,
-    ) -> Task:
-        if isinstance(needs, str):
-            raise InvalidTask("needs", f"wants a set of capabilities, not one str: {{{needs!r}}}")
-        for name, value in (("deadline_s", deadline_s), ("attempt_timeout_s", attempt_timeout_s)):
-            if value is not None and not value > 0:
-                raise InvalidTask(name, f"must be positive, got {value!r}")
-        if max_attempts < 1:
-            raise InvalidTask("max_attempts", f"must be a whole number of at least 1, got {max_attempts!r}")
-        packed, wanted = encode_value(payload, "payload"), tuple(sorted(set(needs)))
-        content = repr((prompt, packed, wanted, tier, agent)).encode()
+    def _task(self, work: Any, **arguments: Any) -> Task:
+        return make_task(pack, work, new_id=self._next_id, **arguments)
+
+    def _next_id(self) -> TaskId:
         self._number += 1
-        return Task(
-            id=TaskId(f"task-{self._number}"),
-            prompt=prompt,
-            payload=packed,
-            needs=wanted,
-            tier=tier,
-            agent=agent,
-            priority=priority,
-            deadline_s=deadline_s,
-            attempt_timeout_s=attempt_timeout_s,
-            max_attempts=max_attempts,
-            key=key,
-            fingerprint=hashlib.blake2b(content, digest_size=16).hexdigest(),
-            labels=dict(labels or {}),
-        )
+        return TaskId(f"task-{self._number}")
 
     def _caller(self, task: Task, resubmits: int) -> Caller:
         caller = Caller(self.world, Plan(task=task, at_s=self.now, resubmits=resubmits))
@@ -308,7 +266,7 @@ class Handle:
         """
         outcome = self.outcome(timeout_s)
         if outcome.state is TaskState.SUCCEEDED:
-            return decode_value(outcome.value)
+            return unpack(outcome.value)
         raise error_of(outcome)
 
     def outcome(self, timeout_s: float | None = None) -> Outcome:

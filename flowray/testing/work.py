@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import pickle
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import msgspec
-
 from flowray import agents
 from flowray.agents import AgentDescription, Context, wants_context
+from flowray.attempts import failure_of, task_for
 from flowray.core.commands import StartAttempt
 from flowray.core.model import Failure, Payload, Task
-from flowray.errors import PayloadError, RetryableError
 from flowray.testing.agent import AgentProcess, Run
 from flowray.testing.clock import Distribution
+from flowray.values import decode_value, encode_value
 
 ServiceTime = float | Callable[[agents.Task], float] | Distribution
-_RETRYABLE = (RetryableError, ConnectionError, TimeoutError)
-_SCALARS = (str, int, float, bool, type(None), bytes)
+_HOST = frozenset({__file__})  # whose frames are not the user's business
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,22 +46,14 @@ class UserWork:
         try:
             made: Any = target.make(**target.options) if inspect.isclass(target.make) else target.make
         except Exception as error:  # noqa: BLE001 - a constructor's error, of whatever type, is a failed start
-            return _failure(error, target)
+            return failure_of(error, target.description.retry_on, _HOST)
         run = made.run if inspect.isclass(target.make) else made
         self._made[process.id, process.incarnation] = run
         return None
 
     def begin(self, process: AgentProcess, command: StartAttempt, task: Task) -> Run:
         target = self.targets[process.spec.name]
-        seen = agents.Task(
-            id=task.id,
-            prompt=task.prompt,
-            payload=decode_value(task.payload),
-            needs=task.needs,
-            priority=task.priority,
-            attempt=command.attempt,
-            labels=task.labels,
-        )
+        seen = task_for(task, command.attempt, unpack(task.payload))
         ctx = Context(
             agent_id=process.id, tier=process.spec.tier, attempt=command.attempt, remaining_s=command.remaining_s
         )
@@ -74,9 +62,9 @@ class UserWork:
             run = self._made[process.id, process.incarnation]
             answer = run(seen, ctx) if wants_context(run) else run(seen)
             value = asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
-            return Run(duration_s=duration_s, value=encode_value(value, "result"))
+            return Run(duration_s=duration_s, value=pack(value, "result"))
         except Exception as error:  # noqa: BLE001 - an agent's error, of whatever type, is the attempt's failure
-            return Run(duration_s=duration_s, failure=_failure(error, target))
+            return Run(duration_s=duration_s, failure=failure_of(error, target.description.retry_on, _HOST))
 
     def _draw(self, target: Target, task: agents.Task) -> float:
         service_s = self._service_s if target.service_s is None else target.service_s
@@ -89,42 +77,14 @@ async def _awaited(answer: Any) -> Any:
     return await answer
 
 
-def _failure(error: Exception, target: Target) -> Failure:
-    retryable = isinstance(error, (*_RETRYABLE, *target.description.retry_on))
-    text = "".join(traceback.format_exception(error))
-    kind = type(error).__name__
-    return Failure(kind="application", type=kind, message=str(error), traceback=text, retryable=retryable)
-
-
-def encode_value(value: Any, field: str) -> Payload | None:
+def pack(value: Any, field: str) -> Payload | None:
     """A value as a payload; None stays None. Raises PayloadError, naming `field`, when it cannot be pickled."""
     if value is None:
         return None
-    if _is_plain(value):
-        data, codec = msgspec.msgpack.encode(value), "msgpack"
-    else:
-        try:
-            data, codec = pickle.dumps(value, protocol=5), "pickle"
-        except Exception as error:
-            kind = type(value).__name__
-            raise PayloadError(field, f"a {kind} that cannot be pickled: {type(error).__name__}: {error}") from error
+    codec, data = encode_value(value, field)
     return Payload(codec=codec, data=data, size_bytes=len(data))
 
 
-def decode_value(payload: Payload | None) -> Any:
-    """The inverse of `encode_value`."""
-    if payload is None or payload.data is None:
-        return None
-    return msgspec.msgpack.decode(payload.data) if payload.codec == "msgpack" else pickle.loads(payload.data)
-
-
-def _is_plain(value: Any) -> bool:
-    """Would msgpack give back exactly this?"""
-    kind = type(value)
-    if kind is int:
-        return bool(-(1 << 63) <= value < (1 << 64))
-    if kind in _SCALARS:
-        return True
-    if kind is list:
-        return all(_is_plain(item) for item in value)
-    return kind is dict and all(type(key) is str and _is_plain(item) for key, item in value.items())
+def unpack(payload: Payload | None) -> Any:
+    """The inverse of `pack`."""
+    return None if payload is None else decode_value(payload.codec, payload.data)

@@ -40,6 +40,7 @@ def make_task(
     agent: str = "",
     labels: Mapping[str, str] | None = None,
     replay_of: str = "",
+    new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
 
@@ -72,7 +73,7 @@ def make_task(
     _check_encodable(labels="".join(marks.values()))
     packed = pack(payload, "payload")
     return Task(
-        id=new_task_id(),
+        id=new_id(),
         prompt=prompt,
         payload=packed,
         needs=wanted,

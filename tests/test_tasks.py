@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from flowray.core.model import Payload, Task
 from flowray.errors import InvalidTask, PayloadError
-from flowray.runtime.payloads import decode_value, encode_value
-from flowray.runtime.tasks import make_task, new_task_id
+from flowray.tasks import make_task, new_task_id
+from flowray.values import decode_value, encode_value
 
 
 def pack(value: Any, field: str) -> Payload | None:
