@@ -173,7 +173,7 @@ class _Work:
             log.open("a") as others,
             self.screen.alone(others),
             _started(settings, recorded) as runtime,
-            _terminating(),
+            _Interrupts() as interrupts,
         ):
             self.stages.reached("Ray started")
             look = None if self.screen.quiet else lambda: runtime.status().agents
@@ -191,7 +191,7 @@ class _Work:
                     batch_tasks=config.limits.batch_tasks,
                     recorded=recorded,
                     retry_failed=self.retry_failed,
-                    on_event=self._observer(progress, killer),
+                    on_event=self._observer(progress, killer, interrupts),
                     before_report=lambda: self._note(runtime.figures(), killer),
                 )
             figures = runtime.figures()
@@ -207,8 +207,11 @@ class _Work:
         except WaitTimeout as error:
             raise FlowrayError(f"no agent was ready within {patience_s:.0f} s; the same command goes on") from error
 
-    def _observer(self, progress: Progress, killer: KillOne | None) -> Callable[[JobEvent], None]:
+    def _observer(
+        self, progress: Progress, killer: KillOne | None, interrupts: _Interrupts
+    ) -> Callable[[JobEvent], None]:
         def observe(event: JobEvent) -> None:
+            interrupts.check()
             progress.update(event)
             if killer is not None:
                 killer(event)
@@ -256,21 +259,35 @@ def _started(settings: Config, recorded: Recorded | None) -> Runtime:
         raise ConfigError(error.field, error.problem, "after a change of the team, --fresh starts over") from error
 
 
-@contextmanager
-def _terminating() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: agents and Ray are stopped, and the next run resumes.
+class _Interrupts:
+    """Ctrl-C and SIGTERM end a run alike: agents and Ray are stopped, and the next run resumes.
 
-    Set after Ray has started, which puts its own handler there.
+    The exception alone is not enough: raised while the interpreter is inside a destructor, it is printed and lost
+    (seen once in a while with Ray's references). So it is also remembered, and raised again between two results.
+    Entered after Ray has started, which puts its own handler there.
     """
 
-    def interrupt(number: int, frame: Any) -> None:
+    def __init__(self) -> None:
+        self._wanted = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._wanted = True
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one was wanted."""
+        if self._wanted:
+            raise KeyboardInterrupt
 
 
 def _show(screen: Screen, report: Report, document: dict[str, Any]) -> None:
