@@ -262,8 +262,8 @@ def _started(settings: Config, recorded: Recorded | None) -> Runtime:
 class _Interrupts:
     """Ctrl-C and SIGTERM end a run alike: agents and Ray are stopped, and the next run resumes.
 
-    The exception alone is not enough: raised while the interpreter is inside a destructor, it is printed and lost
-    (seen once in a while with Ray's references). So it is also remembered, and raised again between two results.
+    The exception alone is not enough: where Python happens to be inside a destructor, it is printed and dropped, and
+    a run has been seen to go on after Ctrl-C. So it is also remembered, and raised again between two results.
     Entered after Ray has started, which puts its own handler there.
     """
 
