@@ -39,7 +39,6 @@ def make_task(
     tier: str = "",
     agent: str = "",
     labels: Mapping[str, str] | None = None,
-    replay_of: str = "",
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -85,7 +84,6 @@ def make_task(
         max_attempts=max_attempts,
         key=key,
         fingerprint=_fingerprint(prompt, packed, wanted, tier, agent) if key else "",
-        replay_of=replay_of,
         labels=marks,
     )
 

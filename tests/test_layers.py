@@ -13,14 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "flowray").rglob("*.py"))
 PEERS = {"routing", "mesh", "store", "memory", "providers", "security", "telemetry", "testing"}
-PLAIN = {
-    "errors",
-    "agents",
-    "jobs",
-    "values",
-    "tasks",
-    "attempts",
-}  # what they are, without a runtime
+PLAIN = {"errors", "agents", "jobs", "values", "tasks", "attempts", "outcomes"}  # what they are, without a runtime
 ABOVE = {"api", "cli", "notebook"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
@@ -30,6 +23,7 @@ BELOW: dict[str, set[str]] = {
     "values": {"errors"},
     "tasks": {"errors", "core"},
     "attempts": {"errors", "agents", "core"},
+    "outcomes": {"errors", "core"},
     **{peer: {"core", *PLAIN} for peer in PEERS},
     "skills": {"errors", "agents", "jobs"},
     "config": {"core", *PLAIN, *PEERS},

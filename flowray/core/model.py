@@ -115,13 +115,6 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_bytes: int = 0  # reserved (Ray admits by it, it is no limit); 0 means none
 
 
-class AgentRef(Struct, frozen=True, array_like=True):
-    """One life of one agent."""
-
-    agent_id: AgentId
-    incarnation: int
-
-
 class Running(Struct, frozen=True, array_like=True):
     """What an agent says it is running, when a new coordinator asks."""
 

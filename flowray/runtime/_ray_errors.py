@@ -58,8 +58,3 @@ def brief(error: BaseException) -> str:
     """One line of what Ray says, without its advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-
-
-def start_failure(error: BaseException) -> bool:
-    """Did the actor die because its constructor or its worker could not start (rather than later)?"""
-    return isinstance(error, rex.ActorDiedError) and bool(getattr(error, "actor_init_failed", False))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from flowray.core.model import Outcome
 from flowray.core.states import TaskState
-from flowray.errors import FlowrayError, TaskCancelled, TaskError, TaskExpired, TaskFailed, WaitTimeout
+from flowray.errors import FlowrayError, WaitTimeout
+from flowray.outcomes import error_of
 from flowray.runtime.views import Story, story_of
 
 if TYPE_CHECKING:
@@ -191,23 +192,3 @@ class Handles(Sequence[Handle]):
 
     def __repr__(self) -> str:
         return f"<Handles {sum(h.done for h in self._handles)} of {len(self._handles)} done>"
-
-
-def error_of(outcome: Outcome) -> TaskError:
-    """The error that `.result()` raises for an outcome without a value."""
-    failure = outcome.failure
-    message = failure.message if failure is not None else ""
-    story = "\n".join(
-        f"+{line.at - outcome.accepted_at:.3f} s  {line.what}"
-        + (f" #{line.attempt} on {line.agent_id}" if line.attempt else "")
-        + (f": {line.detail}" if line.detail else "")
-        for line in outcome.story
-    )
-    if outcome.state is TaskState.CANCELLED:
-        return TaskCancelled(outcome.task_id, message, story)
-    if outcome.state is TaskState.EXPIRED:
-        return TaskExpired(outcome.task_id, message, story)
-    kind = failure.type if failure is not None else ""
-    detail = f"{kind}: {message}" if kind else message
-    trace = failure.traceback if failure is not None else ""
-    return TaskFailed(outcome.task_id, detail, story, kind, trace)

@@ -33,7 +33,7 @@ from flowray.runtime.payloads import PayloadDesk
 from flowray.runtime.specs import make_spec
 from flowray.runtime.transport import RayCoordinatorLink
 from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, Status, Story
-from flowray.tasks import make_task
+from flowray.tasks import make_task, new_task_id
 
 _READY_S = 60.0  # for the coordinator's process to start
 _STALE_S = 7 * 86_400.0  # age of a scratch journal that nobody can be using any more
@@ -352,8 +352,7 @@ class Runtime:
     def replay(self, task_id: str) -> Handle:
         """Submit a dead letter again, as a new task that names it. Raises UnknownTask when there is none of this id."""
         task = self.dead_letter(task_id).task
-        again = make_task(lambda value, field: None, replay_of=task.id)
-        renewed = msgspec.structs.replace(task, id=again.id, replay_of=task.id, key="", fingerprint="")
+        renewed = msgspec.structs.replace(task, id=new_task_id(), replay_of=task.id, key="", fingerprint="")
         return self._driver.submit([renewed], wait_for_room=False)[0]
 
     def purge(self, task_id: str) -> bool:

@@ -23,17 +23,13 @@ from flowray.core.states import TaskState
 from flowray.errors import (
     ConfigError,
     CoordinatorUnavailable,
-    FlowrayError,
     IdempotencyConflict,
     QueueFull,
-    TaskCancelled,
-    TaskError,
-    TaskExpired,
-    TaskFailed,
     TaskRefused,
     UnknownCapability,
     WaitTimeout,
 )
+from flowray.outcomes import error_of, story_line
 from flowray.tasks import make_task
 from flowray.testing.callers import Caller, Operator, Plan
 from flowray.testing.faults import Fault
@@ -358,26 +354,6 @@ def echo(task: Any) -> Any:
 def refusal_of(command: RefuseTask) -> TaskRefused:
     """The error that `submit` raises for a refusal."""
     return _REFUSALS.get(command.reason, TaskRefused)(command.task_id, command.detail, command.retry_after_s)
-
-
-def error_of(outcome: Outcome) -> TaskError | FlowrayError:
-    """The error that `.result()` raises for an outcome without a value."""
-    failure = outcome.failure
-    message = failure.message if failure is not None else ""
-    story = "\n".join(story_line(line, outcome.accepted_at) for line in outcome.story)
-    if outcome.state is TaskState.CANCELLED:
-        return TaskCancelled(outcome.task_id, message, story)
-    if outcome.state is TaskState.EXPIRED:
-        return TaskExpired(outcome.task_id, message, story)
-    kind = failure.type if failure is not None else ""
-    detail = f"{kind}: {message}" if kind else message
-    return TaskFailed(outcome.task_id, detail, story, kind, failure.traceback if failure is not None else "")
-
-
-def story_line(line: StoryLine, since: float) -> str:
-    """One line of a story, for people."""
-    where = f" #{line.attempt} on {line.agent_id}" if line.attempt and line.agent_id else ""
-    return f"+{line.at - since:.3f} s  {line.what}{where}" + (f": {line.detail}" if line.detail else "")
 
 
 def explain_line(line: StoryLine, choice: Choice) -> str:
