@@ -22,6 +22,7 @@ FlowrayError
 │   ├── StoreCorrupt           a committed row does not match its checksum
 │   └── StoreFenced            a later coordinator owns the journal; this one must stop
 ├── CoordinatorUnavailable     the coordinator did not answer in time; `outcome` says what is known
+├── MeshError                  processes cannot talk to one another: refused, malformed, too large
 ├── AgentStartFailed           an agent's constructor fails again and again
 ├── NotConnected               the runtime is stopped, or there is none to connect to
 └── MissingExtra               an optional dependency is absent; the message is the install command
@@ -189,6 +190,10 @@ class CoordinatorUnavailable(FlowrayError):
 
     def __str__(self) -> str:
         return f"{self.detail} (outcome: {self.outcome})"
+
+
+class MeshError(FlowrayError):
+    """A message between processes: refused by the other side, malformed, or larger than the limit."""
 
 
 class AgentStartFailed(FlowrayError):
