@@ -83,7 +83,7 @@ def encode(frame: Hello | Frame | Bye) -> bytes:
 def decode(data: bytes) -> Hello | Frame | Bye:
     """The frame back. Raises BadFrame for anything else."""
     try:
-        frame = _decoder.decode(data)
+        frame: Hello | Frame | Bye = _decoder.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadFrame(f"not a frame: {error}") from None
     if isinstance(frame, Frame) and (frame.first < 1 or min(frame.received, frame.limit_items, frame.limit_bytes) < 0):
