@@ -1,0 +1,287 @@
+"""What Ray runs in the place of Python: has a worker forked by the template process, or becomes Python.
+
+Runs as `python -IS launcher.pyc <python> <directory> <template.py> <arguments of python>`, for every process that Ray
+starts, so it imports little and nothing of flowray. What it asks the template for is settled in steps, so that a
+worker is started once and only once, whoever is slow or dies in between:
+
+    launcher -> template   the request: arguments, environment, directory, standard streams
+    template -> launcher   "P" and the process id of the fork, which does nothing yet
+    launcher -> fork       "G": go
+    fork -> launcher       "R": the worker is ready. Until then its end is seen as the end of the stream.
+"""
+
+import errno
+import fcntl
+import marshal
+import os
+import select
+import sys
+import time
+from _signal import SIGKILL, pidfd_send_signal
+from _socket import AF_UNIX, SCM_RIGHTS, SHUT_RDWR, SO_PEERCRED, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+
+START_S = 20.0  # until a new template listens
+STALL_S = 4.0  # without any use of a processor, until a new template is taken to hang
+ANSWER_S = 10.0  # until a template has forked: milliseconds, but many may ask at once
+READY_S = 40.0  # until a fork is a worker of its raylet; Ray itself gives up after 60
+MAX_DEATHS = 3  # forks that ended before they were ready, one after another, until the template is given up
+
+_WORKER = "/ray/_private/workers/default_worker.py"
+# With these Ray follows its workers through the processes that it has started itself, which forks are not.
+_FOLLOWED = ("RAY_process_group_cleanup_enabled", "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper")
+
+
+class NoFork(Exception):
+    """No worker was forked, and none will be for this request; the text says why."""
+
+
+class Refused(NoFork):
+    """No worker was forked, and the template should not be asked again."""
+
+
+def stat_of(pid: int) -> tuple[int, int]:
+    """When a process began, and what it has used of processors since; in clock ticks."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return int(fields[19]), int(fields[11]) + int(fields[12])
+
+
+def key_of(raylet: int, job: str) -> str:
+    """Names one template: process ids come again, also in other namespaces."""
+    return f"{os.stat('/proc/self/ns/pid').st_ino:x}-{raylet}-{stat_of(raylet)[0]}-{job}"
+
+
+def session_log(arguments: list[str], job: str, default: str) -> str:
+    """The template's log file: beside the logs of the node, when the arguments say where that is."""
+    for argument in arguments:
+        if argument.startswith("--object-store-name="):
+            logs = os.path.join(os.path.dirname(os.path.dirname(argument.partition("=")[2])), "logs")
+            if os.path.isdir(logs):
+                return os.path.join(logs, f"flowray-template-{os.environ['RAY_RAYLET_PID']}-{job}.log")
+    return default
+
+
+class Launcher:
+    """One start of one worker."""
+
+    def __init__(self, python: str, directory: str, template: str, arguments: list[str], job: str) -> None:
+        self.python = python
+        self.template = template
+        self.arguments = arguments
+        self.raylet = int(os.environ["RAY_RAYLET_PID"])
+        self.job = job
+        self.path = os.path.join(directory, key_of(self.raylet, job))
+        self.log = session_log(arguments, job, f"{self.path}.log")
+
+    def run(self) -> None:
+        """Have the worker forked. Raises NoFork."""
+        if os.path.exists(f"{self.path}.broken"):
+            raise NoFork("")  # said once, by whoever found it out
+        stream = self.connect()
+        if stream is None:
+            stream = self.start()
+        try:
+            self.ask(stream)
+        finally:
+            stream.close()
+
+    def connect(self) -> socket | None:
+        """A stream to the template, or None when none listens."""
+        stream = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        stream.settimeout(ANSWER_S)
+        try:
+            stream.connect(f"{self.path}.socket")
+        except OSError as error:
+            stream.close()
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                return None
+            raise NoFork(f"the template does not take requests: {error}") from error
+        peer = int.from_bytes(stream.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], sys.byteorder)
+        if peer != os.geteuid():
+            stream.close()
+            raise Refused(f"{self.path}.socket belongs to user {peer}")
+        return stream
+
+    def start(self) -> socket:
+        """A stream to a template that this call, or another launcher meanwhile, has started."""
+        deadline = time.monotonic() + START_S + 5.0
+        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise NoFork("another launcher has been starting the template for too long") from None
+                    time.sleep(0.01)
+            if os.path.exists(f"{self.path}.broken"):
+                raise NoFork("")
+            stream = self.connect()
+            if stream is None:
+                self.spawn()
+                stream = self.connect()
+            if stream is None:
+                raise Refused("the template ended as soon as it had started")
+            return stream
+        finally:
+            os.close(lock)
+
+    def spawn(self) -> None:
+        """Start a template and wait until it listens. Raises Refused, with the end of its log."""
+        ready, tell = os.pipe()
+        middle = os.fork()
+        if middle == 0:
+            try:
+                os.setsid()
+                if os.fork() != 0:
+                    os._exit(0)  # the template is nobody's child: this process is gone long before it
+                os.write(tell, b"%8d" % os.getpid())
+                os.set_inheritable(tell, True)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                for number in (1, 2):
+                    os.dup2(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
+                environment = dict(os.environ, RAY_JOB_ID=self.job)
+                environment.setdefault("MALLOC_ARENA_MAX", "2")
+                os.execve(self.python, [self.python, self.template, self.path, str(tell)], environment)
+            finally:
+                os._exit(127)
+        os.close(tell)
+        try:
+            os.waitpid(middle, 0)
+            pid = int(os.read(ready, 8))
+            pidfd = os.pidfd_open(pid)
+            try:
+                why = self.await_listening(ready, pid)
+                if why:
+                    pidfd_send_signal(pidfd, SIGKILL)
+                    raise Refused(f"the template process {why}; its log is {self.log}")
+            finally:
+                os.close(pidfd)
+        except (OSError, ValueError) as error:
+            raise Refused(f"the template process ended at once ({error}); its log is {self.log}") from error
+        finally:
+            os.close(ready)
+
+    def await_listening(self, ready: int, pid: int) -> str:
+        """What is wrong with a template that does not come to listen; "" when it does."""
+        began_at = moved_at = time.monotonic()
+        used = -1
+        while not select.select([ready], [], [], 0.25)[0]:
+            now = time.monotonic()
+            now_used = stat_of(pid)[1]
+            if now_used != used:
+                used, moved_at = now_used, now
+            if now - moved_at > STALL_S:
+                return f"has hung for {STALL_S:g} s while it was starting"
+            if now - began_at > START_S:
+                return f"did not start within {START_S:g} s"
+        return "" if os.read(ready, 64) == b"listening" else f"did not start: {last_line(self.log)}"
+
+    def ask(self, stream: socket) -> None:
+        """Have the template on this stream fork, and wait until the fork is a worker."""
+        body = marshal.dumps((self.arguments, dict(os.environb), os.getcwdb()))
+        pidfd = -1
+        try:
+            streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+            head = len(body).to_bytes(4, "big")
+            stream.sendmsg([head], [(SOL_SOCKET, SCM_RIGHTS, streams)])
+            stream.sendall(body)
+            answer = b""
+            while len(answer) < 9:
+                more = stream.recv(9 - len(answer))
+                if not more:
+                    raise self.died("the template ended, or refused the request")
+                answer += more
+            if answer[:1] != b"P":
+                raise Refused("the template speaks another version: restart the node")
+            pid = int(answer[1:])
+            pidfd = os.pidfd_open(pid)
+            stream.sendall(b"G")
+            stream.settimeout(READY_S)
+            if stream.recv(1) != b"R":
+                raise self.died(f"the forked worker {pid} ended before it was ready")
+            self.forget_deaths()
+        except TimeoutError:
+            if pidfd >= 0:  # it was told to go, and may still come: there must not be two of one id
+                pidfd_send_signal(pidfd, SIGKILL)
+            raise self.died("the template or its fork did not answer in time") from None
+        except OSError as error:
+            raise self.died(f"the template ended: {error}") from error
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+            # The end of the stream is what a template that is late goes by: it must not fork for us any more.
+            try:
+                stream.shutdown(SHUT_RDWR)
+            except OSError:
+                pass  # the other side has gone first
+
+    def died(self, what: str) -> NoFork:
+        """Note one failed fork. The error to raise: after a few in a row the template is given up."""
+        with open(f"{self.path}.deaths", "ab") as file:
+            file.write(b".")
+            deaths = file.tell()
+        what = f"{what}; its log is {self.log}"
+        return Refused(f"{what} ({deaths} times in a row)") if deaths >= MAX_DEATHS else NoFork(what)
+
+    def forget_deaths(self) -> None:
+        """A fork became a worker: what was before does not count."""
+        try:
+            os.unlink(f"{self.path}.deaths")
+        except FileNotFoundError:
+            pass  # there were none
+
+    def give_up(self, why: str) -> bool:
+        """Let nobody ask this template again; whether that could be written down."""
+        try:
+            with open(f"{self.path}.broken", "w") as file:
+                file.write(why)
+        except OSError:
+            return False  # the next launcher finds out as this one did
+        return True
+
+
+def last_line(path: str) -> str:
+    """What a log ends with."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 500))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError as error:
+        return str(error)
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def wants_fork(arguments: list[str]) -> bool:
+    """Whether this is the start of a plain worker: no runtime_env, no flags for Python, a job to work for."""
+    return (
+        len(arguments) > 1
+        and arguments[0].endswith(_WORKER)
+        and bool(os.environ.get("RAY_JOB_ID"))
+        and os.environ.get("RAY_RAYLET_PID", "").isdigit()
+        and not any(os.environ.get(name, "0").lower() in ("1", "true") for name in _FOLLOWED)
+    )
+
+
+def main(python: str, directory: str, template: str, arguments: list[str]) -> None:
+    """Start what was asked for. Returns when a worker was forked; else this process becomes it."""
+    if wants_fork(arguments):
+        launcher = None
+        try:
+            launcher = Launcher(python, directory, template, arguments, os.environ["RAY_JOB_ID"])
+            launcher.run()
+            return
+        except Exception as error:  # whatever it is, the worker must start
+            why = str(error) if isinstance(error, NoFork) else f"{type(error).__name__}: {error}"
+            if why:
+                # Standard error is the raylet's log, and Ray shows that to drivers.
+                once = "this worker starts"
+                if isinstance(error, Refused) and launcher is not None and launcher.give_up(why):
+                    once = "all workers of this job on this node start"
+                os.write(2, f"flowray: {once} the slow way, without a template: {why}\n".encode())
+    os.execv(python, [python, *arguments])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], sys.argv[4:])
