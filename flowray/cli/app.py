@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flowray import errors
-from flowray.cli import lifecycle, run, settings, tasks
+from flowray.cli import lifecycle, run, settings, tasks, tokens
 from flowray.errors import FlowrayError
 
 _HINTS: tuple[tuple[type[FlowrayError], str], ...] = (
@@ -46,6 +46,7 @@ settings.add_to(app)
 lifecycle.add_to(app)
 tasks.add_to(app)
 run.add_to(app)
+tokens.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -163,6 +163,25 @@ class Authority:
             expires_at_utc=expires_at_utc,
         )
 
+    def renewing(
+        self, name: str, addresses: Iterable[str] = (), hours: float = MAX_LEAF_HOURS
+    ) -> Callable[[], Credentials]:
+        """What `server_credentials` asks: the same credentials for half of their life, then new ones.
+
+        For processes that have the authority beside them. The first are issued here and now.
+        """
+        places, lock = tuple(addresses), threading.Lock()
+        held = self.issue(name, places, hours)
+
+        def current() -> Credentials:
+            nonlocal held
+            with lock:
+                if not 0 <= held.expires_at_utc - self._clock() - hours * _HOUR_S / 2 <= hours * _HOUR_S / 2:
+                    held = self.issue(name, places, hours)  # also after a clock was set back
+                return held
+
+        return current
+
     def rotate(self) -> int:
         """Let the next generation sign from now on; its number. Happens by itself every 30 days.
 

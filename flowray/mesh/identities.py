@@ -23,7 +23,6 @@ from flowray.errors import ConfigError, MeshError
 from flowray.mesh.grpc_tuned import grpc
 
 MAX_NAME_CHARACTERS = 200
-DIRECTORY = "identity"  # of the authority and the tokens of a runtime, below the directory of its journal
 _SCHEME = "flowray"
 _DOMAIN = "flowray.internal"  # .internal is reserved for private use: no public name ever collides
 _PLAIN_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flowray.errors import MeshError
 
+DIRECTORY = "identity"  # where a runtime keeps its authority and its tokens, below its journal
 MAX_BYTES = 4 << 20  # of one file; ours are kilobytes
 _LOCK_S = 10.0  # a writer holds the lock for milliseconds; longer means that one was stopped in the middle
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from flowray.errors import MeshError, NotConnected
+from flowray.errors import ConfigError, MeshError, NotConnected
 from flowray.mesh.private_files import PrivateFile
+from flowray.mesh.tokens import MAX_HOURS, Tokens
 
 FILE = "ticket.json"
 VERSION = 1
@@ -86,6 +87,17 @@ class Ticket(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         PrivateFile(target).write(self.encoded())
         return target
 
+    def renewed(self, tokens: Tokens, roots_pem: str, now_utc: float) -> Ticket:
+        """This ticket while it has half a day left and the roots are the same; else one with a new token.
+
+        For the runtime's own ticket, which is saved again whenever this gives another. The old token is left to
+        expire: somebody may be connected by it.
+        """
+        if self.roots_pem == roots_pem and self.expires_at_utc - now_utc > MAX_HOURS * 3600 / 2:
+            return self
+        token, grant = tokens.create("client", hours=MAX_HOURS, label="up")
+        return structs.replace(self, token=token, roots_pem=roots_pem, expires_at_utc=grant.expires_at_utc)
+
     @classmethod
     def load(cls, where: Path | str, *, now_utc: float | None = None) -> Ticket:
         """The ticket in a file, or of the runtime of this name on this machine.
@@ -93,6 +105,7 @@ class Ticket(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         A string with a slash or that ends in .json is a path.
 
         Raises:
+            ConfigError: it is neither a name nor a path.
             TicketUnusable: there is none, others can read it, it is damaged or of another version, or it expired.
         """
         path, again = _find(where)
@@ -125,7 +138,9 @@ class _Versioned(Struct):
 
 
 def path_of(runtime: str) -> Path:
-    """Where the ticket of a runtime of this machine and user is."""
+    """Where the ticket of a runtime of this machine and user is. Raises ConfigError for what names no directory."""
+    if not runtime or "/" in runtime or "\0" in runtime or runtime in (".", ".."):
+        raise ConfigError("runtime", f"cannot be a runtime's name: {runtime!r:.100}")
     return Path.home() / ".flowray" / runtime / FILE
 
 
@@ -144,6 +159,4 @@ def split_address(field: str, address: str) -> tuple[str, int]:
 def _find(where: Path | str) -> tuple[Path, str]:
     if isinstance(where, Path) or "/" in where or where.endswith(".json"):
         return Path(where).expanduser(), "make one with `flowray ticket NAME -o FILE` where the runtime is"
-    if not where or where in (".", ".."):
-        raise TicketUnusable(f"{where!r} is neither a runtime's name nor a file")
-    return path_of(where), f"start the runtime with `flowray up`, or make a ticket with `flowray ticket {where}`"
+    return path_of(where), "start the runtime with `flowray up`, which leaves one there and renews it while it runs"

@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 from urllib.parse import unquote
 
 import msgspec
@@ -77,6 +77,14 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     grants: tuple[Grant, ...]
 
 
+def check_scope(scope: str) -> Scope:
+    """The scope, if it is one. Raises ConfigError."""
+    for one in get_args(Scope):
+        if scope == one:
+            return cast(Scope, one)
+    raise ConfigError("scope", f"must be {' or '.join(get_args(Scope))}, got {scope!r:.60}")
+
+
 class Tokens:
     """The tokens of one runtime. Any number of threads and processes may share a directory."""
 
@@ -95,8 +103,7 @@ class Tokens:
             ConfigError: a field is out of its bounds.
             MeshError: there are too many, or the file cannot be written.
         """
-        if scope not in get_args(Scope):
-            raise ConfigError("scope", f"must be one of {', '.join(get_args(Scope))}, got {scope!r}")
+        check_scope(scope)
         if not 0 < hours <= MAX_HOURS:
             raise ConfigError("hours", f"must be more than 0 and at most {MAX_HOURS:g}, got {hours!r}")
         if len(label) > MAX_LABEL_CHARACTERS or not (label.isprintable() or not label):
