@@ -1,8 +1,9 @@
-"""The Ray actor that hosts one agent: the user's object, its attempts in order, and their answers in batches.
+"""One agent in its process: the user's object, its attempts in order, and their answers in batches.
 
-The event loop only passes messages. User code runs beside it: sync code in one thread for each slot, async code on a
-loop of its own, so that neither can keep the host from answering. An answer is kept until a coordinator has
-acknowledged it, whatever happens to coordinators in between.
+Async code runs on the process's own event loop, the one that also carries its messages: no hand-over between threads.
+Sync code runs in one thread for each slot. Either may block: what must work then (a new coordinator's questions, work
+handed back) is done by another thread over Ray. An answer is kept until a coordinator has acknowledged it, whatever
+happens to coordinators in between.
 """
 
 from __future__ import annotations
@@ -11,28 +12,26 @@ import asyncio
 import collections
 import importlib
 import inspect
-import os
+import itertools
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import ray
 from ray import cloudpickle
 
 from flowray.agents import AgentDescription, Context, check_runnable, describe, wants_context
 from flowray.attempts import failure_of, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
-from flowray.runtime import messages
 from flowray.runtime.messages import Begin, Begun, Cancel, Finished, Held, Report, Returned, Start
 from flowray.runtime.payloads import PayloadDesk
-from flowray.runtime.transport import ReportLink
 
 STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it holds beyond its slots
 _REPORT_RESULTS = 1024  # in one report
+_REPORT_BYTES = 2 << 20
 _HOST = frozenset({__file__})  # whose frames are not the user's business
 
 
@@ -49,56 +48,37 @@ class Attempt:
         self.task: asyncio.Task[Any] | None = None  # of async code
 
 
-class AgentActor:
-    """The Ray actor: only doors. Ray wraps every method of an actor class for tracing, so the work is elsewhere."""
+class Surroundings(Protocol):
+    """What an agent needs of its process."""
 
-    def __init__(self) -> None:
-        self._host = AgentHost()
+    loop: asyncio.AbstractEventLoop
 
-    async def begin(self, body: bytes, coordinator: Any) -> bytes:
-        """See AgentHost.begin."""
-        return await self._host.begin(body, coordinator)
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call on the process's loop, from any thread."""
+        ...
 
-    async def deliver(self, body: bytes) -> None:
-        """See AgentHost.deliver."""
-        self._host.deliver(body)
-
-    async def attend(self, epoch: int, coordinator: Any) -> bytes:
-        """See AgentHost.attend."""
-        return self._host.attend(epoch, coordinator)
-
-    async def watch(self) -> None:
-        """Never return: whoever waits for this learns at once when the process dies."""
-        await asyncio.Event().wait()
+    def report(self, report: Report) -> bool:
+        """Send to the coordinator, from the loop. False when there is none to send to now."""
+        ...
 
 
 class AgentHost:
-    """One agent's process."""
+    """One agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: Begin, around: Surroundings) -> None:
+        self._begin = message
+        self._around = around
+        self._epoch = message.epoch
         self._attempts: dict[tuple[str, int, int], Attempt] = {}  # held: waiting or running, oldest first
         self._results: collections.deque[Finished | Returned] = collections.deque()  # not acknowledged yet
-        self._in_report = 0  # of those, how many the report under way covers
-        self._epoch = 0
-        self._lock = threading.Lock()  # guards the three above
-        self._inbox: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
-        self._begin: Begin | None = None
-        self._begun: Begun | None = None
-        self._desk: PayloadDesk | None = None
-        self._run: Callable[..., Any] | None = None
-        self._with_context = True
-        self._description = AgentDescription()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._link: ReportLink | None = None
-        self._forever: list[Any] = []  # tasks that must not be collected
-
-    # ── called by the coordinator ────────────────────────────────────────────────────────────────────────────────
-
-    async def begin(self, body: bytes, coordinator: Any) -> bytes:
-        """Construct the user's object. Called once; a failure is an answer, not an exception."""
-        message = messages.decode(body, Begin)
-        self._begin, self._epoch = message, message.epoch
-        self._loop = asyncio.get_running_loop()
+        self._acknowledged = 0  # results are numbered from 1: up to this one they are on disk,
+        self._sent = 0  # up to this one they have been sent
+        self._flush_at = 0.0  # monotonic: when the loop was asked to send; 0.0 when it need not
+        self._lock = threading.Lock()  # guards what is above
+        self._inbox: queue.SimpleQueue[Attempt] = queue.SimpleQueue()  # of sync code
+        self._waiting: collections.deque[Attempt] = collections.deque()  # of async code; only on the loop
+        self._busy = 0  # async attempts under way; only on the loop
+        self.begun: Begun | None = None
         self._desk = PayloadDesk(
             runtime=message.runtime,
             node_id=message.journal_node,
@@ -106,83 +86,145 @@ class AgentHost:
             inline_bytes=message.inline_bytes,
             payload_bytes=message.payload_bytes,
         )
-        failure = await asyncio.to_thread(self._construct, message.spec)
-        context = ray.get_runtime_context()
-        self._begun = Begun(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), failure)
-        if failure is None:
-            self._link = ReportLink(self._acknowledged)
-            self._link.attach(coordinator)
-            self._forever.append(self._loop.create_task(self._link.run(self._pending)))
-            self._forever.append(self._loop.create_task(self._hand_back_when_stuck()))
-            self._start_workers(message.spec.slots)
-        return messages.encode(self._begun)
+        self._run: Callable[..., Any] = _nothing
+        self.is_async = False
+        self._with_context = True
+        self._description = AgentDescription()
 
-    def deliver(self, body: bytes) -> None:
-        """Take messages in. Those of an older epoch are refused; those known already are ignored."""
-        for message in messages.decode(body, list[Start | Cancel]):
-            if isinstance(message, Start):
-                if message.epoch >= self._epoch:
-                    self._take(message)
-            elif message.by >= self._epoch:
-                self._cancel(message)
+    # ── called on the process's loop ─────────────────────────────────────────────────────────────────────────────
 
-    def attend(self, epoch: int, coordinator: Any) -> bytes:
-        """A new epoch has begun: answer to it from now on, and say what is here."""
-        assert self._begin is not None and self._begun is not None
-        with self._lock:
-            self._epoch = max(self._epoch, epoch)
-            running = [Running(*token) for token in self._attempts]  # type: ignore[arg-type]
-            results = list(self._results)
-        if self._link is not None:
-            self._link.attach(coordinator)
-        return messages.encode(Held(self._begin.agent_id, self._begin.incarnation, self._begun, running, results))
-
-    # ── the user's object ────────────────────────────────────────────────────────────────────────────────────────
-
-    def _construct(self, spec: AgentSpec) -> Failure | None:
-        try:
-            target = load_target(spec)
-            self._description = describe(target)
-            made: Any = target(**spec.options) if inspect.isclass(target) else target
-            self._run = made.run if inspect.isclass(target) else made
-            self._with_context = wants_context(self._run)
-        except Exception as error:  # noqa: BLE001 - the user's constructor may raise anything
-            return failure_of(error, (), _HOST)
-        return None
-
-    def _start_workers(self, slots: int) -> None:
-        run = self._run
-        if inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(getattr(run, "__call__", None)):  # noqa: B004
-            threading.Thread(target=self._work_async, args=(slots,), daemon=True, name="agent-loop").start()
-        else:
-            for number in range(slots):
-                threading.Thread(target=self._work, daemon=True, name=f"agent-{number}").start()
-
-    # ── attempts ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _take(self, message: Start) -> None:
+    def take(self, message: Start) -> None:
+        """Run an attempt when a slot is free. One of an older epoch is refused; a known one is ignored."""
         token = (message.task.id, message.attempt, message.epoch)
         with self._lock:
-            if token in self._attempts:
+            if message.epoch < self._epoch or token in self._attempts:
                 return
             attempt = self._attempts[token] = Attempt(message)
-        self._inbox.put(attempt)
+        if not self.is_async:
+            self._inbox.put(attempt)
+        elif self._busy < self._begin.spec.slots:
+            self._begin_async(attempt)
+        else:
+            self._waiting.append(attempt)
 
-    def _cancel(self, message: Cancel) -> None:
+    def cancel(self, message: Cancel) -> None:
+        """Stop an attempt."""
         token = (message.task_id, message.attempt, message.epoch)
         with self._lock:
+            if message.by < self._epoch:
+                return
             attempt = self._attempts.get(token)
-            if attempt is None:
-                # Over already, or never arrived. The coordinator holds a slot for it until it hears so.
-                self._results.append(Finished(*token, failure=Failure(kind="cancelled", message="not here")))
-            else:
+            if attempt is not None:
                 attempt.cancelled = True
                 if attempt.ctx is not None:
                     attempt.ctx.cancelled = True
         if attempt is None:
-            self._wake_reporter()
+            # Over already, or never arrived. The coordinator holds a slot for it until it hears so.
+            self._add(Finished(*token, failure=Failure(kind="cancelled", message="not here")))
         elif attempt.task is not None:
-            attempt.task.get_loop().call_soon_threadsafe(attempt.task.cancel)
+            attempt.task.cancel()
+
+    def acknowledged(self, last: int) -> None:
+        """Results up to this number are on disk."""
+        with self._lock:
+            for _ in range(min(last - self._acknowledged, len(self._results))):
+                self._results.popleft()
+            self._acknowledged = max(self._acknowledged, last)
+            self._sent = max(self._sent, last)
+
+    def send_again(self) -> None:
+        """There is another coordinator: it has none of what was not acknowledged."""
+        with self._lock:
+            self._sent = self._acknowledged
+
+    def flush(self) -> None:
+        """Send what has not been sent."""
+        while (report := self.pending()) is not None:
+            if not self._around.report(report):
+                return
+            with self._lock:
+                self._sent = max(self._sent, report.last)
+
+    def pending(self) -> Report | None:
+        """Results that have not been sent; from any thread."""
+        with self._lock:
+            self._flush_at = 0.0
+            first = self._sent - self._acknowledged
+            batch: list[Finished | Returned] = []
+            size = 0
+            for result in itertools.islice(self._results, first, first + _REPORT_RESULTS):
+                value = result.value if isinstance(result, Finished) else None
+                size += 200 + (len(value.data) if value is not None and value.data else 0)
+                if batch and size > _REPORT_BYTES:
+                    break
+                batch.append(result)
+            if not batch:
+                return None
+            return Report(self._begin.agent_id, self._begin.incarnation, self._sent + len(batch), batch)
+
+    # ── called from elsewhere ────────────────────────────────────────────────────────────────────────────────────
+
+    def attend(self, epoch: int) -> Held:
+        """A new epoch has begun: say what is here."""
+        assert self.begun is not None
+        with self._lock:
+            self._epoch = max(self._epoch, epoch)
+            running = [Running(*token) for token in self._attempts]  # type: ignore[arg-type]
+            results = list(self._results)
+        return Held(self._begin.agent_id, self._begin.incarnation, self.begun, running, results)
+
+    def overdue(self, now: float) -> bool:
+        """Has the loop been asked to send, and did not for long? User code blocks it then."""
+        with self._lock:
+            return self._flush_at > 0.0 and now - self._flush_at > STUCK_S
+
+    def hand_back_when_stuck(self) -> None:
+        """When an attempt turns out long, those waiting behind it go back to the coordinator, for other agents."""
+        slots = self._begin.spec.slots
+        with self._lock:
+            if len(self._attempts) <= slots:
+                return
+            now = time.monotonic()
+            running = [a for a in self._attempts.values() if a.begun_at]
+            if len(running) < slots or any(now - a.begun_at < STUCK_S for a in running):
+                return
+            waiting = [token for token, a in self._attempts.items() if not a.begun_at]
+            for token in waiting:
+                del self._attempts[token]
+        for token in waiting:
+            self._add(Returned(*token))
+
+    def _add(self, result: Finished | Returned) -> None:
+        with self._lock:
+            self._results.append(result)
+            asked = self._flush_at > 0.0
+            if not asked:
+                self._flush_at = time.monotonic()
+        if not asked:
+            self._around.soon(self.flush)
+
+    # ── the user's object ────────────────────────────────────────────────────────────────────────────────────────
+
+    def construct(self) -> Failure | None:
+        """Load and construct it. A failure is an answer, not an exception."""
+        spec = self._begin.spec
+        try:
+            target = load_target(spec)
+            self._description = describe(target)
+            made: Any = target(**spec.options) if inspect.isclass(target) else target
+            run = self._run = made.run if inspect.isclass(target) else made
+            self._with_context = wants_context(run)
+            self.is_async = inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(
+                getattr(run, "__call__", None)  # noqa: B004
+            )
+        except Exception as error:  # noqa: BLE001 - the user's constructor may raise anything
+            return failure_of(error, (), _HOST)
+        if not self.is_async:
+            for number in range(spec.slots):
+                threading.Thread(target=self._work, daemon=True, name=f"agent-{number}").start()
+        return None
+
+    # ── attempts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
         """One slot of sync code."""
@@ -198,27 +240,12 @@ class AgentHost:
                 failure = failure_of(error, self._description.retry_on, _HOST)
             self._leave(attempt, value, failure)
 
-    def _work_async(self, slots: int) -> None:
-        """All slots of async code, on a loop of their own."""
-        asyncio.run(self._work_on_loop(slots))
+    def _begin_async(self, attempt: Attempt) -> None:
+        if self._enter(attempt):
+            self._busy += 1
+            attempt.task = self._around.loop.create_task(self._one_async(attempt))
 
-    async def _work_on_loop(self, slots: int) -> None:
-        loop = asyncio.get_running_loop()
-        free = asyncio.Semaphore(slots)
-        running: set[asyncio.Task[Any]] = set()
-        while True:
-            await free.acquire()
-            attempt = await loop.run_in_executor(None, self._inbox.get)
-            if not self._enter(attempt):
-                free.release()
-                continue
-            attempt.task = loop.create_task(self._one_async(attempt, free))
-            running.add(attempt.task)
-            attempt.task.add_done_callback(running.discard)
-            if attempt.cancelled:
-                attempt.task.cancel()
-
-    async def _one_async(self, attempt: Attempt, free: asyncio.Semaphore) -> None:
+    async def _one_async(self, attempt: Attempt) -> None:
         value: Payload | None = None
         failure: Failure | None = None
         try:
@@ -227,11 +254,12 @@ class AgentHost:
             failure = Failure(kind="cancelled", message="stopped")
         except BaseException as error:  # noqa: BLE001 - user code, SystemExit included
             failure = failure_of(error, self._description.retry_on, _HOST)
+        self._busy -= 1
         self._leave(attempt, value, failure)
-        free.release()
+        while self._waiting and self._busy < self._begin.spec.slots:
+            self._begin_async(self._waiting.popleft())
 
     def _call(self, attempt: Attempt) -> Any:
-        assert self._begin is not None and self._desk is not None and self._run is not None
         given = attempt.start.task
         task = task_for(given, attempt.start.attempt, self._desk.unpack(given.payload))
         if not self._with_context:
@@ -246,7 +274,6 @@ class AgentHost:
         return self._run(task, attempt.ctx)
 
     def _pack(self, value: Any) -> Payload | None:
-        assert self._desk is not None
         return self._desk.pack(value, "result")
 
     def _enter(self, attempt: Attempt) -> bool:
@@ -268,52 +295,11 @@ class AgentHost:
         result = Finished(start.task.id, start.attempt, start.epoch, value, failure, run_s)
         with self._lock:
             del self._attempts[start.task.id, start.attempt, start.epoch]
-            self._results.append(result)
-            quiet = len(self._results) > self._in_report + 1  # the reporter has been woken already
-        if not quiet:
-            self._wake_reporter()
+        self._add(result)
 
-    def _wake_reporter(self) -> None:
-        assert self._loop is not None and self._link is not None
-        self._loop.call_soon_threadsafe(self._link.wake)
 
-    # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _pending(self) -> Report | None:
-        assert self._begin is not None
-        with self._lock:
-            if not self._results:
-                self._in_report = 0
-                return None
-            batch = [self._results[i] for i in range(min(len(self._results), _REPORT_RESULTS))]
-            self._in_report = len(batch)
-        return Report(self._begin.agent_id, self._begin.incarnation, batch)
-
-    def _acknowledged(self, count: int) -> None:
-        with self._lock:
-            for _ in range(count):
-                self._results.popleft()
-            self._in_report = 0
-
-    async def _hand_back_when_stuck(self) -> None:
-        """When an attempt turns out long, those waiting behind it go back to the coordinator, for other agents."""
-        assert self._begin is not None
-        slots = self._begin.spec.slots
-        while True:
-            await asyncio.sleep(STUCK_S / 2)
-            with self._lock:
-                if len(self._attempts) <= slots:
-                    continue
-                now = time.monotonic()
-                running = [a for a in self._attempts.values() if a.begun_at]
-                if len(running) < slots or any(now - a.begun_at < STUCK_S for a in running):
-                    continue
-                waiting = [token for token, a in self._attempts.items() if not a.begun_at]
-                for token in waiting:
-                    del self._attempts[token]
-                    self._results.append(Returned(*token))
-            if waiting:
-                self._wake_reporter()
+def _nothing() -> None:
+    """What runs before the user's object is there: nothing is given to it then."""
 
 
 def load_target(spec: AgentSpec) -> Callable[..., Any]:

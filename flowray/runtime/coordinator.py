@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,11 +40,28 @@ from flowray.core.coordination import Coordination
 from flowray.core.events import AgentLost, AgentsAdded, CancelRequested, TaskSubmitted
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import AgentState, TaskState
-from flowray.errors import ConfigError, FlowrayError, StoreError
+from flowray.errors import ConfigError, FlowrayError, MeshError, StoreError
+from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamBroken
+from flowray.mesh.peer import Peer
 from flowray.runtime import messages
-from flowray.runtime.clients import Clients, Submission
+from flowray.runtime.clients import Client, Clients, Submission
 from flowray.runtime.lifetime import leave_with_owner
-from flowray.runtime.messages import Answer, Cancel, Collect, Collected, Question, Reply, Report, Start, Submit
+from flowray.runtime.link import COORDINATOR
+from flowray.runtime.messages import (
+    Acknowledge,
+    Answer,
+    Cancel,
+    Door,
+    Farewell,
+    Introduction,
+    Question,
+    Reply,
+    Report,
+    Start,
+    Submit,
+    Want,
+)
+from flowray.runtime.places import shared_token, socket_directory
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
 from flowray.runtime.retention import sweep_for_ever
@@ -94,6 +111,7 @@ class CoordinatorActor:
         self._unusable: StoreError | None = None
         try:
             self._coordinator = Coordinator(body, journal, life)
+            await self._coordinator.open()
         except StoreError as error:
             self._unusable = error  # told to whoever calls: an exception here would only say that an actor died
         self._leaving = asyncio.get_running_loop().create_task(leave_with_owner(owner_job, self._leave))
@@ -113,21 +131,9 @@ class CoordinatorActor:
             return messages.encode(Reply(error=type(self._unusable).__name__, detail=str(self._unusable)))
         return self._coordinator.introduce()
 
-    async def submit(self, body: bytes) -> bytes:
-        """See Coordinator.submit."""
-        return await self._usable().submit(body)
-
-    async def collect(self, body: bytes) -> bytes:
-        """See Coordinator.collect."""
-        return await self._usable().collect(body)
-
-    async def ask(self, body: bytes) -> bytes:
-        """See Coordinator.ask."""
-        return await self._usable().ask(body)
-
     async def report(self, body: bytes) -> None:
-        """See Coordinator.report."""
-        await self._usable().report(body)
+        """An agent whose event loop is blocked reports this way."""
+        await self._usable().report(messages.decode_to_coordinator(body))
 
     async def shut_down(self) -> None:
         """See Coordinator.shut_down."""
@@ -145,6 +151,7 @@ class Coordinator:
         # The journal's writer is a thread: at the default of 5 ms the event loop would keep it waiting for the
         # interpreter longer than a sync takes (measured: append to done 41 ms under load, 5 ms with this).
         sys.setswitchinterval(0.0005)
+        loop = asyncio.get_running_loop()
         self._store = SqliteStore.open(self._journal, self._config.store)
         earlier_life = self._store.owner()[1]
         recovery = self._store.begin_epoch(life)
@@ -162,27 +169,44 @@ class Coordinator:
         )
         self._core = core
         self._figures = Figures()
-        self._clients = Clients()
+        self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
         self._cancels: dict[str, list[asyncio.Future[str]]] = {}
         self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, [self._figures])
         context = ray.get_runtime_context()
         self._node_id = context.get_node_id()
+        token = shared_token(self._journal)
+        self._endpoint = Endpoint(
+            COORDINATOR,
+            runtime=self._config.name,
+            on_messages=self._on_messages,
+            on_event=self._on_event,
+            gate=SharedSecret(token),
+            token=token,
+        )
+        socket = socket_directory(self._config.name, str(self._journal)) / "coordinator.sock"
+        self._door = Door(self._endpoint.instance, self._node_id, str(socket), token)
         self._pools = Pools(
             self._config,
             recovery.epoch,
             context.current_actor,
-            self._node_id,
+            self._endpoint,
+            self._door,
             str(self._journal / "payloads"),
             self._pump.put,
         )
         self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
-        loop = asyncio.get_running_loop()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._stopping = False
         self._running = loop.create_task(self._run())
         self._sweeping = loop.create_task(
             sweep_for_ever(
                 self._config.retention, core, self._store, self._journal / "payloads", clock, self._store_failed
             )
         )
+
+    async def open(self) -> None:
+        """Let agents and clients in."""
+        await self._endpoint.listen_unix(Path(self._door.path))
 
     async def _run(self) -> None:
         try:
@@ -228,7 +252,9 @@ class Coordinator:
         elif isinstance(command, CancelAttempt):
             process = self._pools.process(command.agent_id, command.incarnation)
             if process is not None:
-                process.link.send(Cancel(command.task_id, command.attempt, command.epoch, self._epoch))
+                process.link.send(
+                    Cancel(command.agent_id, command.task_id, command.attempt, command.epoch, self._epoch)
+                )
         elif isinstance(command, AnswerCancel):
             for future in self._cancels.pop(command.task_id, ()):
                 if not future.done():
@@ -244,7 +270,7 @@ class Coordinator:
         process = self._pools.process(command.agent_id, command.incarnation)
         task = self._core.task(command.task_id)
         if process is not None and task is not None:
-            process.link.send(Start(task, command.attempt, self._epoch, command.remaining_s))
+            process.link.send(Start(command.agent_id, task, command.attempt, self._epoch, command.remaining_s))
 
     def _catch_up(self, task_id: str) -> None:
         """A repeat of a task that has ended: its outcome is in the store already."""
@@ -256,28 +282,71 @@ class Coordinator:
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def introduce(self) -> bytes:
-        """Who this is, for a driver that starts it or joins: its configuration, and where its journal is."""
-        config = msgspec.msgpack.encode(self._config)
-        place = msgspec.msgpack.encode((self._node_id, str(self._journal)))
-        return messages.encode(Reply(body=messages.encode([config, place])))
+        """Where its door is, for a driver that starts it or finds it through Ray."""
+        return messages.encode(Reply(messages.encode(self._door)))
 
-    async def submit(self, body: bytes) -> bytes:
-        message = messages.decode(body, Submit)
-        submission = Submission(message.client_id, len(message.tasks))
+    def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
+        for body in batch:
+            try:
+                message = messages.decode_to_coordinator(body)
+            except msgspec.DecodeError as error:
+                self._endpoint.forget(peer.name, f"it sent something that is no message: {error}")
+                return
+            if isinstance(message, Report):
+                self._take_report(peer, message)
+            elif isinstance(message, Submit):
+                self._clients.client(peer.name, peer)
+                self._submit(peer.name, message)
+            elif isinstance(message, Want):
+                self._clients.client(peer.name, peer)
+                self._want(peer.name, message.task_ids)
+            else:
+                self._later(self._ask(peer, message))
+        peer.consumed(len(batch), sum(map(len, batch)))
+
+    def _on_event(self, event: MeshEvent) -> None:
+        if isinstance(event, PeerGone):
+            self._clients.forget(event.peer)
+            self._pools.peer_gone(event)
+        elif isinstance(event, StreamBroken):
+            self._pools.stream_broken(event.peer)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    def _await_room(self, client: Client) -> None:
+        async def wait() -> None:
+            peer = self._endpoint.known(client.name)
+            if peer is not None:
+                with contextlib.suppress(MeshError):  # it is gone, and forgotten by the event that says so
+                    await peer.room()
+                    self._clients.flush(client)
+
+        self._later(wait())
+
+    def _load_outcomes(self, task_ids: list[str]) -> list[Outcome]:
+        return list(self._store.outcomes(task_ids).values())
+
+    def _submit(self, client_id: str, message: Submit) -> None:
+        def done(answers: list[Answer]) -> None:
+            self._clients.answered(client_id, message.number, answers)
+
+        submission = Submission(client_id, len(message.tasks), done)
+        if not message.tasks:
+            done([])
         behind = self._store.backlog_ratio > _BACKLOG_RATIO
         earlier = self._ended_before(message)
         for position, task in enumerate(message.tasks):
-            outcome = earlier.get(task.id) or earlier.get(task.key)
+            outcome = earlier.get(task.id) or earlier.get(task.key) if earlier else None
             if outcome is not None:
-                submission.put(position, self._known(message.client_id, task, outcome))
+                submission.put(position, self._known(client_id, task, outcome))
             elif behind:
                 submission.put(position, Answer(task.id, "queue_full", "the journal is behind", 0.5))
             else:
                 self._clients.expect(submission, position, task.id)
                 self._pump.put(TaskSubmitted(task))
-        if message.tasks:
-            await submission.done
-        return messages.encode(submission.answers)
 
     def _ended_before(self, message: Submit) -> dict[str, Outcome]:
         """Outcomes of repeats, by task id or key: of tasks that the core has forgotten because they have ended."""
@@ -296,40 +365,46 @@ class Coordinator:
         self._clients.give(client_id, outcome)
         return Answer(outcome.task_id)
 
-    async def collect(self, body: bytes) -> bytes:
-        message = messages.decode(body, Collect)
-        unknown: list[str] = []
+    def _want(self, client_id: str, task_ids: list[str]) -> None:
         ended: list[str] = []
-        for task_id in message.want:
+        for task_id in task_ids:
             if self._core.task(TaskId(task_id)) is not None or self._core.admission.recent(TaskId(task_id)):
-                self._clients.want(message.client_id, task_id)
+                self._clients.want(client_id, task_id)
                 if self._core.task(TaskId(task_id)) is None:
                     ended.append(task_id)
             else:
                 ended.append(task_id)
-        if ended:
-            outcomes = self._store.outcomes(ended)
-            for task_id in ended:
-                if task_id in outcomes:
-                    self._clients.resolved(outcomes[task_id])
-                    self._clients.give(message.client_id, outcomes[task_id])
-                elif not self._core.admission.recent(TaskId(task_id)):
-                    unknown.append(task_id)
-        collected: Collected = await self._clients.collect(message.client_id, message.seen, message.wait_s, unknown)
-        return messages.encode(collected)
+        if not ended:
+            return
+        outcomes = self._store.outcomes(ended)
+        unknown: list[str] = []
+        for task_id in ended:
+            if task_id in outcomes:
+                self._clients.resolved(outcomes[task_id])
+                self._clients.give(client_id, outcomes[task_id])
+            elif not self._core.admission.recent(TaskId(task_id)):
+                unknown.append(task_id)
+        self._clients.unknown(client_id, unknown)
 
-    async def ask(self, body: bytes) -> bytes:
-        question = messages.decode(body, Question)
+    async def _ask(self, peer: Peer, question: Question) -> None:
         try:
             view: Any = await self._answer(question)
         except FlowrayError as error:
-            return messages.encode(Reply(error=type(error).__name__, detail=str(error)))
-        if view is None:
-            return messages.encode(Reply(error="UnknownTask", detail=f"no task has the id {question.task_id}"))
-        return messages.encode(Reply(body=msgspec.msgpack.encode(view)))
+            reply = Reply(error=type(error).__name__, detail=str(error), number=question.number)
+        else:
+            if view is None:
+                detail = f"no task has the id {question.task_id}"
+                reply = Reply(error="UnknownTask", detail=detail, number=question.number)
+            else:
+                reply = Reply(msgspec.msgpack.encode(view), number=question.number)
+        peer.send_anyway(messages.encode(reply))
 
     async def _answer(self, question: Question) -> Any:
         what, task_id = question.what, question.task_id
+        if what == "introduce":
+            return Introduction(msgspec.msgpack.encode(self._config), self._node_id, str(self._journal))
+        if what == "stop":
+            return await self._stop()
         if what == "status":
             return await self._status()
         if what == "story":
@@ -394,9 +469,15 @@ class Coordinator:
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def report(self, body: bytes) -> None:
-        """An agent's results. Returns once they are on disk: until then the agent keeps them."""
-        message = messages.decode(body, Report)
+    def _take_report(self, peer: Peer, message: Report) -> None:
+        """An agent's results. Acknowledged once they are on disk: until then the agent keeps them."""
+        for event in results_as_events(message.agent_id, message.results):
+            self._pump.put(event)
+        body = messages.encode(Acknowledge(message.agent_id, message.last))
+        self._pump.when_synced(lambda: peer.send_anyway(body))
+
+    async def report(self, message: Any) -> None:
+        """The same from an agent whose event loop is blocked. Returns once the results are on disk."""
         for event in results_as_events(message.agent_id, message.results):
             self._pump.put(event)
         await self._pump.synced()
@@ -470,13 +551,27 @@ class Coordinator:
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def shut_down(self) -> None:
-        """End every agent, let go of every block, close the journal. The caller kills this actor afterwards."""
+        """End every agent, let go of every block, close the journal. Whoever asked kills this actor afterwards."""
+        if self._stopping:
+            return
+        self._stopping = True
         self._sweeping.cancel()
         self._pump.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running
         await self._pools.kill_all()
         self._store.close()
+        self._clients.tell_all(messages.encode(Farewell("the runtime was stopped")))
+
+    async def _stop(self) -> bool:
+        """For a client: it hears of the end before this process ends itself."""
+        await self.shut_down()
+        self._later(self._leave())
+        return True
+
+    async def _leave(self) -> None:
+        await self._endpoint.close()
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 def _resolving(

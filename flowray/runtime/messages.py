@@ -31,10 +31,10 @@ def decode(body: bytes, kind: type[T]) -> T:
 # ── driver and coordinator ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Submit(Struct, frozen=True, array_like=True):
+class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     """Tasks to accept; answered by one Answer for each, in order, once the accepted ones are on disk."""
 
-    client_id: str
+    number: int  # of this request; its answer has the same
     tasks: list[Task]
     again: bool = False  # sent before, without an answer
 
@@ -48,25 +48,27 @@ class Answer(Struct, frozen=True, array_like=True):
     retry_after_s: float | None = None
 
 
-class Collect(Struct, frozen=True, array_like=True):
-    """Wait for outcomes. One outstanding call for each client."""
+class Answers(Struct, frozen=True, array_like=True, tag="answers"):
+    """The answer to a Submit."""
 
-    client_id: str
-    seen: int  # number of the last batch taken in: what came before may be forgotten
-    want: list[str] = []  # tasks to wait for from now on (those submitted by this client are known already)
-    wait_s: float = 0.0  # how long to hold the call when there is nothing
+    number: int
+    answers: list[Answer]
 
 
-class Collected(Struct, frozen=True, array_like=True):
-    """Outcomes, each at least once."""
+class Want(Struct, frozen=True, array_like=True, tag="want"):
+    """Send the outcomes of these tasks too (those of what this client submits come by themselves)."""
 
-    number: int  # of this batch; 0 when nothing came
-    desk: str  # changes when the coordinator has forgotten what this client waits for
-    outcomes: list[Outcome] = []
-    unknown: list[str] = []  # of `want`: no task has this id
+    task_ids: list[str]
 
 
-class Question(Struct, frozen=True, array_like=True):
+class Outcomes(Struct, frozen=True, array_like=True, tag="outcomes"):
+    """What this client waits for, as it becomes known. Each at least once."""
+
+    outcomes: list[Outcome]
+    unknown: list[str] = []  # of those wanted: no task has this id
+
+
+class Question(Struct, frozen=True, array_like=True, tag="question"):
     """Anything else asked of the coordinator."""
 
     what: str  # status | story | cancel | dead_letters | replay | purge | add_agents | agents | outcome | figures
@@ -75,17 +77,45 @@ class Question(Struct, frozen=True, array_like=True):
     after: str = ""
     spec: AgentSpec | None = None
     agent_id: str = ""
+    number: int = 0  # of this request; its answer has the same
 
 
-class Reply(Struct, frozen=True, array_like=True):
+class Reply(Struct, frozen=True, array_like=True, tag="reply"):
     """The answer to a Question: `body` is the view asked for, encoded; or `error` says why not."""
 
     body: bytes = b""
-    error: str = ""  # unknown_task | config | ...
+    error: str = ""  # name of the class in flowray.errors
     detail: str = ""
+    number: int = 0
+
+
+class Introduction(Struct, frozen=True, array_like=True):
+    """What a coordinator says of itself."""
+
+    config: bytes
+    node_id: str  # Ray's id of its node
+    journal: str  # its directory there
+
+
+class Farewell(Struct, frozen=True, array_like=True, tag="farewell"):
+    """The coordinator leaves for good."""
+
+    reason: str
 
 
 # ── coordinator and agent ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Door(Struct, frozen=True, array_like=True):
+    """Where the coordinator is to be reached, and what to show there."""
+
+    instance: str  # of its process in the mesh
+    node_id: str  # Ray's id of its node
+    path: str  # its socket on that node
+    token: str  # the secret that the processes of this runtime share
+
+    def __repr__(self) -> str:
+        return f"Door({self.path!r})"
 
 
 class Begin(Struct, frozen=True, array_like=True):
@@ -100,6 +130,8 @@ class Begin(Struct, frozen=True, array_like=True):
     runtime: str  # name of the runtime
     journal_node: str  # Ray's id of the node that keeps large payloads
     payloads: str  # their directory there
+    process: str  # name of the process in the mesh
+    door: Door  # of the coordinator
 
 
 class Begun(Struct, frozen=True, array_like=True):
@@ -114,6 +146,7 @@ class Begun(Struct, frozen=True, array_like=True):
 class Start(Struct, frozen=True, array_like=True, tag="start"):
     """Run this attempt."""
 
+    agent_id: str
     task: Task
     attempt: int
     epoch: int
@@ -123,6 +156,7 @@ class Start(Struct, frozen=True, array_like=True, tag="start"):
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
     """Stop this attempt; say so when it is over."""
 
+    agent_id: str
     task_id: str
     attempt: int
     epoch: int  # of the coordinator that started it
@@ -148,11 +182,19 @@ class Returned(Struct, frozen=True, array_like=True, tag="returned"):
     epoch: int
 
 
-class Report(Struct, frozen=True, array_like=True):
+class Acknowledge(Struct, frozen=True, array_like=True, tag="acknowledge"):
+    """The agent's results up to this number are on disk."""
+
+    agent_id: str
+    last: int
+
+
+class Report(Struct, frozen=True, array_like=True, tag="report"):
     """What an agent did since its last report."""
 
     agent_id: str
     incarnation: int
+    last: int  # number of the last of these results, counted from 1 in the agent's life
     results: list[Finished | Returned]
 
 
@@ -164,3 +206,12 @@ class Held(Struct, frozen=True, array_like=True):
     begun: Begun
     running: list[Running]  # begun or waiting in its process
     results: list[Finished | Returned]  # over, and not acknowledged by any coordinator
+
+
+ToCoordinator = Submit | Want | Question | Report
+ToClient = Answers | Outcomes | Reply | Farewell
+ToAgent = Start | Cancel | Acknowledge
+
+decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
+decode_to_client = msgspec.msgpack.Decoder(ToClient).decode
+decode_to_agent = msgspec.msgpack.Decoder(ToAgent).decode

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import ray
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -21,10 +22,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from flowray.config import Config, TierConfig
 from flowray.core.events import AgentLost, AgentReady, AgentStartFailed, AttemptFinished, AttemptReturned, Event
 from flowray.core.model import AgentId, AgentSpec, TaskId
-from flowray.runtime._ray_errors import LOST, NOT_CREATED, brief
-from flowray.runtime.agent import AgentActor
+from flowray.mesh.endpoint import Endpoint, PeerGone
+from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
 from flowray.runtime.cluster import NAMESPACE
-from flowray.runtime.messages import Begin, Begun, Finished, Held, Returned
+from flowray.runtime.messages import Begin, Begun, Door, Finished, Held, Returned
+from flowray.runtime.process import AgentActor
 from flowray.runtime.transport import AgentLink
 
 _ATTEND_S = 3.0  # an agent that does not answer a new coordinator within this is left to its watch
@@ -33,7 +35,7 @@ _ATTEND_S = 3.0  # an agent that does not answer a new coordinator within this i
 class Process:
     """One incarnation of one agent."""
 
-    __slots__ = ("agent_id", "begun", "incarnation", "link", "stopped")
+    __slots__ = ("agent_id", "begun", "gone", "incarnation", "link", "stopped")
 
     def __init__(self, agent_id: str, incarnation: int, link: AgentLink) -> None:
         self.agent_id = agent_id
@@ -41,21 +43,31 @@ class Process:
         self.link = link
         self.begun: Begun | None = None
         self.stopped = False  # by us
+        self.gone = False
 
 
 class Pools:
     """All blocks and processes of one runtime. Use only from the coordinator's event loop."""
 
     def __init__(
-        self, config: Config, epoch: int, coordinator: Any, node_id: str, payloads: str, put: Callable[[Event], None]
+        self,
+        config: Config,
+        epoch: int,
+        coordinator: Any,
+        endpoint: Endpoint,
+        door: Door,
+        payloads: str,
+        put: Callable[[Event], None],
     ) -> None:
         self._config = config
         self._epoch = epoch
         self._coordinator = coordinator
-        self._node_id = node_id
+        self._endpoint = endpoint
+        self._door = door
         self._payloads = payloads
         self._put = put
         self._processes: dict[str, Process] = {}  # agent -> its newest incarnation
+        self._by_peer: dict[str, Process] = {}  # name in the mesh -> the agent there
         self._blocks: dict[str, PlacementGroup] = {}
         self._blocks_lock = threading.Lock()  # they are made in threads, and agents share them
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,10 +133,11 @@ class Pools:
 
     async def _start(self, agent_id: AgentId, incarnation: int, spec: AgentSpec) -> None:
         try:
-            link = await asyncio.to_thread(self._create, agent_id, incarnation, spec)
+            actor = await asyncio.to_thread(self._create, agent_id, incarnation, spec)
         except NOT_CREATED as error:
             self._put(AgentLost(agent_id, incarnation, f"could not be created: {brief(error)}"))
             return
+        link = self._link(actor, agent_id, incarnation)
         process = self._processes[agent_id] = Process(agent_id, incarnation, link)
         begin = Begin(
             agent_id,
@@ -134,23 +147,28 @@ class Pools:
             self._config.limits.inline_bytes,
             self._config.limits.payload_bytes,
             self._config.name,
-            self._node_id,
+            self._door.node_id,
             self._payloads,
+            link.process,
+            self._door,
         )
         try:
             process.begun = await link.begin(begin, self._coordinator)
-        except LOST as error:
-            self._put(AgentLost(agent_id, incarnation, brief(error)))
+        except (*LOST, *REFUSED) as error:
+            link.kill()
+            self._lost(process, brief(error))
             return
         if process.begun.failure is not None:
-            process.stopped = True
+            process.stopped = process.gone = True
+            self._endpoint.forget(link.process, "it does not start")
             link.kill()
             self._put(AgentStartFailed(agent_id, incarnation, process.begun.failure))
             return
+        self._by_peer[link.process] = process
         self._put(AgentReady(agent_id, incarnation))
         await self._watch(process)
 
-    def _create(self, agent_id: str, incarnation: int, spec: AgentSpec) -> AgentLink:
+    def _create(self, agent_id: str, incarnation: int, spec: AgentSpec) -> Any:
         """Blocking calls to Ray's control plane; runs in a thread."""
         tier = self._config.tiers.get(spec.tier, TierConfig())
         number = int(agent_id.rpartition("-")[2])
@@ -161,7 +179,7 @@ class Pools:
         if index >= group.bundle_count:  # the class has grown since this block was made, and blocks cannot
             group, index = self._block(spec, tier, f"{block}.{index}", 1, bundle), 0
         name = f"{self._config.name}/agent/{agent_id}#{incarnation}"
-        actor = (
+        return (
             ray.remote(AgentActor)
             .options(
                 name=name,
@@ -176,7 +194,6 @@ class Pools:
             )
             .remote()
         )
-        return AgentLink(actor)
 
     def _bundle(self, spec: AgentSpec, tier: TierConfig) -> dict[str, float]:
         """What one agent reserves: its own figure, or its tier's share of the cluster divided by the tier's agents."""
@@ -209,13 +226,40 @@ class Pools:
                 self._blocks[name] = group
         return group
 
+    def _link(self, actor: Any, agent_id: str, incarnation: int) -> AgentLink:
+        return AgentLink(actor, self._endpoint, f"{agent_id}#{incarnation}")
+
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _watch(self, process: Process) -> None:
         cause = await process.link.watch()
         if process.stopped:
             cause = "stopped by the coordinator"
+        self._lost(process, cause)
+
+    def _lost(self, process: Process, cause: str) -> None:
+        """A process is gone, whoever noticed it first."""
+        if process.gone:
+            return
+        process.gone = True
+        self._by_peer.pop(process.link.process, None)
+        self._endpoint.forget(process.link.process, cause)
         self._put(AgentLost(AgentId(process.agent_id), process.incarnation, cause))
+
+    def stream_broken(self, peer: str) -> None:
+        """A stream is gone. On this node it can be seen at once whether the process is."""
+        process = self._by_peer.get(peer)
+        if process is None or process.begun is None or process.begun.node_id != self._door.node_id:
+            return
+        if not _lives(process.begun.pid):
+            self._lost(process, "stopped by the coordinator" if process.stopped else "its process died")
+
+    def peer_gone(self, event: PeerGone) -> None:
+        """A process cannot be reached any more: what was sent to it may be lost, so it must not go on."""
+        process = self._by_peer.get(event.peer)
+        if process is not None and not process.gone:
+            process.link.kill()
+            self._lost(process, event.reason)
 
     async def _attend(self, name: str, suffix: str) -> None:
         agent_id, _, incarnation = suffix.rpartition("#")
@@ -223,20 +267,25 @@ class Pools:
             actor = await asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE)
         except ValueError:
             return  # it died in between; the core hears nothing of it and asks for a new one
-        process = Process(agent_id, int(incarnation), AgentLink(actor))
+        process = Process(agent_id, int(incarnation), self._link(actor, agent_id, int(incarnation)))
         newest = self._processes.get(agent_id)
         if newest is None or newest.incarnation < process.incarnation:
             self._processes[agent_id] = process
         try:
-            held = await process.link.attend(self._epoch, self._coordinator, _ATTEND_S)
-        except (TimeoutError, AssertionError):
-            # Alive but not answering, or not even begun: not worth waiting for.
+            found = await process.link.attend(self._epoch, self._coordinator, self._door, _ATTEND_S)
+        except TimeoutError:
             process.link.kill()
-            self._put(AgentLost(AgentId(agent_id), process.incarnation, "it did not answer a new coordinator"))
+            self._lost(process, "it did not answer a new coordinator")
             return
         except LOST as error:
-            self._put(AgentLost(AgentId(agent_id), process.incarnation, brief(error)))
+            self._lost(process, brief(error))
             return
+        if not found:  # it had not even begun
+            process.link.kill()
+            self._lost(process, "it had not begun when the coordinator came back")
+            return
+        held = found[0]
+        self._by_peer[process.link.process] = process
         process.begun = held.begun
         for event in results_as_events(held.agent_id, held.results):
             self._put(event)
@@ -272,3 +321,11 @@ def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list
 
 def _ready(held: Held) -> AgentReady:
     return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running))
+
+
+def _lives(pid: int) -> bool:
+    """Is there such a process on this machine, and not only its remains?"""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -47,7 +47,7 @@ class Pump:
         self._on_store_failure = on_store_failure
         self._observers = list(observers)
         self._inbox: list[Event] = []
-        self._barriers: list[asyncio.Future[None]] = []
+        self._barriers: list[Callable[[], object]] = []
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -59,9 +59,13 @@ class Pump:
     def synced(self) -> asyncio.Future[None]:
         """Resolves when everything put so far is on disk."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._barriers.append(future)
-        self._wake.set()
+        self.when_synced(lambda: None if future.done() else future.set_result(None))
         return future
+
+    def when_synced(self, call: Callable[[], object]) -> None:
+        """Call once everything put so far is on disk."""
+        self._barriers.append(call)
+        self._wake.set()
 
     def stop(self) -> None:
         """End `run` after the turn under way."""
@@ -92,7 +96,7 @@ class Pump:
         core = self.core
         events, self._inbox = self._inbox[:_TURN_EVENTS], self._inbox[_TURN_EVENTS:]
         whole = not self._inbox
-        barriers: list[asyncio.Future[None]] = []
+        barriers: list[Callable[[], object]] = []
         if whole:
             barriers, self._barriers = self._barriers, []
         durable: list[DurableCommand] = []
@@ -128,15 +132,14 @@ class Pump:
             else:
                 self._perform(command)
 
-    def _written(self, waiting: list[Command], barriers: list[asyncio.Future[None]], error: StoreError | None) -> None:
+    def _written(self, waiting: list[Command], barriers: list[Callable[[], object]], error: StoreError | None) -> None:
         if error is not None:
             self._on_store_failure(error)
             return
         for command in waiting:
             self._perform(command)
-        for future in barriers:
-            if not future.done():
-                future.set_result(None)
+        for call in barriers:
+            call()
 
     def _snapshot_saved(self, error: StoreError | None) -> None:
         if error is not None:

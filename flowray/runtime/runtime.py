@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psutil
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowray import errors
-from flowray.config import Config, beside_results, load
+from flowray.config import Config, load
 from flowray.core.model import AgentSpec, Payload, Task
 from flowray.errors import ConfigError, FlowrayError, NotConnected, StoreError, UnknownTask, WaitTimeout
-from flowray.runtime import messages
-from flowray.runtime._ray_errors import LOST, brief
-from flowray.runtime.cluster import NAMESPACE, join_or_start
-from flowray.runtime.coordinator import CoordinatorActor
+from flowray.mesh.tickets import Ticket
 from flowray.runtime.driver import Driver
 from flowray.runtime.handle import Handle, Handles
-from flowray.runtime.messages import Question, Reply
+from flowray.runtime.link import Way
+from flowray.runtime.messages import Introduction, Question, Reply
 from flowray.runtime.payloads import PayloadDesk
 from flowray.runtime.specs import make_spec
-from flowray.runtime.transport import RayCoordinatorLink
 from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, Status, Story
 from flowray.tasks import make_task, new_task_id
 
-_READY_S = 60.0  # for the coordinator's process to start
-_STALE_S = 7 * 86_400.0  # age of a scratch journal that nobody can be using any more
+if TYPE_CHECKING:
+    from flowray.runtime.starting import Started
+
+_REACH_S = 10.0  # for a coordinator that is said to be there
 
 
 class Agents:
@@ -102,24 +98,27 @@ class Agents:
 class Runtime:
     """A team of agents on Ray, and the tasks it is given. Use as a context manager."""
 
-    def __init__(self, *, actor: Any, config: Config, place: tuple[str, str], owns: bool, embedded: bool) -> None:
+    def __init__(self, way: Way, started: Started | None = None) -> None:
         """Not for callers: see `start` and `connect`."""
-        node_id, journal = place
-        self.config = config
-        self.name = config.name
+        self.name = way.runtime
         self.agents = Agents(self)
-        self._actor = actor
-        self._owns = owns  # this process started the coordinator, so leaving the `with` block stops it
-        self._embedded = embedded  # and the Ray cluster too
-        self._scratch: Path | None = None  # a journal that goes with the run
+        self._started = started  # what this process has to end when it leaves
+        self._driver = Driver(self, way)
+        try:
+            self._driver.wait_connected(_REACH_S)
+            found: Introduction = self._ask(Question("introduce"), Introduction)
+        except BaseException:
+            self._driver.close("it could not be reached")
+            raise
+        config = self.config = msgspec.msgpack.decode(found.config, type=Config)
+        self._driver.limits = config.limits
         self._desk = PayloadDesk(
             runtime=config.name,
-            node_id=node_id,
-            directory=str(Path(journal) / "payloads"),
+            node_id=found.node_id,
+            directory=str(Path(found.journal) / "payloads"),
             inline_bytes=config.limits.inline_bytes,
             payload_bytes=config.limits.payload_bytes,
         )
-        self._driver = Driver(self, RayCoordinatorLink(actor), config.limits)
 
     # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -141,14 +140,15 @@ class Runtime:
             NotConnected: the cluster cannot be joined.
             StoreError: the journal cannot be used.
         """
+        from flowray.runtime import starting  # Ray, which those who only connect do without
+
         settings = config if isinstance(config, Config) else load(config, os.environ, overrides)
         specs = [make_spec(one.use, tiers=settings.tiers, **_spec_arguments(one)) for one in settings.agents]
-        embedded = join_or_start(settings)
+        started = starting.start(settings, keep=keep)
         try:
-            runtime = cls._create(settings, embedded=embedded, keep=keep)
+            runtime = cls(started.way, started)
         except BaseException:
-            if embedded:
-                ray.shutdown()
+            started.end()
             raise
         try:
             for spec in specs:
@@ -159,73 +159,37 @@ class Runtime:
         return runtime
 
     @classmethod
-    def _create(cls, config: Config, *, embedded: bool, keep: bool) -> Runtime:
-        with contextlib.suppress(NotConnected):
-            return cls._join(config.name)
-        scratch = None if config.journal else _scratch_directory(config.name)
-        if scratch is not None:
-            config = beside_results(config, volatile=True)
-        journal = scratch if scratch is not None else Path(config.journal).expanduser().absolute()
-        context = ray.get_runtime_context()
-        node_id = context.get_node_id()
-        owner_job = "" if keep else context.get_job_id()
-        actor = (
-            ray.remote(CoordinatorActor)
-            .options(
-                name=f"{config.name}/coordinator",
-                namespace=NAMESPACE,
-                lifetime="detached",
-                max_restarts=-1,
-                max_task_retries=0,
-                max_concurrency=10_000,
-                num_cpus=0,
-                enable_task_events=False,
-                # Only this node has the journal: restarted elsewhere it would begin with an empty one.
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            )
-            .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8), owner_job)
-        )
-        try:
-            settings, place = _ready(actor)
-        except BaseException:
-            ray.kill(actor, no_restart=True)
-            raise
-        runtime = cls(actor=actor, config=settings, place=place, owns=not keep, embedded=embedded)
-        runtime._scratch = scratch
-        return runtime
+    def connect(cls, name: str = "default", *, address: str = "") -> Runtime:
+        """Join a running runtime, without Ray. Leaving it stops nothing.
 
-    @classmethod
-    def connect(cls, name: str = "default", *, address: str = "auto") -> Runtime:
-        """Join a running runtime. Leaving it stops nothing.
+        The way there is a ticket: the one that every runtime leaves for its user on its own machine (found by the
+        name), or the file that `address` names, made by `flowray ticket` for another machine. Where there is no
+        ticket, or `address` is that of a Ray cluster ("host:port", "auto"), the runtime is found through Ray.
 
         Raises:
-            NotConnected: there is no such cluster, or no such runtime on it.
+            NotConnected: there is no such runtime, or the ticket opens nothing any more.
         """
-        join_or_start(load(None, {}, {"name": name, "ray.address": address}))
-        return cls._join(name)
+        address = address or os.environ.get("FLOWRAY_TICKET", "")
+        if not address or "/" in address or address.endswith(".json"):
+            try:
+                return cls(Way.by_ticket(Ticket.load(address or name)))
+            except NotConnected:
+                # On another node of the cluster, in a job for example, there is no ticket, but there is Ray.
+                if address or not (os.environ.get("RAY_ADDRESS") or "ray" in sys.modules):
+                    raise
+        from flowray.runtime import starting
 
-    @classmethod
-    def _join(cls, name: str) -> Runtime:
-        try:
-            actor = ray.get_actor(f"{name}/coordinator", namespace=NAMESPACE)
-        except ValueError as error:
-            raise NotConnected(f"no runtime {name!r} runs on this cluster; start one with `flowray up`") from error
-        config, place = _ready(actor)
-        return cls(actor=actor, config=config, place=place, owns=False, embedded=False)
+        return cls(starting.join(name, address or "auto"))
 
     def stop(self) -> None:
         """End the runtime for everyone: agents, blocks, coordinator. Open tasks stay in a journal that was named."""
         if self._driver.closed:
             return
+        with contextlib.suppress(FlowrayError):
+            self._driver.ask(Question("stop"))
         self._driver.close("the runtime was stopped")
-        with contextlib.suppress(*LOST):
-            ray.get(self._actor.shut_down.remote(), timeout=30)
-        with contextlib.suppress(*LOST):
-            ray.kill(self._actor, no_restart=True)
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-        if self._embedded:
-            ray.shutdown()
+        if self._started is not None:
+            self._started.end()
 
     def disconnect(self) -> None:
         """Leave the runtime as it is; it goes on for others."""
@@ -237,7 +201,7 @@ class Runtime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._owns:
+        if self._started is not None and self._started.owns:
             self.stop()
         else:
             self.disconnect()
@@ -414,18 +378,6 @@ class Runtime:
         return self._desk.unpack(payload)
 
 
-def _ready(actor: Any) -> tuple[Config, tuple[str, str]]:
-    """Wait for a coordinator's process; its configuration, and where its journal is (node, directory)."""
-    try:
-        reply = messages.decode(ray.get(actor.ready.remote(), timeout=_READY_S), Reply)
-    except LOST as error:
-        raise NotConnected(f"the coordinator does not start: {brief(error)}") from error
-    if reply.error:
-        raise _error_named(reply, Question("ready"))
-    config, place = messages.decode(reply.body, list[bytes])
-    return msgspec.msgpack.decode(config, type=Config), msgspec.msgpack.decode(place, type=tuple[str, str])
-
-
 def _error_named(reply: Reply, question: Question) -> FlowrayError:
     """The error that a Reply carries by name."""
     if reply.error == "UnknownTask":
@@ -449,17 +401,3 @@ def _spec_arguments(one: Any) -> dict[str, Any]:
         "num_cpus": one.num_cpus,
         "options": one.options,
     }
-
-
-def _scratch_directory(name: str) -> Path:
-    """A journal for one run: gone when the run ends, for it has nothing that a later run could need.
-
-    A driver that is killed leaves its own behind; what is a week old is swept by the next one.
-    """
-    runs = Path.home() / ".flowray" / "runs"
-    path = runs / f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
-    path.mkdir(mode=0o700, parents=True)
-    for old in runs.iterdir():
-        if time.time() - old.stat().st_mtime > _STALE_S:
-            shutil.rmtree(old, ignore_errors=True)
-    return path

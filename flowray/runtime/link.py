@@ -1,0 +1,220 @@
+"""A driver's way to the coordinator: requests that are answered once, outcomes that come by themselves. No Ray.
+
+The link survives lost streams by itself. What it cannot survive is a new coordinator: then every request under way
+fails with `LinkLost`, to be asked again, and `on_renewed` tells the driver to say again what it waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from flowray.errors import FlowrayError, NotConnected
+from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamUp
+from flowray.mesh.identities import dns_name_of, outside_credentials
+from flowray.mesh.peer import Peer
+from flowray.mesh.tickets import Ticket
+from flowray.runtime import messages
+from flowray.runtime.loops import LoopThread
+from flowray.runtime.messages import Answers, Outcomes, Question, Reply, Submit, Want
+
+COORDINATOR = "coordinator"  # its name in the mesh
+_OPEN_S = 10.0
+
+
+class Way(Struct, frozen=True, kw_only=True):
+    """How to reach a coordinator: by its socket on its own machine, else by its TLS door."""
+
+    runtime: str
+    token: str
+    path: str = ""
+    address: str = ""  # host:port
+    roots_pem: str = ""
+
+    @classmethod
+    def by_ticket(cls, ticket: Ticket) -> Way:
+        """The way that a ticket opens."""
+        here = ticket.socket if ticket.socket and Path(ticket.socket).exists() else ""
+        if not here and not ticket.address:
+            raise NotConnected(f"the runtime {ticket.runtime!r} does not run any more: nothing is at {ticket.socket}")
+        return cls(
+            runtime=ticket.runtime,
+            token=ticket.token,
+            path=here,
+            address=ticket.address,
+            roots_pem=ticket.roots_pem,
+        )
+
+    def __repr__(self) -> str:
+        return f"Way(to {self.runtime!r} at {self.path or self.address})"
+
+
+class LinkLost(FlowrayError):
+    """No answer: the coordinator was replaced, or cannot be reached now. The same request may be sent again."""
+
+
+class LinkGone(FlowrayError):
+    """The coordinator has left for good."""
+
+
+class CoordinatorLink:
+    """One driver's link. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        way: Way,
+        on_outcomes: Callable[[Outcomes], None],
+        on_renewed: Callable[[], None],
+        on_farewell: Callable[[str], None],
+    ) -> None:
+        self.name = f"client-{secrets.token_hex(8)}"
+        self._on_outcomes = on_outcomes
+        self._on_renewed = on_renewed
+        self._on_farewell = on_farewell
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, Future[Any]] = {}
+        self._queue: deque[bytes] = deque()  # messages from other threads
+        self._asked = False  # the loop has been asked to send them
+        self._lock = threading.Lock()  # guards the three above
+        self._gone = ""
+        self._renewed = False  # the coordinator we knew is gone, and no new one is connected yet
+        self._thread = LoopThread("flowray-mesh")
+        try:
+            self._endpoint = self._thread.call(lambda: self._open(way), _OPEN_S)
+        except BaseException:
+            self._thread.end()
+            raise
+
+    async def _open(self, way: Way) -> Endpoint:
+        endpoint = Endpoint(
+            self.name,
+            runtime=way.runtime,
+            on_messages=self._on_messages,
+            on_event=self._on_event,
+            gate=SharedSecret(way.token),
+            token=way.token,
+        )
+        if way.path:
+            endpoint.dial(COORDINATOR, f"unix:{way.path}")
+        else:
+            server_name = dns_name_of(way.runtime, COORDINATOR)
+            endpoint.dial(COORDINATOR, way.address, outside_credentials(way.roots_pem), server_name)
+        return endpoint
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Wait for the first stream. Raises LinkLost with the reason when there is none in time."""
+
+        async def wait() -> str:
+            peer = self._endpoint.peer(COORDINATOR)
+            try:
+                await asyncio.wait_for(peer.connected.wait(), timeout_s)
+            except TimeoutError:
+                return peer.refused or "it does not answer"
+            return ""
+
+        problem = self._thread.call(wait)
+        if problem:
+            raise LinkLost(problem)
+
+    # ── any thread ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def request(self, message: Submit | Question, timeout_s: float) -> Any:
+        """Ask and wait for the answer: `list[Answer]` or `Reply`.
+
+        Raises:
+            LinkLost: no answer within `timeout_s`, or the coordinator was replaced meanwhile.
+            LinkGone: it has left for good.
+        """
+        if self._gone:
+            raise LinkGone(self._gone)
+        number = next(self._numbers)
+        answer: Future[Any] = Future()
+        with self._lock:
+            self._calls[number] = answer
+        try:
+            self._post(messages.encode(msgspec.structs.replace(message, number=number)))
+            return answer.result(timeout_s)
+        except TimeoutError:
+            raise LinkLost(f"no answer for {timeout_s:g} s") from None
+        finally:
+            with self._lock:
+                self._calls.pop(number, None)
+
+    def want(self, task_ids: Sequence[str]) -> None:
+        """Have the outcomes of these tasks sent."""
+        for first in range(0, len(task_ids), 4096):
+            self._post(messages.encode(Want(list(task_ids[first : first + 4096]))))
+
+    def close(self) -> None:
+        """Leave. Calls under way fail with LinkGone."""
+        self._leave("this process left")
+        if not self._thread.loop.is_closed():
+            self._thread.call(self._endpoint.close, 5.0)
+            self._thread.end()
+
+    def _post(self, body: bytes) -> None:
+        with self._lock:
+            self._queue.append(body)
+            asked, self._asked = self._asked, True
+        if not asked and not self._thread.soon(self._send_queued):
+            raise LinkGone(self._gone or "this process left")
+
+    # ── on the loop ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _send_queued(self) -> None:
+        with self._lock:
+            bodies, self._queue = self._queue, deque()
+            self._asked = False
+        peer = self._endpoint.peer(COORDINATOR)
+        for body in bodies:
+            peer.send_anyway(body)  # bounded: each of the callers' threads waits for its answer
+
+    def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
+        for body in batch:
+            message = messages.decode_to_client(body)
+            if isinstance(message, Outcomes):
+                self._on_outcomes(message)
+            elif isinstance(message, Answers):
+                self._answer(message.number, message.answers)
+            elif isinstance(message, Reply):
+                self._answer(message.number, message)
+            else:
+                self._leave(message.reason)
+        peer.consumed(len(batch), sum(map(len, batch)))
+
+    def _answer(self, number: int, value: Any) -> None:
+        with self._lock:
+            call = self._calls.get(number)
+        if call is not None and not call.done():
+            call.set_result(value)
+
+    def _on_event(self, event: MeshEvent) -> None:
+        if isinstance(event, PeerGone):
+            self._renewed = True
+            self._fail_calls(LinkLost(f"the coordinator was replaced: {event.reason}"))
+        elif isinstance(event, StreamUp) and self._renewed:
+            self._renewed = False
+            self._on_renewed()
+
+    def _leave(self, reason: str) -> None:
+        if not self._gone:
+            self._gone = reason
+            self._fail_calls(LinkGone(reason))
+            self._on_farewell(reason)
+
+    def _fail_calls(self, error: FlowrayError) -> None:
+        with self._lock:
+            calls = list(self._calls.values())
+        for call in calls:
+            if not call.done():
+                call.set_exception(error)
