@@ -14,8 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import registry, report
-from bench.measure import say
-from bench.processes import LOCK_VARIABLE, WorkerFailed
+from bench.measure import Plan, SideFailed, say
+from bench.processes import LOCK_VARIABLE
+
+
+class NoRuns(Exception):
+    """There is nothing to plot."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,12 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the document on stdout, and nothing else there")
     parser.add_argument("--quick", action="store_true", help="one short repeat: to see that it works")
     parser.add_argument("--repeats", type=_positive, help="how often each side runs")
+    parser.add_argument("--peers", metavar="A,B", help="only these beside flowray (default: all; '' for none)")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="where results are kept (%(default)s)")
     parser.add_argument("--baseline", action="store_true", help="later runs are held against this one")
     parser.add_argument("--lock", help="hold this file's lock (flock) while a side runs")
     chosen = parser.parse_args(arguments)
     if chosen.baseline and chosen.quick:
         parser.error("a quick run is no baseline")
+    if chosen.baseline and chosen.peers is not None:
+        parser.error("a run without all its peers is no baseline: leave out --peers")
     if chosen.lock:
         os.environ[LOCK_VARIABLE] = chosen.lock
     try:
@@ -41,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _plot(chosen.of or "", chosen.out)
         else:
             _run(chosen)
-    except registry.UnknownMember as error:
+    except (registry.UnknownMember, registry.UnknownPeer) as error:
         say(str(error))
         return 2
-    except WorkerFailed as error:
+    except (SideFailed, NoRuns) as error:
         say(f"{chosen.what} failed: {error}")
         return 1
     return 0
@@ -67,7 +74,8 @@ def _list() -> None:
 def _run(chosen: argparse.Namespace) -> None:
     member = registry.find(chosen.what)
     machine, at_utc = report.machine(), report.now_utc()
-    found = report.document(member.name, member.run(chosen.quick, chosen.repeats), machine, at_utc)
+    plan = Plan(quick=chosen.quick, repeats=chosen.repeats, peers=registry.chosen_peers(member, chosen.peers))
+    found = report.document(member.name, member.run(plan), machine, at_utc)
     before = report.baseline(member.name)
     say(f"kept in {report.keep(found, chosen.out, quick=chosen.quick)}")
     if chosen.baseline:
@@ -87,7 +95,7 @@ def _plot(name: str, out: Path) -> None:
     member = registry.find(name)
     runs = report.history(member.name, out)
     if not runs:
-        raise WorkerFailed(f"no full run of {name!r} is kept in {out / name} yet: run `python -m bench {name}` first")
+        raise NoRuns(f"no full run of {name!r} is kept in {out / name} yet: run `python -m bench {name}` first")
     for path in plot.draw(member.name, runs, report.baseline(member.name), out / member.name):
         say(f"plotted: {path}")
 

@@ -27,7 +27,7 @@ from bench.report import Document, number
 RUNS = 30  # drawn, the newest
 _COLUMNS = 3
 _OURS = "#0b5fa5"
-_PEERS = ("#d9822b", "#7a9e3c", "#9b6bb3", "#8a8a8a")
+_PEERS = ("#d9822b", "#7a9e3c", "#9b6bb3", "#8a8a8a", "#c0504d", "#3aa6a0", "#b08d57", "#d77fb4")
 _INK, _PALE = "#222222", "#d8d8d8"
 _LOGARITHMIC_FROM = 30.0  # times between the least and the greatest value of a panel
 _STYLE: Any = {
@@ -95,10 +95,10 @@ def _panel(
     results = [_result(run, metric) for run in runs]
     last = results[-1]
     assert last is not None  # the metrics are the last run's
-    if before is not None:
+    if before is not None and before["flowray"] is not None:
         panel.axhspan(*before["spread"], color=_OURS, alpha=0.10, lw=0)
         panel.axhline(before["flowray"], color=_OURS, ls=(0, (4, 3)), lw=0.9, alpha=0.7)
-    sides = [peer for peer in colours if peer in last["peers"]]
+    sides = [peer for peer in colours if any(r and peer in r["peers"] for r in results)]
     # Side by side within a run, so that one bar does not hide another.
     offsets = {side: (i - len(sides) / 2) * 0.12 for i, side in enumerate([FLOWRAY, *sides])}
     for side in (*reversed(sides), FLOWRAY):
@@ -128,7 +128,7 @@ def _axes(
 ) -> None:
     better = "more is better" if higher_is_better(last["unit"]) else "less is better"
     panel.set_title(last["metric"], pad=16)
-    text = f"{number(last['flowray'])} {last['unit']}"
+    text = last["unit"] if last["flowray"] is None else f"{number(last['flowray'])} {last['unit']}"
     if last["ratio"] is not None:
         text += f", {last['ratio']:.2f} times {next(iter(last['peers']))}"
     panel.text(0, 1.03, f"{text}  ({better})", transform=panel.transAxes, fontsize=8, color="#555555")
@@ -136,7 +136,7 @@ def _axes(
         v
         for r in results
         if r
-        for v in (*r["peers"].values(), *r["spread"], *itertools.chain(*r["peers_spread"].values()))
+        for v in (*r["peers"].values(), *(r["spread"] or ()), *itertools.chain(*r["peers_spread"].values()))
     ]
     low, high = min(values), max(values)
     if low > 0 and high / low > _LOGARITHMIC_FROM:
@@ -169,7 +169,7 @@ def _result(run: Document | None, metric: str) -> dict[str, Any] | None:
 
 
 def _has(result: dict[str, Any], side: str) -> bool:
-    return side == FLOWRAY or side in result["peers"]
+    return side in result["peers"] if side != FLOWRAY else result["flowray"] is not None
 
 
 def _figure(result: dict[str, Any], side: str) -> tuple[float, list[float]]:

@@ -14,25 +14,31 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.measure import SideAbsent, SideFailed
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_VARIABLE = "FLOWRAY_BENCH_LOCK"
+ABSENT = "absent"  # what a worker prints instead of figures: {"absent": reason}
 _STOP_S = 30.0  # between SIGTERM and SIGKILL: Ray takes some seconds to end its processes
 
 
-class WorkerFailed(Exception):
-    """A side did not give its figures."""
+class WorkerFailed(SideFailed):
+    """A side's process did not give its figures."""
 
 
-def run_worker(name: str, settings: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-    """Run `bench.workers.<name>` and return what it printed.
+def run_worker(
+    name: str, settings: Mapping[str, Any], *, timeout_s: float, python: str | Path = sys.executable
+) -> dict[str, Any]:
+    """Run `bench.workers.<name>`, with this `python`, and return what it printed.
 
     It waits for the lock (flock) of the file that FLOWRAY_BENCH_LOCK names, if there is one: whoever else on this
     machine uses the same file does not run at the same time.
 
     Raises:
+        SideAbsent: it said that it cannot take part.
         WorkerFailed: it did not end in time, ended badly or printed something else; with the end of its errors.
     """
-    command = [sys.executable, "-m", f"bench.workers.{name}", json.dumps(settings)]
+    command = [str(python), "-m", f"bench.workers.{name}", json.dumps(settings)]
     with _locked(os.environ.get(LOCK_VARIABLE, "")), tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command,
@@ -55,6 +61,8 @@ def run_worker(name: str, settings: Mapping[str, Any], *, timeout_s: float) -> d
             found: dict[str, Any] = json.loads(output)
         except ValueError:
             raise WorkerFailed(f"{name} printed no JSON but {output[:200]!r}{_tail(errors)}") from None
+        if ABSENT in found:
+            raise SideAbsent(found[ABSENT])
         return found
 
 
@@ -63,7 +71,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name != "RAY_ADDRESS" and not name.startswith(("FLOWRAY_", "RAY_JOB"))
+        if name != "RAY_ADDRESS" and not name.startswith(("FLOWRAY_", "RAY_JOB", "GRPC_", "PYTHONPATH"))
     }
 
 
@@ -78,7 +86,7 @@ def _locked(path: str) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a worker that is still there, and what is left of its process group."""
+    """End a worker that is still there, and what is left of its process group, which bears its number."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             break
@@ -86,6 +94,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _tail(errors: Any) -> str:

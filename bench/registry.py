@@ -6,11 +6,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
 
-from bench.measure import Measurement
+from bench.measure import Found, Plan
 
 # name -> module:class; loaded when used, for a member may import what another machine lacks.
 _PLACES = {
+    "messaging": "bench.members.messaging:Messaging",
     "tasks": "bench.members.tasks:Tasks",
+    "scale": "bench.members.scale:Scale",
     "core": "bench.members.core:Core",
     "journal": "bench.members.journal:JournalAlone",
 }
@@ -21,9 +23,10 @@ class Member(Protocol):
 
     name: str
     description: str  # one line
+    peers: tuple[str, ...]  # what it can be held against, the one of the ratio first
 
-    def run(self, quick: bool, repeats: int | None = None) -> list[Measurement]:
-        """Measure. `quick` is for seeing that it works, not for figures; `repeats` overrides the member's own."""
+    def run(self, plan: Plan) -> Found:
+        """Measure. Raises SideFailed when flowray's own side fails."""
         ...
 
 
@@ -34,6 +37,16 @@ class UnknownMember(Exception):
         close = get_close_matches(name, names(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names())}"
         super().__init__(f"there is no benchmark {name!r}; {hint}")
+
+
+class UnknownPeer(Exception):
+    """The member has no such peer."""
+
+    def __init__(self, name: str, member: Member) -> None:
+        close = get_close_matches(name, member.peers, n=1)
+        has = f"it has {', '.join(member.peers)}" if member.peers else "it has none"
+        hint = f"did you mean {close[0]!r}?" if close else has
+        super().__init__(f"--peers: {member.name} has no peer {name!r}; {hint}")
 
 
 def names() -> list[str]:
@@ -49,3 +62,18 @@ def find(name: str) -> Member:
     module, _, attribute = place.partition(":")
     member: Member = getattr(import_module(module), attribute)()
     return member
+
+
+def chosen_peers(member: Member, text: str | None) -> tuple[str, ...] | None:
+    """The peers that `--peers a,b` names, in the member's order; None for None. "" leaves flowray alone.
+
+    Raises:
+        UnknownPeer: the member has no such peer.
+    """
+    if text is None:
+        return None
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    for name in wanted:
+        if name not in member.peers:
+            raise UnknownPeer(name, member)
+    return tuple(name for name in member.peers if name in wanted)

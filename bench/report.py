@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bench.measure import Measurement, higher_is_better
+from bench.measure import Found, SideFailed, higher_is_better
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -29,14 +30,19 @@ _QUICK = ".quick.json"  # quick documents are kept, but never plotted beside ful
 Document = dict[str, Any]
 
 
-def document(name: str, measurements: Sequence[Measurement], machine: dict[str, Any], at_utc: str) -> Document:
-    """The whole of one run."""
+def document(name: str, found: Found, machine: dict[str, Any], at_utc: str) -> Document:
+    """The whole of one run. Raises SideFailed when no side gave a figure."""
+    if not found.measurements:
+        reasons = "; ".join(f"{side}: {reason}" for side, reason in found.absent.items())
+        raise SideFailed(f"no side gave a figure: {reasons or 'none was chosen'}")
     return {
         "name": name,
         "machine": machine,
-        "versions": versions(),
+        "versions": versions() | dict(found.versions),
         "at_utc": at_utc,
-        "results": [measurement.result() for measurement in measurements],
+        "settings": dict(found.settings),
+        "absent": dict(found.absent),
+        "results": [measurement.result() for measurement in found.measurements],
     }
 
 
@@ -58,7 +64,10 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what the figures depend on; flowray's with its commit, and ".modified" when its files are not as committed."""
-    found = {"python": platform.python_version(), **{name: version(name) for name in ("ray", "flowray", "msgspec")}}
+    found = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("ray", "flowray", "msgspec", "grpcio")},
+    }
     commit = _git("rev-parse", "--short=10", "HEAD")
     if commit:
         found["flowray"] += f"+{commit}{'.modified' if _git('status', '--porcelain', '--', 'flowray') else ''}"
@@ -138,6 +147,7 @@ def show(found: Document, held_against: Document | None, console: Console) -> No
         caption=(
             f"{machine_['cpu']}, {machine_['cores']} cores, load {machine_['load_average'][0]} at start; "
             + ", ".join(f"{name} {value}" for name, value in versions_.items())
+            + "".join(f"\n[bold]{side} is absent[/]: {escape(why)}" for side, why in found.get("absent", {}).items())
             + "\nmedian, and in brackets the least and greatest of the repeats"
         ),
     )
@@ -151,7 +161,7 @@ def show(found: Document, held_against: Document | None, console: Console) -> No
     if before:
         table.add_column("baseline", justify="right")
     for result in found["results"]:
-        cells = [result["metric"], result["unit"], _figure(result["flowray"], result["spread"])]
+        cells = [result["metric"], result["unit"], _ours(result)]
         cells += [
             _figure(result["peers"][peer], result["peers_spread"][peer]) if peer in result["peers"] else ""
             for peer in peers
@@ -163,15 +173,21 @@ def show(found: Document, held_against: Document | None, console: Console) -> No
     console.print(table)
 
 
+def _ours(result: dict[str, Any]) -> str:
+    return "" if result["flowray"] is None else _figure(result["flowray"], result["spread"])
+
+
 def _figure(value: float, spread: Sequence[float]) -> str:
     return f"{number(value)} [dim]\\[{number(spread[0])}-{number(spread[1])}][/dim]"
 
 
 def _beside(result: dict[str, Any], before: dict[str, Any] | None) -> str:
     """The baseline's figure; coloured only where the two spreads do not even touch."""
-    if before is None:
+    if before is None or before["flowray"] is None:
         return ""
     text = number(before["flowray"])
+    if result["flowray"] is None:
+        return text
     if result["spread"][0] <= before["spread"][1] and before["spread"][0] <= result["spread"][1]:
         return text
     better = (result["flowray"] > before["flowray"]) == higher_is_better(result["unit"])

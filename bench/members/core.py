@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from bench.measure import Measurement, alternate
+from bench.measure import Found, Measurement, Plan, alternate
 from bench.processes import run_worker
 
 AGENTS = (24, 120, 1_000, 10_000)
@@ -16,30 +16,16 @@ class Core:
 
     name = "core"
     description = "the pure core alone: cost of a task with 24 to 10,000 agents, and with up to 90,000 tasks waiting"
+    peers: tuple[str, ...] = ()
 
-    def run(self, quick: bool, repeats: int | None = None) -> list[Measurement]:
-        warm, measured = (500, 2_000) if quick else (20_000, 60_000)
-        cases = {f"{agents}": (agents, 0) for agents in AGENTS}
-        cases |= {f"waiting_{waiting}": (AGENTS[0], waiting) for waiting in WAITING}
-        sides = {
-            name: partial(
-                run_worker,
-                "core_alone",
-                {
-                    "agents": agents,
-                    "waiting": waiting,
-                    "warm": warm,
-                    "measured": measured,
-                    "tasks": agents + waiting + warm + measured + 8,
-                },
-                timeout_s=120,
-            )
-            for name, (agents, waiting) in cases.items()
-        }
-        found = alternate(sides, repeats or (1 if quick else 7))
+    def run(self, plan: Plan) -> Found:
+        cases = {f"{agents}": one_case(agents, 0, quick=plan.quick) for agents in AGENTS}
+        cases |= {f"waiting_{waiting}": one_case(AGENTS[0], waiting, quick=plan.quick) for waiting in WAITING}
+        sides = {name: partial(run_worker, "core_alone", case, timeout_s=120) for name, case in cases.items()}
+        found = alternate(sides, plan.repeats or (1 if plan.quick else 7), required=tuple(sides)).figures
         us = {name: [figures["us_per_task"] for figures in runs] for name, runs in found.items()}
         few, many = us[str(AGENTS[0])], us[str(AGENTS[-1])]
-        return [
+        measurements = [
             *(
                 Measurement(metric=f"core_tasks_per_s_{n}", unit="tasks/s", flowray=[1e6 / v for v in us[n]])
                 for n in us
@@ -51,3 +37,16 @@ class Core:
                 flowray=[b / a for a, b in zip(few, many, strict=True)],
             ),
         ]
+        return Found(measurements=measurements, settings={"tasks_measured": cases[f"{AGENTS[0]}"]["measured"]})
+
+
+def one_case(agents: int, waiting: int, *, quick: bool) -> dict[str, int]:
+    """Settings of the worker: so many agents, all busy, and so many tasks that wait."""
+    warm, measured = (500, 2_000) if quick else (20_000, 60_000)
+    return {
+        "agents": agents,
+        "waiting": waiting,
+        "warm": warm,
+        "measured": measured,
+        "tasks": agents + waiting + warm + measured + 8,
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from bench.measure import FLOWRAY, Measurement, alternate, compared
+from bench.measure import FLOWRAY, Found, Plan, alternate, compared
 from bench.processes import run_worker
 
 _UNITS = {"tasks_per_s": "tasks/s", "us_per_task": "us/task", "lone_p50_ms": "ms", "lone_p99_ms": "ms"}
@@ -18,15 +18,20 @@ class JournalAlone:
         "SqliteStore alone: tasks in groups of 64, and one command at a time beside a bare write and fdatasync"
     )
 
-    def run(self, quick: bool, repeats: int | None = None) -> list[Measurement]:
-        length = {"groups": 60, "lone": 50} if quick else {"groups": 1_500, "lone": 1_000}
+    peers = ("write_fdatasync",)
+
+    def run(self, plan: Plan) -> Found:
+        length = {"groups": 60, "lone": 50} if plan.quick else {"groups": 1_500, "lone": 1_000}
         sides = {
             side: partial(run_worker, "journal_alone", length | {"side": side}, timeout_s=120)
-            for side in (FLOWRAY, "write_fdatasync")
+            for side in (FLOWRAY, *self.peers)
+            if plan.wants(side)
         }
         names = {name: f"journal_{name}" for name in _UNITS}
+        turns = alternate(sides, plan.repeats or (1 if plan.quick else 7))
         found = {
             side: [{names[name]: value for name, value in figures.items()} for figures in runs]
-            for side, runs in alternate(sides, repeats or (1 if quick else 7)).items()
+            for side, runs in turns.figures.items()
         }
-        return compared(found, {names[name]: unit for name, unit in _UNITS.items()})
+        measurements = compared(found, {names[name]: unit for name, unit in _UNITS.items()})
+        return Found(measurements=measurements, absent=turns.absent, settings=length)

@@ -13,12 +13,18 @@ from typing import Any
 
 import psutil
 
+from bench.measure import SideAbsent
+from bench.processes import ABSENT
+
 
 def main(work: Callable[[dict[str, Any]], Mapping[str, float]]) -> None:
     """Run one side and print its figures. Whatever else prints goes to stderr: stdout is one JSON object."""
     answer = os.dup(1)
     os.dup2(2, 1)
-    figures = work(json.loads(sys.argv[1]))
+    try:
+        figures: Mapping[str, Any] = work(json.loads(sys.argv[1]))
+    except SideAbsent as error:
+        figures = {ABSENT: str(error)}
     with os.fdopen(answer, "w") as file:
         json.dump(dict(figures), file)
 

@@ -9,33 +9,25 @@ from typing import Any
 
 import flowray as fr
 from bench.measure import percentile
-from bench.workers.common import Moment, between, main, private_mb
+from bench.workers.common import Moment, between, main
 from flowray.core.states import TaskState
 
 _SETTLE_S = 1.0  # processes go on freeing and loading for a moment after they are ready
 
 
 def work(settings: dict[str, Any]) -> dict[str, float]:
-    began_at = time.perf_counter()
     with fr.Runtime.start(overrides={"ray.agent_output": False}) as rt:
-        started_at = time.perf_counter()
         rt.agents.add("bench.workers.noop:Noop", count=settings["agents"])
         rt.wait_ready(timeout_s=180, agents=settings["agents"])
-        ready_at = time.perf_counter()
         status = rt.status()
         agents = [agent.pid for agent in status.agents]
         time.sleep(_SETTLE_S)
-        figures = {
-            "runtime_start_s": started_at - began_at,
-            "agents24_ready_s": ready_at - started_at,
-            "agent_private_mb": private_mb(agents),
-        }
         groups = {"coordinator": [status.pid], "driver": [os.getpid()], "agents": agents}
         load = Load(rt, settings["in_flight"])
         load.run_until(time.perf_counter() + settings["warm_s"])
         start = Moment.now(load.done, groups)
         load.run_until(time.perf_counter() + settings["measure_s"])
-        figures.update(between(start, Moment.now(load.done, groups)))
+        figures = between(start, Moment.now(load.done, groups))
         load.drain()
         single = one_at_a_time(rt, settings["single"])
         figures["one_task_p50_ms"] = percentile(single, 0.50) * 1e3
@@ -50,8 +42,8 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
 class Load:
     """Keeps a number of tasks in flight: whatever has ended is replaced at once, by as large a batch as that makes."""
 
-    def __init__(self, rt: fr.Runtime, in_flight: int) -> None:
-        self._rt, self._in_flight = rt, in_flight
+    def __init__(self, rt: fr.Runtime, in_flight: int, needs: str = "noop") -> None:
+        self._rt, self._in_flight, self._needs = rt, in_flight, needs
         self._ended: queue.SimpleQueue[fr.Handle] = queue.SimpleQueue()
         self.submitted = self.done = self.succeeded = 0
 
@@ -60,7 +52,7 @@ class Load:
             room = self._in_flight - (self.submitted - self.done)
             if room:
                 self.submitted += room
-                for handle in self._rt.map(["x"] * room, needs={"noop"}):
+                for handle in self._rt.map(["x"] * room, needs={self._needs}):
                     handle.add_done_callback(self._ended.put)
             self._take()
 

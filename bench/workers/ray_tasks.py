@@ -1,4 +1,4 @@
-"""No-op calls on plain Ray actors, on an embedded Ray started with the very settings that flowray starts its own with.
+"""No-op calls on plain Ray actors.
 
 No journal, no acknowledgement, no retry, and calls go round the actors in turn: the cheapest that Ray can be used
 for this. The oldest hundred calls are fetched at once and replaced; waiting for whichever is done first
@@ -16,9 +16,8 @@ from typing import Any
 import ray
 
 from bench.measure import percentile
-from bench.workers.common import Moment, between, main, private_mb
-from flowray.config import load
-from flowray.runtime.cluster import join_or_start
+from bench.workers.common import Moment, between, main
+from bench.workers.plain_ray import start_ray
 
 _SETTLE_S = 1.0
 _FETCHED = 100
@@ -33,25 +32,17 @@ class Noop:
 
 
 def work(settings: dict[str, Any]) -> dict[str, float]:
-    began_at = time.perf_counter()
-    join_or_start(load(None, {}, {"ray.agent_output": False}))
-    started_at = time.perf_counter()
+    start_ray()
     options: dict[str, Any] = {"num_cpus": 0.001, "enable_task_events": settings["task_events"]}
     actors = [ray.remote(Noop).options(**options).remote() for _ in range(settings["agents"])]
     agents = ray.get([actor.pid.remote() for actor in actors], timeout=180)
-    ready_at = time.perf_counter()
     time.sleep(_SETTLE_S)
-    figures = {
-        "runtime_start_s": started_at - began_at,
-        "agents24_ready_s": ready_at - started_at,
-        "agent_private_mb": private_mb(agents),
-    }
     groups = {"driver": [os.getpid()], "agents": agents}
     calls = Calls(actors, settings["in_flight"])
     calls.run_until(time.perf_counter() + settings["warm_s"])
     start = Moment.now(calls.done, groups)
     calls.run_until(time.perf_counter() + settings["measure_s"])
-    figures.update(between(start, Moment.now(calls.done, groups)))
+    figures = between(start, Moment.now(calls.done, groups))
     calls.drain()
     single = one_at_a_time(actors, settings["single"])
     figures["one_task_p50_ms"] = percentile(single, 0.50) * 1e3

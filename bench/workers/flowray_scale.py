@@ -1,0 +1,63 @@
+"""Many flowray agents: time to ready, memory, tasks, and all of them asking."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import flowray as fr
+from bench.measure import say
+from bench.workers.common import Moment, between, main, private_mb
+from bench.workers.flowray_tasks import Load
+from bench.workers.messengers import MEMBER, can_message
+from bench.workers.ring import SETTLE_S, begin_at
+
+_IN_FLIGHT = 1_000
+
+
+def work(settings: dict[str, Any]) -> dict[str, float]:
+    agents = settings["agents"]
+    began_at = time.perf_counter()
+    with fr.Runtime.start(overrides={"ray.agent_output": False}) as rt:
+        started_at = time.perf_counter()
+        rt.agents.add("bench.workers.messengers:Member", name=MEMBER, count=agents)
+        rt.wait_ready(timeout_s=400, agents=agents)
+        ready_at = time.perf_counter()
+        time.sleep(SETTLE_S)
+        status = rt.status()
+        figures = {
+            "cluster_start_s": started_at - began_at,
+            "ready_s": ready_at - began_at,
+            "added_s": ready_at - started_at,
+            "private_mb": private_mb([agent.pid for agent in status.agents]),
+        }
+        figures |= _tasks(rt, status.pid, settings)
+        if can_message():
+            figures["asks_per_s"] = _asks(rt, settings)
+        else:
+            say("no messages between agents here: what asking costs is left out")
+    return figures
+
+
+def _tasks(rt: fr.Runtime, coordinator_pid: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Throughput with tasks that do nothing, and what each costs the coordinator."""
+    load = Load(rt, _IN_FLIGHT, MEMBER)
+    load.run_until(time.perf_counter() + settings["seconds"] / 2)
+    groups = {"coordinator": [coordinator_pid]}
+    start = Moment.now(load.done, groups)
+    load.run_until(time.perf_counter() + settings["seconds"])
+    figures = between(start, Moment.now(load.done, groups))
+    load.drain()
+    return figures
+
+
+def _asks(rt: fr.Runtime, settings: dict[str, Any]) -> float:
+    """Answers per second, all agents taken together."""
+    payload = settings | {"begin_at": begin_at(settings["agents"])}
+    tasks = rt.map([""] * settings["agents"], payload=payload, needs={MEMBER})
+    done: list[int] = tasks.results(timeout_s=120)
+    return sum(done) / settings["seconds"]
+
+
+if __name__ == "__main__":
+    main(work)
