@@ -132,6 +132,10 @@ def peer_name(auth_context: Mapping[str, Iterable[bytes]], *, runtime: str | Non
     """
     if b"ssl" not in auth_context.get("transport_security_type", ()):
         return None
+    if b"false" not in auth_context.get("ssl_session_reused", ()):
+        # A resumed session repeats what a certificate said before, and nobody looks whether it has expired since.
+        # Our own callers never resume.
+        return None
     found = [identity for uri in auth_context.get("peer_uri", ()) if (identity := _parsed(uri)) is not None]
     if len(found) != 1:  # more than one would let a peer choose
         return None

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from grpc.experimental.session_cache import ssl_session_cache_lru
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -151,6 +152,39 @@ async def test_callers_that_cannot_prove_who_they_are_are_refused(authority, yes
         assert await ask(port, channel_credentials(authority.issue("driver"))) == "driver:hi"
 
 
+async def test_a_server_from_the_future_is_refused(authority, tmp_path):
+    tomorrow = Authority.open(tmp_path / "identity", runtime="team", clock=lambda: time.time() + 2 * HOUR_S)
+    early = tomorrow.issue("coordinator")
+    async with serving(lambda: early) as port:
+        assert "is not valid yet: set the clocks" in await refused(port, channel_credentials(authority.issue("driver")))
+
+
+async def test_who_does_not_speak_tls_is_said(authority):
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        assert "does not speak TLS" in await refused(port, channel_credentials(authority.issue("driver")))
+    finally:
+        await server.stop(0)
+
+
+async def test_a_resumed_session_proves_nothing(authority):
+    """Else a caller could go on for days with a certificate that has expired."""
+    coordinator = authority.issue("coordinator")
+    credentials = channel_credentials(authority.issue("driver"))
+    cache = ssl_session_cache_lru(10)
+    options = [*target_options("team", "coordinator"), ("grpc.ssl_session_cache", cache)]
+    answers = []
+    async with serving(lambda: coordinator) as port:
+        for _ in range(2):
+            async with grpc.aio.secure_channel(
+                f"127.0.0.1:{port}", credentials, options=[*options, ("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
+                answers.append(await say(channel.stream_stream("/test/who")(), "hi"))
+    assert answers == ["driver:hi", "None:hi"]
+
+
 async def test_a_door_for_tokens_asks_for_no_certificate(authority):
     coordinator = authority.issue("coordinator")
     async with serving(lambda: coordinator, require_client=False) as port:
@@ -222,7 +256,8 @@ def test_other_failures_are_not_about_identity():
 
 
 def context_of(*uris: str, security: bytes = b"ssl") -> dict[str, list[bytes]]:
-    return {"transport_security_type": [security], "peer_uri": [uri.encode() for uri in uris]}
+    uri_bytes = [uri.encode() for uri in uris]
+    return {"transport_security_type": [security], "ssl_session_reused": [b"false"], "peer_uri": uri_bytes}
 
 
 @given(names, names)
@@ -239,6 +274,8 @@ def test_a_name_comes_back_from_its_uri(runtime, name):
         {},
         context_of(),
         context_of("flowray://team/a", security=b"insecure"),
+        {**context_of("flowray://team/a"), "ssl_session_reused": [b"true"]},
+        {name: one for name, one in context_of("flowray://team/a").items() if name != "ssl_session_reused"},
         context_of("flowray://team/a", "flowray://team/b"),
         context_of("spiffe://team/a"),
         context_of("flowray://team/"),
