@@ -24,6 +24,7 @@ from flowray.mesh import envelopes
 from flowray.mesh.deadlocks import Deadlocks
 from flowray.mesh.envelopes import (
     OVERHEAD_BYTES,
+    Again,
     Answer,
     Ask,
     Confirm,
@@ -250,9 +251,6 @@ class Conversations:
                 turn.asks = {}
             turn.asks[number] = open_ask
         heapq.heappush(self._expiries, (expires_at, number))
-        if len(self._expiries) > 2 * len(self._asks) + 64:
-            self._expiries = [(ask.expires_at, number) for number, ask in self._asks.items()]
-            heapq.heapify(self._expiries)
         budget_s = max(0.0, expires_at - now)
         self._post(route.peer, Ask(number, receiver, sender, codec, body, budget_s, turn is not None))
         return open_ask
@@ -388,6 +386,8 @@ class Conversations:
                 self.deadlocks.probe(envelope)
             case Confirm():
                 self.deadlocks.confirm(envelope)
+            case Again():
+                self.deadlocks.again(envelope)
 
     def _receive_ask(self, peer: str, ask: Ask, now: float) -> None:
         lane = self.lanes.get(ask.receiver)
@@ -400,12 +400,12 @@ class Conversations:
             return
         lane.queue.append((ask, peer, now + ask.budget_s))
         lane.ask_bytes += cost_bytes(ask.body)
-        lane.held[peer, ask.number] = None
+        lane.held[peer, ask.number] = ask
         if lane.idle:
             lane.idle = False
             self.woken.append(lane)
         if ask.blocks:
-            self.deadlocks.arrived(ask.sender, peer, ask.number, lane)
+            self.deadlocks.arrived(ask, peer, lane)
 
     def _withdrawn(self, peer: str, withdrawal: Withdrawal) -> None:
         lane = self.lanes.get(withdrawal.receiver)
@@ -504,6 +504,9 @@ class Conversations:
         """It is settled, one way or another. False if it was already."""
         if self._asks.pop(open_ask.number, None) is None:
             return False
+        if len(self._expiries) > 2 * len(self._asks) + 64:  # mostly of asks that were answered in time
+            self._expiries = [(ask.expires_at, number) for number, ask in self._asks.items()]
+            heapq.heapify(self._expiries)
         left = self._asking[open_ask.asker] - 1
         if left:
             self._asking[open_ask.asker] = left
@@ -556,6 +559,7 @@ class Conversations:
                 lane.queue.clear()
                 lane.queue.extend(kept)
                 lane.ask_bytes = sum(cost_bytes(entry[0].body) for entry in kept if type(entry[0]) is Ask)
+        self.deadlocks.search_all()  # searches under way may have died with that process
 
     # ── looking in ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -95,6 +95,7 @@ class Probe(Struct, frozen=True, array_like=True, tag=7):
     """Looks for a circle: a path of asks, each made while the one before waits for its maker (see deadlocks)."""
 
     path: Annotated[tuple[Edge, ...], Meta(min_length=1)]
+    round: _Number  # tells apart the searches that began with the same ask
 
 
 class Confirm(Struct, frozen=True, array_like=True, tag=8):
@@ -102,9 +103,16 @@ class Confirm(Struct, frozen=True, array_like=True, tag=8):
 
     cycle: Annotated[tuple[Edge, ...], Meta(min_length=1)]
     at: _Number  # which arrow's receiver is asked now
+    began: _Number  # which arrow the search began with
 
 
-Envelope = Tell | Ask | Answer | Refusal | Withdrawal | Room | Gone | Probe | Confirm
+class Again(Struct, frozen=True, array_like=True, tag=9):
+    """The circle that was seen is dealt with: search for further ones through this ask."""
+
+    edge: Edge
+
+
+Envelope = Tell | Ask | Answer | Refusal | Withdrawal | Room | Gone | Probe | Confirm | Again
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Envelope]).decode
@@ -141,5 +149,5 @@ def check_outsider(peer: str, envelopes: list[Envelope]) -> None:
                 raise BadFrame(
                     f"{peer} is outside the cluster and sent a pickle; only plain data is accepted from there"
                 )
-            case Probe() | Confirm():
+            case Probe() | Confirm() | Again():
                 raise BadFrame(f"{peer} is outside the cluster and has no part in its agents' deadlocks")

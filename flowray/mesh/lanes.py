@@ -81,7 +81,7 @@ class Turn:
         self.peer = peer  # process that it came from
         self.expires_at = expires_at  # when nobody waits for the answer any more; inf for one-way messages
         self.asks: dict[int, OpenAsk] | None = None  # open ones of this turn, by number
-        self.seen: set[tuple[str, int]] | None = None  # probes that came by, by the ask they began with
+        self.seen: set[tuple[str, int, int]] | None = None  # probes that came by: the ask they began with, and round
 
 
 class Intake:
@@ -111,9 +111,9 @@ class Lane:
         self.queue: deque[tuple[Tell, Intake, float] | tuple[Ask, str, float]] = deque()  # (message, from, expires_at)
         self.turns: set[Turn] = set()  # under way
         self.intakes: dict[str, Intake] = {}  # process -> its window
-        # (process, number) of every ask that waits here or is being handled -> its turn, None while it waits. An ask
-        # in the queue that is not in here was withdrawn.
-        self.held: dict[tuple[str, int], Turn | None] = {}
+        # (process, number) of every ask that is here -> itself while it waits, its turn once it is handled. An ask in
+        # the queue that is not in here was withdrawn.
+        self.held: dict[tuple[str, int], Ask | Turn] = {}
         self.ask_bytes = 0  # of asks in the queue
         self.open_asks = 0  # of this agent, in its turns and elsewhere
 
@@ -123,14 +123,11 @@ class Lane:
         return bool(self.queue) and len(self.turns) < self.turns_limit
 
     def holder(self, process: str, number: int) -> Turn | None:
-        """The turn that must end before this ask is answered; None where there is none, or not a single one."""
-        key = (process, number)
-        if key not in self.held:
-            return None
-        turn = self.held[key]
-        if turn is None and not self.reentrant:
-            turn = next(iter(self.turns), None)
-        return turn
+        """The turn that must end before this ask is answered; None where there is none, or any of several would do."""
+        found = self.held.get((process, number))
+        if type(found) is Ask:
+            return None if self.reentrant else next(iter(self.turns), None)
+        return found if type(found) is Turn else None
 
 
 def cost_bytes(body: bytes) -> int:
