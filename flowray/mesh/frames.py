@@ -5,12 +5,21 @@ Everything is msgpack made by msgspec with checked types; bytes that are anythin
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from flowray.errors import MeshError
 
 VERSION = 1  # of the protocol: both sides of a stream must speak the same
+REASON_CHARACTERS = 500  # of a farewell
+_GREETING_BYTES = 16 << 10  # more than the longest greeting or farewell
+
+_Count = Annotated[int, Meta(ge=0, le=1 << 62)]
+_Number = Annotated[int, Meta(ge=1, le=1 << 62)]
+_Name = Annotated[str, Meta(max_length=200)]
+_End = Annotated[str, Meta(max_length=64)]
 
 
 class BadFrame(MeshError):
@@ -34,22 +43,23 @@ class Limits(Struct, frozen=True):
     @property
     def wire_bytes(self) -> int:
         """The largest frame as it travels, with its headers."""
-        return max(self.frame_bytes, self.message_bytes) + 64 + 5 * self.window_items
+        return max(self.frame_bytes, self.message_bytes) + _GREETING_BYTES + 5 * self.window_items
 
 
 class Hello(Struct, frozen=True, array_like=True, tag=0):
     """The first thing on a stream, in each direction."""
 
     version: int
-    runtime: str
-    name: str  # of the process that speaks
-    instance: str  # changes when a process of this name is a new one
-    to: str  # the process that it wants to speak to
-    knows: str  # the instance of the other side that it has something of already; "" none
-    received: int  # messages received from that instance so far
-    limit_items: int  # the other side may send messages up to this number,
-    limit_bytes: int  # and up to this many bytes in all
-    token: str = ""
+    runtime: _Name
+    name: _Name  # of the process that speaks
+    to: _Name  # the process that it wants to speak to
+    end: _End  # the speaker's end of the link: another one for each link and each process
+    knows: _End  # the other end of that link; "" while the speaker has not heard of it
+    number: _Number  # this is the speaker's so-manieth greeting on this link: a higher one is a later one
+    received: _Count  # messages received on this link so far
+    limit_items: _Count  # the other side may send messages up to this number,
+    limit_bytes: _Count  # and up to this many bytes in all
+    token: Annotated[str, Meta(max_length=4096)] = ""
 
     def __repr__(self) -> str:
         return f"Hello({self.name!r} to {self.to!r}, runtime {self.runtime!r}, version {self.version})"
@@ -58,10 +68,10 @@ class Hello(Struct, frozen=True, array_like=True, tag=0):
 class Frame(Struct, frozen=True, array_like=True, tag=1):
     """Messages number `first`, `first` + 1, ..., and what the sender has taken in of the other direction."""
 
-    received: int
-    limit_items: int
-    limit_bytes: int
-    first: int
+    received: _Count
+    limit_items: _Count
+    limit_bytes: _Count
+    first: _Number
     messages: list[bytes]
 
 
@@ -72,7 +82,7 @@ class Bye(Struct, frozen=True, array_like=True, tag=2):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(Hello | Frame | Bye)
+_decode = msgspec.msgpack.Decoder(Hello | Frame | Bye).decode
 
 
 def encode(frame: Hello | Frame | Bye) -> bytes:
@@ -80,12 +90,15 @@ def encode(frame: Hello | Frame | Bye) -> bytes:
     return _encode(frame)
 
 
+def farewell(reason: str) -> bytes:
+    """The last thing to say on a stream. A reason may quote what a peer sent, so it is cut to a bearable length."""
+    return _encode(Bye(reason[:REASON_CHARACTERS]))
+
+
 def decode(data: bytes) -> Hello | Frame | Bye:
     """The frame back. Raises BadFrame for anything else."""
     try:
-        frame: Hello | Frame | Bye = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+        frame: Hello | Frame | Bye = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFrame(f"not a frame: {error}") from None
-    if isinstance(frame, Frame) and (frame.first < 1 or min(frame.received, frame.limit_items, frame.limit_bytes) < 0):
-        raise BadFrame("a frame with negative numbers")
     return frame
