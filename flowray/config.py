@@ -91,12 +91,17 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fast_failure_detection: bool = True  # notice lost processes and nodes in about a second instead of 14 to 64
     agent_output: bool = True  # show what agents print in the driver's terminal
     temp_dir: str = ""  # Ray's session directory; "" for Ray's default
+    template: bool = True  # on nodes started here, fork agents from a process that has imported everything they need
+    preload: list[str] = []  # modules that forked agents find imported, besides flowray's own; they may start no thread
 
     def __post_init__(self) -> None:
         if self.num_cpus is not None and self.num_cpus < 1:
             raise ConfigError("num_cpus", f"must be at least 1, got {self.num_cpus}")
         if self.object_store_mb < 80:
             raise ConfigError("object_store_mb", f"Ray needs at least 80, got {self.object_store_mb}")
+        for module in self.preload:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise ConfigError("preload", f"wants names of modules, got {module!r}")
 
 
 class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

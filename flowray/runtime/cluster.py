@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,12 @@ import ray
 from flowray.config import Config
 from flowray.errors import ConfigError, NotConnected
 from flowray.runtime._ray_errors import brief
+from flowray.runtime.template import deferred, setup
+from flowray.runtime.template.quick import quick
 
 NAMESPACE = "flowray"
+
+_log = logging.getLogger("flowray")
 
 # Ray notices a lost node in 14 s (its process killed) to 64 s (cut off) by default; with these in about 1 s to 4 s, and
 # 64 busy processes on two cores caused no false alarm (measured). They must be the same on every node.
@@ -42,6 +49,8 @@ def ray_environment(config: Config) -> dict[str, str]:
     environment = dict(_ALWAYS, RAY_AUTH_MODE="token")
     if config.ray.fast_failure_detection:
         environment.update(_FAST_FAILURE_DETECTION)
+    if config.ray.preload:
+        environment[setup.PRELOAD] = ",".join(config.ray.preload)
     return environment
 
 
@@ -92,6 +101,8 @@ def join_or_start(config: Config) -> bool:
         ensure_token()
     for name, value in _ALWAYS.items():
         os.environ.setdefault(name, value)
+    if config.ray.template:
+        deferred.install()
     common: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": config.ray.agent_output,
@@ -105,15 +116,33 @@ def join_or_start(config: Config) -> bool:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise NotConnected(f"no Ray cluster at {address}: {brief(error)}") from error
         return False
-    ray.init(
-        address="local",
-        num_cpus=config.ray.num_cpus,
-        object_store_memory=config.ray.object_store_mb << 20,
-        include_dashboard=config.ray.dashboard,
-        dashboard_host="127.0.0.1",
-        _temp_dir=config.ray.temp_dir or None,
-        # Not by the environment: this process has read Ray's settings from there when it imported Ray.
-        _system_config=_system_config() if config.ray.fast_failure_detection else None,
-        **common,
-    )
+    with _fast_start(config):
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus,
+            object_store_memory=config.ray.object_store_mb << 20,
+            include_dashboard=config.ray.dashboard,
+            dashboard_host="127.0.0.1",
+            _temp_dir=config.ray.temp_dir or None,
+            # Not by the environment: this process has read Ray's settings from there when it imported Ray.
+            _system_config=_system_config() if config.ray.fast_failure_detection else None,
+            **common,
+        )
     return True
+
+
+@contextmanager
+def _fast_start(config: Config) -> Iterator[None]:
+    """Start an embedded cluster's processes as fast as can be while it is entered, and say when that did not work."""
+    if not config.ray.template:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(setup.in_place(setup.install(), tuple(config.ray.preload)))
+        except setup.NoTemplate as error:
+            _log.warning("agents start the slow way: %s", error)
+        stack.enter_context(quick())
+        yield
+    for why in setup.trouble():
+        _log.warning("agents start the slow way: %s", why)

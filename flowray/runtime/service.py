@@ -239,7 +239,8 @@ def down(name: str) -> int:
 
 def _command(config: Config, address: str, board: str) -> list[str]:
     host, _, port = address.rpartition(":")
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    ray = "flowray.runtime.template.cli" if config.ray.template else "ray.scripts.scripts"
+    command = [sys.executable, "-m", ray, "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--port={port}", f"--include-dashboard={str(bool(board)).lower()}"]
     if host != "127.0.0.1":  # Ray would put another address of this machine in its place
         command.append(f"--node-ip-address={host}")

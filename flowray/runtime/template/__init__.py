@@ -10,7 +10,9 @@ worker as Ray would have: a template can only ever make a start faster.
     template   the process that forks
     worker     what a forked child does before it is a Ray worker like any other
     deferred   Ray's serializers for pydantic, starlette and pyarrow, registered when those are imported
+    quick      starting a head without waiting for what nobody needs
+    cli        Ray's own command line with the launcher in place
 
-There is one template for each raylet and job, because Ray's C++ part reads both from the environment once, when it is
-loaded. It is started by the first worker that needs it and ends with its raylet or when nobody has asked it for long.
+There is one template for each raylet, because Ray's C++ part reads the raylet's id from the environment once, when it
+is loaded. It is started with the node, and ends with its raylet or when nobody has asked it for long.
 """

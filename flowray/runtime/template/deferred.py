@@ -97,6 +97,8 @@ def install() -> None:
     """Put this in the place of Ray's own, for this process and what is forked from it."""
     from ray.util import serialization_addons
 
+    if any(isinstance(finder, Deferred) for finder in sys.meta_path):
+        return
     deferred = Deferred(SERIALIZERS)
     serialization_addons.apply = deferred.apply
     sys.meta_path.insert(0, deferred)

@@ -10,6 +10,9 @@ worker is started once and only once, whoever is slow or dies in between:
     fork -> launcher       "R": the worker is ready. Until then its end is seen as the end of the stream.
 """
 
+# pathlib and contextlib would take longer to import than all the rest takes to run.
+# ruff: noqa: PTH108, PTH109, PTH110, PTH112, PTH116, PTH118, PTH120, PTH123, SIM105
+
 import errno
 import fcntl
 import marshal
@@ -17,8 +20,12 @@ import os
 import select
 import sys
 import time
-from _signal import SIGKILL, pidfd_send_signal
+from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]  # `signal` imports enum
 from _socket import AF_UNIX, SCM_RIGHTS, SHUT_RDWR, SO_PEERCRED, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+
+TYPE_CHECKING = False  # as typing has it, without importing typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 START_S = 20.0  # until a new template listens
 STALL_S = 4.0  # without any use of a processor, until a new template is taken to hang
@@ -26,9 +33,14 @@ ANSWER_S = 10.0  # until a template has forked: milliseconds, but many may ask a
 READY_S = 40.0  # until a fork is a worker of its raylet; Ray itself gives up after 60
 MAX_DEATHS = 3  # forks that ended before they were ready, one after another, until the template is given up
 
+# Ray's C++ part reads the job from the environment once, when it is loaded. This one means "any": Ray's own spare
+# workers have it, and are given a job with their first work.
+ANY_JOB = "ffffffff"
+
 _WORKER = "/ray/_private/workers/default_worker.py"
-# With these Ray follows its workers through the processes that it has started itself, which forks are not.
-_FOLLOWED = ("RAY_process_group_cleanup_enabled", "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper")
+_AGENT = "/ray/dashboard/agent.py"
+# With this the raylet ends processes below it that it has not started itself.
+_SUBREAPER = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
 
 
 class NoFork(Exception):
@@ -46,32 +58,34 @@ def stat_of(pid: int) -> tuple[int, int]:
     return int(fields[19]), int(fields[11]) + int(fields[12])
 
 
-def key_of(raylet: int, job: str) -> str:
+def key_of(raylet: int) -> str:
     """Names one template: process ids come again, also in other namespaces."""
-    return f"{os.stat('/proc/self/ns/pid').st_ino:x}-{raylet}-{stat_of(raylet)[0]}-{job}"
+    return f"{os.stat('/proc/self/ns/pid').st_ino:x}-{raylet}-{stat_of(raylet)[0]}"
 
 
-def session_log(arguments: list[str], job: str, default: str) -> str:
+def session_log(arguments: list[str], default: str) -> str:
     """The template's log file: beside the logs of the node, when the arguments say where that is."""
     for argument in arguments:
-        if argument.startswith("--object-store-name="):
-            logs = os.path.join(os.path.dirname(os.path.dirname(argument.partition("=")[2])), "logs")
-            if os.path.isdir(logs):
-                return os.path.join(logs, f"flowray-template-{os.environ['RAY_RAYLET_PID']}-{job}.log")
+        name, _, value = argument.partition("=")
+        if name == "--object-store-name":  # of workers: <session>/sockets/<name>
+            value = os.path.dirname(os.path.dirname(value))
+        elif name != "--session-dir":  # of the agent
+            continue
+        if os.path.isdir(os.path.join(value, "logs")):
+            return os.path.join(value, "logs", f"flowray-template-{os.environ['RAY_RAYLET_PID']}.log")
     return default
 
 
 class Launcher:
-    """One start of one worker."""
+    """One start of one worker, or of the template."""
 
-    def __init__(self, python: str, directory: str, template: str, arguments: list[str], job: str) -> None:
+    def __init__(self, python: str, directory: str, template: str, arguments: list[str]) -> None:
         self.python = python
         self.template = template
         self.arguments = arguments
         self.raylet = int(os.environ["RAY_RAYLET_PID"])
-        self.job = job
-        self.path = os.path.join(directory, key_of(self.raylet, job))
-        self.log = session_log(arguments, job, f"{self.path}.log")
+        self.path = os.path.join(directory, key_of(self.raylet))
+        self.log = session_log(arguments, f"{self.path}.log")
 
     def run(self) -> None:
         """Have the worker forked. Raises NoFork."""
@@ -141,7 +155,7 @@ class Launcher:
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 for number in (1, 2):
                     os.dup2(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-                environment = dict(os.environ, RAY_JOB_ID=self.job)
+                environment = dict(os.environ, RAY_JOB_ID=ANY_JOB)
                 environment.setdefault("MALLOC_ARENA_MAX", "2")
                 os.execve(self.python, [self.python, self.template, self.path, str(tell)], environment)
             finally:
@@ -253,35 +267,65 @@ def last_line(path: str) -> str:
     return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def wants_fork(arguments: list[str]) -> bool:
+def applies() -> bool:
+    """Whether this process was started by a raylet whose workers can be forked."""
+    raylet = os.environ.get("RAY_RAYLET_PID", "")
+    return raylet.isdigit() and os.environ.get(_SUBREAPER, "0").lower() not in ("1", "true")
+
+
+def is_worker(arguments: list[str]) -> bool:
     """Whether this is the start of a plain worker: no runtime_env, no flags for Python, a job to work for."""
-    return (
-        len(arguments) > 1
-        and arguments[0].endswith(_WORKER)
-        and bool(os.environ.get("RAY_JOB_ID"))
-        and os.environ.get("RAY_RAYLET_PID", "").isdigit()
-        and not any(os.environ.get(name, "0").lower() in ("1", "true") for name in _FOLLOWED)
-    )
+    return len(arguments) > 1 and arguments[0].endswith(_WORKER) and bool(os.environ.get("RAY_JOB_ID"))
+
+
+def is_agent(arguments: list[str]) -> bool:
+    """Whether this is the start of a node's agent: the first thing a raylet does, seconds before any worker."""
+    return any(argument.endswith(_AGENT) for argument in arguments[:4])
+
+
+def start_ahead(launcher: Launcher) -> None:
+    """Start the template in the background. Returns at once in this process."""
+    middle = os.fork()
+    if middle != 0:
+        os.waitpid(middle, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:  # nobody's child either: this process will be the agent, and reaps nobody
+            attempt(launcher, lambda: launcher.start().close(), "workers of this node start")
+    finally:
+        os._exit(0)
+
+
+def attempt(launcher: Launcher, do: "Callable[[], None]", who: str) -> bool:
+    """Do something with a template; whether that went well. Says why not on standard error."""
+    try:
+        do()
+    except Exception as error:  # noqa: BLE001 - whatever it is, workers must start
+        why = str(error) if isinstance(error, NoFork) else f"{type(error).__name__}: {error}"
+        if why:
+            if isinstance(error, Refused) and launcher.give_up(why):
+                who = "all workers of this node start"
+            # Standard error is the raylet's log, and Ray shows that to drivers.
+            os.write(2, f"flowray: {who} the slow way, without a template: {why}\n".encode())
+        return False
+    return True
 
 
 def main(python: str, directory: str, template: str, arguments: list[str]) -> None:
     """Start what was asked for. Returns when a worker was forked; else this process becomes it."""
-    if wants_fork(arguments):
-        launcher = None
+    if applies() and (is_worker(arguments) or is_agent(arguments)):
         try:
-            launcher = Launcher(python, directory, template, arguments, os.environ["RAY_JOB_ID"])
-            launcher.run()
-            return
-        except Exception as error:  # whatever it is, the worker must start
-            why = str(error) if isinstance(error, NoFork) else f"{type(error).__name__}: {error}"
-            if why:
-                # Standard error is the raylet's log, and Ray shows that to drivers.
-                once = "this worker starts"
-                if isinstance(error, Refused) and launcher is not None and launcher.give_up(why):
-                    once = "all workers of this job on this node start"
-                os.write(2, f"flowray: {once} the slow way, without a template: {why}\n".encode())
+            launcher = Launcher(python, directory, template, arguments)
+        except OSError as error:
+            os.write(2, f"flowray: a worker starts without a template: {error}\n".encode())
+        else:
+            if is_agent(arguments):
+                start_ahead(launcher)
+            elif attempt(launcher, launcher.run, "this worker starts"):
+                return
     os.execv(python, [python, *arguments])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], sys.argv[4:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -7,6 +7,7 @@ import os
 import py_compile
 import shlex
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from flowray.errors import FlowrayError
 from flowray.runtime.template import launcher
-from flowray.runtime.template.template import PRELOAD
 
+PRELOAD = "FLOWRAY_TEMPLATE_PRELOAD"  # environment of a node: further modules for its template, with commas between
+_RUN_S = 20.0  # for an empty program, once
 _SOURCE = Path(launcher.__file__)
 
 
@@ -25,23 +27,13 @@ class NoTemplate(FlowrayError):
 
 
 def directory() -> Path:
-    """Where launchers and sockets of this user lie; made if there is none. Nobody else may enter it.
+    """Where the sockets of this user's templates lie; made if there is none. Nobody else may enter it.
 
     Raises:
         NoTemplate: it cannot be made, or is somebody else's.
     """
-    # Not in TMPDIR: a socket's whole path has 107 bytes, and all nodes on a machine are to find the same.
-    path = Path("/tmp") / f"flowray-{os.geteuid()}"  # noqa: S108 - checked below
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise NoTemplate(f"{path} cannot be made: {error}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise NoTemplate(f"{path} is somebody else's: remove it")
-    if found.st_mode & 0o077:
-        path.chmod(0o700)
-    return path
+    # Not in TMPDIR or at home: a socket's whole path has 107 bytes, and file systems of networks have no sockets.
+    return _private(Path("/tmp") / f"flowray-template-{os.geteuid()}")
 
 
 def install() -> Path:
@@ -55,19 +47,23 @@ def install() -> Path:
     """
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         raise NoTemplate("forking workers needs Linux 5.3 or later")
-    python = sys.executable
     here = directory()
-    template = _SOURCE.with_name("template.py")
-    name = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), python.encode(), str(template).encode()])).hexdigest()[:16]
-    code, file = here / f"{name}.pyc", here / f"{name}.python"
+    _sweep(here)
+    template = str(_SOURCE.with_name("template.py"))
+    # At home, and named by what it is: nodes use it as long as they run, and /tmp is swept on many machines.
+    at_home = _private(Path.home() / ".flowray" / ".launcher")
+    what = [_SOURCE.read_bytes(), sys.executable.encode(), sys.version.encode(), str(here).encode(), template.encode()]
+    name = hashlib.sha256(b"\0".join(what)).hexdigest()[:16]
+    code, file = at_home / f"{name}.pyc", at_home / f"{name}.python"
     try:
-        _sweep(here)
-        if not file.exists():
+        if not (file.exists() and code.exists()):
             py_compile.compile(str(_SOURCE), cfile=str(code), doraise=True)
-            words = [python, "-IS", str(code), python, str(here), str(template)]
+            words = [sys.executable, "-IS", str(code), sys.executable, str(here), template]
             _write(file, f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-    except (OSError, py_compile.PyCompileError) as error:
-        raise NoTemplate(f"the launcher cannot be written to {here}: {error}") from error
+            subprocess.run([str(file), "-c", "pass"], check=True, timeout=_RUN_S, capture_output=True)
+    except (OSError, py_compile.PyCompileError, subprocess.SubprocessError) as error:
+        file.unlink(missing_ok=True)
+        raise NoTemplate(f"the launcher cannot be written to {at_home} and run there: {error}") from error
     return file
 
 
@@ -94,10 +90,28 @@ def in_place(file: Path, preload: tuple[str, ...] = ()) -> Iterator[None]:
                 os.environ[PRELOAD] = before
 
 
-def trouble(raylet_pid: int) -> list[str]:
-    """Why templates of a raylet on this machine were given up; empty when all is well."""
-    files = sorted(directory().glob(f"*-{raylet_pid}-*.broken"))
-    return [file.read_text() for file in files]
+def trouble() -> list[str]:
+    """Why templates of the node that this process has started were given up; empty when all is well."""
+    from ray._private.worker import _global_node
+
+    raylets = _global_node.all_processes.get("raylet", []) if _global_node is not None else []
+    files = [directory() / f"{launcher.key_of(raylet.process.pid)}.broken" for raylet in raylets]
+    return [file.read_text() for file in files if file.exists()]
+
+
+def _private(path: Path) -> Path:
+    """The directory, made if there is none, and nobody's but ours."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise NoTemplate(f"{path} is somebody else's: remove it")
+        if found.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise NoTemplate(f"{path} cannot be made: {error}") from error
+    return path
 
 
 def _write(file: Path, text: str) -> None:
@@ -105,17 +119,17 @@ def _write(file: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=file.parent)
     with os.fdopen(descriptor, "w") as output:
         output.write(text)
-    os.chmod(temporary, 0o700)
-    os.rename(temporary, file)
+    Path(temporary).chmod(0o700)
+    Path(temporary).rename(file)
 
 
 def _sweep(here: Path) -> None:
     """Remove files of raylets that are gone, of this process namespace: others cannot be looked up from here."""
-    namespace = f"{os.stat('/proc/self/ns/pid').st_ino:x}"
+    namespace = f"{Path('/proc/self/ns/pid').stat().st_ino:x}"
     for file in here.glob(f"{namespace}-*"):
-        _, pid, began, _ = file.name.split("-", 3)
+        _, pid, rest = file.name.split("-", 2)
         try:
-            gone = launcher.stat_of(int(pid))[0] != int(began)
+            gone = launcher.stat_of(int(pid))[0] != int(rest.partition(".")[0])
         except (OSError, ValueError, IndexError):
             gone = True
         if gone:

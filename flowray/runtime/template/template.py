@@ -25,11 +25,11 @@ from pathlib import Path
 from types import CodeType
 
 from flowray.runtime.template.launcher import stat_of
+from flowray.runtime.template.setup import PRELOAD
 from flowray.runtime.template.worker import Request, become
 
 RAY_VERSIONS = ("2.60.",)  # whose private parts are known to bear this
 MODULES = ("ray", "ray._private.workers.default_worker", "uvloop", "flowray.runtime.agent")
-PRELOAD = "FLOWRAY_TEMPLATE_PRELOAD"  # further modules, with commas between them
 IDLE_S = 600.0  # without a fork alive and without a request, until the template ends
 _REQUEST_BYTES = 4 << 20
 _REQUEST_S = 5.0  # for a whole request to arrive
@@ -74,13 +74,15 @@ class Template:
                 os.read(self._ended, 4096)
                 self._reap()
             if self._raylet in ready:
-                return self._end("its raylet has ended")
+                self._end("its raylet has ended")
+                return None
             if self._listener.fileno() in ready:
                 request = self._accept()
                 if request is not None:
                     return request
             if not ready and not self._children:
-                return self._end(f"nobody has asked for {IDLE_S:g} s")
+                self._end(f"nobody has asked for {IDLE_S:g} s")
+                return None
 
     def _accept(self) -> Request | None:
         """Serve one launcher. Returns its request in the fork only."""
@@ -92,6 +94,8 @@ class Template:
         child: Request | None = None
         try:
             request = self._read(stream, received)
+            if request is None:
+                return None
             require_one_thread()
             pid = os.fork()
             if pid == 0:
@@ -114,8 +118,15 @@ class Template:
                     os.close(descriptor)
         return None
 
-    def _read(self, stream: socket.socket, received: list[int]) -> Request:
-        """A launcher's request. Descriptors that arrived are in `received`, whatever happens."""
+    def _read(self, stream: socket.socket, received: list[int]) -> Request | None:
+        """A launcher's request; None when it only wanted to know whether somebody listens.
+
+        Descriptors that arrived are in `received`, whatever happens.
+
+        Raises:
+            ValueError, EOFError, TypeError: what came is no request, or none for this template.
+            OSError: it did not come in time.
+        """
         deadline = time.monotonic() + _REQUEST_S
         stream.settimeout(_REQUEST_S)
         peer = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
@@ -123,6 +134,8 @@ class Template:
             raise ValueError(f"it came from user {peer}")
         head, descriptors, _, _ = socket.recv_fds(stream, 4, 8)
         received += descriptors
+        if not head:
+            return None
         length = int.from_bytes(head, "big")
         if len(head) != 4 or len(descriptors) != _KEPT_DESCRIPTORS or not 0 < length <= _REQUEST_BYTES:
             raise ValueError(f"{length} bytes with {len(descriptors)} descriptors is no request")
@@ -136,9 +149,8 @@ class Template:
         arguments, environment, directory = marshal.loads(body)
         if arguments[0] != self._worker:
             raise ValueError(f"it is for {arguments[0]}, and this template has {self._worker}")
-        for name in ("RAY_JOB_ID", "RAY_RAYLET_PID"):
-            if environment.get(name.encode()) != os.environb.get(name.encode()):
-                raise ValueError(f"it has another {name}")
+        if environment.get(b"RAY_RAYLET_PID") != os.environb[b"RAY_RAYLET_PID"]:
+            raise ValueError("it is of another raylet")
         return Request(arguments, environment, directory, tuple(descriptors), stream)
 
     def _forget(self) -> None:
@@ -174,12 +186,12 @@ class Template:
 
 def say(what: str) -> None:
     """A line for the template's log, which is its standard error."""
-    print(f"{time.strftime('%H:%M:%S')} template {os.getpid()}: {what}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} template {os.getpid()}: {what}\n")
 
 
 def require_one_thread() -> None:
     """Raises CannotFork when this process has more than one thread."""
-    threads = os.listdir("/proc/self/task")
+    threads = os.listdir("/proc/self/task")  # noqa: PTH208 - before every fork
     if len(threads) != 1:
         names = sorted({Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in threads})
         raise CannotFork(f"there are {len(threads)} threads ({', '.join(names)})")
@@ -251,7 +263,7 @@ def _trial() -> int:
     import asyncio
     import threading
 
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     loop = asyncio.new_event_loop()
@@ -271,7 +283,7 @@ def main() -> None:
     settle()
     try_fork()
     template = Template(f"{path}.socket", raylet, worker_file())
-    if path.rpartition("-")[0].rpartition("-")[2] != str(stat_of(raylet)[0]):
+    if path.rpartition("-")[2] != str(stat_of(raylet)[0]):
         raise CannotFork(f"process {raylet} is not the raylet that asked")
     sys.path.insert(0, str(Path(worker_file()).parent))  # as Python does for a file that it runs
     os.write(told, b"listening")  # fails, and ends us, when the launcher could not wait any longer

@@ -44,20 +44,22 @@ def become(request: Request, code: CodeType) -> None:
     for number, descriptor in enumerate(request.streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    job = os.environ["RAY_JOB_ID"]
     os.environ.clear()
     os.environb.update(request.environment)
+    os.environ["RAY_JOB_ID"] = job  # the one that Ray's C++ part has read: both name the worker's log files by it
     os.chdir(request.directory)
     _reseed()
     _tell_when_ready(request.stream)
 
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")  # Ray's C++ settings, from the new environment
     sys.argv = list(request.arguments)
     main = ModuleType("__main__")
     main.__file__ = request.arguments[0]
     sys.modules["__main__"] = main
-    exec(code, main.__dict__)  # noqa: S102 - Ray's own file, as `python default_worker.py` would run it
+    exec(code, main.__dict__)  # Ray's own file, as `python default_worker.py` would run it
 
 
 def _reseed() -> None:
