@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc.experimental.session_cache import ssl_session_cache_lru
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -260,6 +260,7 @@ def context_of(*uris: str, security: bytes = b"ssl") -> dict[str, list[bytes]]:
     return {"transport_security_type": [security], "ssl_session_reused": [b"false"], "peer_uri": uri_bytes}
 
 
+@settings(deadline=None)
 @given(names, names)
 def test_a_name_comes_back_from_its_uri(runtime, name):
     context = context_of(uri_of(runtime, name))
@@ -293,6 +294,7 @@ def test_a_name_that_is_not_plain_is_none(context):
     assert peer_name(context) is None
 
 
+@settings(deadline=None)
 @given(names, names)
 def test_different_names_have_different_dns_names(one, other):
     label, _, rest = dns_name_of("team", one).partition(".")
@@ -329,6 +331,7 @@ def test_credentials_travel_and_do_not_show(authority):
     assert all(line not in shown for line in credentials.key_pem.splitlines())
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Credentials,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -50,6 +50,8 @@ def test_it_is_replaced_and_lies_where_it_is_told(home, monkeypatch):
     before = os.umask(0)
     try:
         TICKET.save(Path("mine.json"))
+        assert Path("mine.json").stat().st_mode & 0o777 == 0o600
+        os.umask(0o277)
         renewed = structs.replace(TICKET, expires_at_utc=NOW + 7200)
         renewed.save(Path("mine.json"))
     finally:
@@ -76,6 +78,7 @@ tickets = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(tickets)
 def test_any_ticket_travels(ticket):
     assert msgspec.json.decode(ticket.encoded(), type=Ticket) == ticket
