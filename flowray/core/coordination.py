@@ -223,7 +223,7 @@ class Coordination:
 
     def _place(self, entry: Entry, lane: Lane) -> None:
         """Start the task where there is room, or let it wait. Older and more urgent tasks of its lane go first."""
-        chosen = None if len(lane) else choose_agent(lane, self._rng)
+        chosen = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self._rng)
         if chosen is not None:
             self._start(entry, chosen[0], chosen[1])
         elif lane.classes and all(one.hopeless for one in lane.classes):

@@ -8,6 +8,10 @@ Balancing", IEEE TPDS 12(10), 2001.
 Agents that answer within microseconds would idle for a message's round trip between two tasks. So an agent whose tasks
 are short may hold some more than its slots: about `prefetch_s` worth of work, never more. Long tasks are never
 prefetched, and an agent that gets stuck hands back what it has not begun (`AttemptReturned`).
+
+A message costs about as much as many such tasks take to run. So the tasks that arrive within a moment of one another
+go together to the agent that got the first of them, up to `batch_s` of work by its average: a task waits that long at
+most, and the processes at both ends of the message have much less to do.
 """
 
 from __future__ import annotations
@@ -27,21 +31,40 @@ class PlacementPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     prefetch_s: float = 0.01  # work an agent may hold beyond its slots, by its own average run time; 0 for none
     max_prefetch: int = 64  # and never more attempts than this
+    batch_s: float = 0.0005  # work that may go to one agent together, by its own average run time; 0 for none
+    batch_within_s: float = 0.001  # what arrives within this time of one another counts as together
 
     def __post_init__(self) -> None:
         if self.prefetch_s < 0:
             raise ConfigError("placement.prefetch_s", f"must not be negative, got {self.prefetch_s}")
         if self.max_prefetch < 0:
             raise ConfigError("placement.max_prefetch", f"must not be negative, got {self.max_prefetch}")
+        for name in ("batch_s", "batch_within_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"placement.{name}", f"must not be negative, got {getattr(self, name)}")
 
 
-def choose_agent(lane: Lane, rng: Rng) -> tuple[Agent, Choice] | None:
+def choose_agent(lane: Lane, policy: PlacementPolicy, now: float, rng: Rng) -> tuple[Agent, Choice] | None:
     """The agent for the next task of a lane, and why; None when no capable agent has room."""
+    last = lane.last_chosen
+    if last is not None and now < lane.last_chosen_at + policy.batch_within_s and _may_batch(last, policy):
+        return last, Choice("batch", 1, ((last.id, last.load),))
     if lane.free:
-        return _two_choices(lane.free, False, rng)
-    if lane.spare:
-        return _two_choices(lane.spare, True, rng)
-    return None
+        found = _two_choices(lane.free, False, rng)
+    elif lane.spare:
+        found = _two_choices(lane.spare, True, rng)
+    else:
+        return None
+    lane.last_chosen, lane.last_chosen_at = found[0], now
+    return found
+
+
+def _may_batch(agent: Agent, policy: PlacementPolicy) -> bool:
+    held = agent.held
+    if agent.service_s < 0 or held * agent.service_s >= policy.batch_s:
+        return False
+    one = agent.agent_class
+    return agent in one.spare or agent in one.free
 
 
 def _two_choices(classes: IndexedSet[AgentClass], prefetch: bool, rng: Rng) -> tuple[Agent, Choice]:

@@ -13,7 +13,7 @@ from flowray.core.model import Task, TaskId
 from flowray.core.ordered import IndexedSet
 
 if TYPE_CHECKING:
-    from flowray.core.registry import AgentClass
+    from flowray.core.registry import Agent, AgentClass
 
 MAX_IDLE_LANES = 1024  # empty lanes kept for the next task with the same needs
 
@@ -29,13 +29,15 @@ class LaneKey(NamedTuple):
 class Lane:
     """Tasks with the same needs."""
 
-    __slots__ = ("_heap", "_waiting", "classes", "free", "key", "spare")
+    __slots__ = ("_heap", "_waiting", "classes", "free", "key", "last_chosen", "last_chosen_at", "spare")
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
         self.classes: list[AgentClass] = []  # that can serve this lane
         self.free: IndexedSet[AgentClass] = IndexedSet()  # of those, the ones with an idle slot
         self.spare: IndexedSet[AgentClass] = IndexedSet()  # of those, the ones with room to prefetch
+        self.last_chosen: Agent | None = None  # the agent drawn last for a task of this lane,
+        self.last_chosen_at = 0.0  # and when
         self._heap: list[tuple[int, int, TaskId]] = []  # (-priority, seq, task)
         self._waiting: dict[TaskId, int] = {}  # -> seq of its valid heap entry
 

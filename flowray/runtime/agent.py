@@ -30,6 +30,7 @@ from flowray.runtime.messages import Begin, Begun, Cancel, Finished, Held, Repor
 from flowray.runtime.payloads import PayloadDesk
 
 STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it holds beyond its slots
+_TOGETHER_S = 0.0005  # how long a result waits for those of attempts that were waiting behind it
 _REPORT_RESULTS = 1024  # in one report
 _REPORT_BYTES = 2 << 20
 _HOST = frozenset({__file__})  # whose frames are not the user's business
@@ -200,8 +201,16 @@ class AgentHost:
             asked = self._flush_at > 0.0
             if not asked:
                 self._flush_at = time.monotonic()
-        if not asked:
+        if asked:
+            return
+        if self._inbox.empty():
             self._around.soon(self.flush)
+        else:
+            # More of the same is waiting, and most likely as quick: their results go together.
+            self._around.soon(self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._around.loop.call_later(_TOGETHER_S, self.flush)
 
     # ── the user's object ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -295,6 +295,8 @@ class Observer:
                     world.note(f"{command.reason} attempt")
                 elif command.choice.policy == "prefetch":
                     world.note("prefetched")
+                elif command.choice.policy == "batch":
+                    world.note("sent together")
             elif isinstance(command, ResolveTask):
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):

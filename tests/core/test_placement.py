@@ -11,6 +11,8 @@ from flowray.errors import ConfigError
 
 from .builders import spec, task
 
+POLICY = PlacementPolicy()
+
 
 def lane_of(**counts):
     """A lane served by classes of ready agents."""
@@ -35,7 +37,7 @@ def test_of_two_the_less_loaded_is_taken():
     busy, idle = registry.agents()
     hold(busy, 3)
     for seed in range(50):
-        agent, choice = choose_agent(lane, Random(seed))
+        agent, choice = choose_agent(lane, POLICY, 0.0, Random(seed))
         assert agent is idle
         assert (choice.policy, choice.candidates) == ("power_of_two", 2)
         assert dict(choice.considered) == {busy.id: 0.75, idle.id: 0.0}
@@ -44,19 +46,19 @@ def test_of_two_the_less_loaded_is_taken():
 def test_nobody_with_room_is_nobody():
     lane, registry = lane_of(a=1)
     hold(registry.agents()[0], 4)
-    assert choose_agent(lane, Random(0)) is None
+    assert choose_agent(lane, POLICY, 0.0, Random(0)) is None
 
 
 def test_the_only_one_is_named_so():
     lane, registry = lane_of(a=1)
-    agent, choice = choose_agent(lane, Random(0))
+    agent, choice = choose_agent(lane, POLICY, 0.0, Random(0))
     assert (agent, choice.policy) == (registry.agents()[0], "only_one")
 
 
 def test_equal_loads_spread_evenly():
     lane, _ = lane_of(a=3, b=1)
     rng = Random(5)
-    drawn = Counter(choose_agent(lane, rng)[0].id for _ in range(4000))
+    drawn = Counter(choose_agent(lane, POLICY, 0.0, rng)[0].id for _ in range(4000))
     assert len(drawn) == 4
     assert all(700 < count < 1300 for count in drawn.values())
 
@@ -71,7 +73,7 @@ def test_two_choices_keep_the_fullest_agent_close_to_the_average():
         one.update(agent)
     lane, rng = queue.lane(task(), registry.classes()), Random(3)
     for number in range(200):
-        agent, _ = choose_agent(lane, rng)
+        agent, _ = choose_agent(lane, POLICY, 0.0, rng)
         agent.outstanding[f"t{number}"] = 1
         one.update(agent)
     assert max(a.held for a in added) <= 6
@@ -83,14 +85,51 @@ def test_an_idle_slot_is_better_than_any_prefetch():
     quick.prefetch, quick.service_s = 10, 0.001
     hold(quick, 4)
     hold(other, 3)
-    assert choose_agent(lane, Random(0))[0] is other
+    assert choose_agent(lane, POLICY, 0.0, Random(0))[0] is other
     hold(other, 4)
-    agent, choice = choose_agent(lane, Random(0))
+    agent, choice = choose_agent(lane, POLICY, 0.0, Random(0))
     assert agent is quick
     assert choice.policy == "only_one"
 
 
-@pytest.mark.parametrize("wrong", [{"prefetch_s": -1}, {"max_prefetch": -1}])
+def test_quick_tasks_that_come_together_go_together():
+    lane, registry = lane_of(a=8)
+    for agent in registry.agents():
+        agent.prefetch, agent.service_s = 64, 0.00005
+    first, _ = choose_agent(lane, POLICY, 10.0, Random(0))
+    together = 0
+    while True:
+        hold(first, first.held + 1)
+        agent, choice = choose_agent(lane, POLICY, 10.0, Random(together))
+        if choice.policy != "batch":
+            break
+        assert agent is first
+        together += 1
+    assert together == 9  # with the first they make 10 of 50 us: the batch_s of 0.5 ms
+
+
+def test_nothing_goes_together_that_is_slow_unknown_late_or_has_no_room():
+    lane, registry = lane_of(a=8)
+    for agent in registry.agents():
+        agent.prefetch = 64
+    first, _ = choose_agent(lane, POLICY, 10.0, Random(0))
+    hold(first, 1)
+    for service_s, now in ((0.001, 10.0), (-1.0, 10.0), (0.00005, 10.1)):
+        first.service_s, lane.last_chosen, lane.last_chosen_at = service_s, first, 10.0
+        assert choose_agent(lane, POLICY, now, Random(1))[1].policy == "power_of_two"
+    first.service_s, first.state = 0.00005, AgentState.STOPPED
+    first.agent_class.update(first)
+    lane.last_chosen, lane.last_chosen_at = first, 10.0
+    agent, choice = choose_agent(lane, POLICY, 10.0, Random(1))
+    assert (agent is first, choice.policy) == (False, "power_of_two")
+    first.state = AgentState.READY
+    first.agent_class.update(first)
+    lane.last_chosen, lane.last_chosen_at = first, 10.0
+    off = PlacementPolicy(batch_s=0)
+    assert choose_agent(lane, off, 10.0, Random(1))[1].policy == "power_of_two"
+
+
+@pytest.mark.parametrize("wrong", [{"prefetch_s": -1}, {"max_prefetch": -1}, {"batch_s": -1}, {"batch_within_s": -1}])
 def test_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ConfigError, match="placement"):
         PlacementPolicy(**wrong)
