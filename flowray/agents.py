@@ -6,19 +6,28 @@
 
 The decorator only attaches a description; the class stays plain, can be made and called without any runtime, and may
 be sync or async. A function of one or two arguments is an agent too.
+
+Agents talk to one another: `ctx.ask`, `ctx.send` and `ctx.publish` say something, `on_message(message, ctx)` hears it,
+one message at a time beside the attempts of `run`; what it returns answers an ask.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from flowray.errors import ConfigError
+from msgspec import Struct
+
+from flowray.errors import ConfigError, NotConnected
 
 _ATTRIBUTE = "__flowray_agent__"
 C = TypeVar("C", bound=Callable[..., Any])
+_MAX_TOPICS = 100  # subscribed to by one agent
+_MAX_TOPIC = 200  # characters of its name
+_TOPIC = re.compile(r"[^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +43,85 @@ class Task:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+class Message(Struct, frozen=True, weakref=False):
+    """What `on_message` receives."""
+
+    body: Any  # decoded; a copy of the sender's
+    sender: str  # id of the agent or driver
+    topic: str = ""  # "" unless it was published
+    wants_reply: bool = False  # is the return value of `on_message` awaited?
+
+
+class Awaited(Protocol):
+    """Something under way: await it on an event loop, call `.result()` on a thread without one."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def result(self, timeout_s: float | None = None) -> Any: ...
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+
+
+class Voice(Protocol):
+    """How an agent speaks to others. Made by a runtime; see Context for what it does."""
+
+    def ask(self, receiver: str, body: Any, timeout_s: float | None) -> Awaited: ...
+
+    def send(self, receiver: str, body: Any) -> Awaited: ...
+
+    def publish(self, topic: str, body: Any) -> Awaited: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """Where an attempt runs. One for each attempt."""
+    """Where an attempt runs, or a message is handled. One for each."""
 
     agent_id: str
     tier: str = ""
     attempt: int = 1
-    remaining_s: float | None = None  # until the task's deadline, measured when the attempt began; None without one
+    # Until the task's deadline, or until nobody waits for the answer any more; measured at the beginning; None: no end.
+    remaining_s: float | None = None
     cancelled: bool = False  # becomes True when nobody wants the answer any more; long loops should look
+    voice: Voice | None = field(default=None, repr=False)  # None where there is nobody to talk to
+
+    def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
+        """Ask another agent; the value is what its `on_message` returns. Sent at once, whether awaited or not.
+
+        Plain data and bytes travel as they are, other values pickled. `timeout_s` (None: the configured one) covers
+        everything until the answer is here; an ask made while answering another has no more time than that one.
+
+        Raises, when awaited or in `.result()`:
+            AskTimeout: no answer in time.
+            AskFailed: the other side raised; its exception's type and message.
+            AskDeadlock: agents wait for one another in a circle; it names them.
+            AgentUnreachable: nobody of this name is there, or its process died.
+            NoRoom: too many asks are open already.
+        """
+        return self._speak().ask(receiver, body, timeout_s)
+
+    def send(self, receiver: str, body: Any) -> Awaited:
+        """Send a message that nobody answers. `await` it in async code; in sync code calling is enough.
+
+        Costs next to nothing while the receiver keeps up. When it does not, the sender waits: a thread in this very
+        call, async code in its `await` (what is not awaited then is not sent, and a warning says so). Messages of one
+        sender arrive in order. Each arrives at most once: not at all if the receiver's process dies.
+
+        Raises:
+            AgentUnreachable: nobody of this name is there.
+            NoRoom: the receiver took nothing for too long.
+            PayloadError: the message cannot be pickled, or is too large.
+        """
+        return self._speak().send(receiver, body)
+
+    def publish(self, topic: str, body: Any) -> Awaited:
+        """Send a message to all subscribers of a topic, like `send`. The value is how many they were."""
+        return self._speak().publish(topic, body)
+
+    def _speak(self) -> Voice:
+        if self.voice is None:
+            raise NotConnected(f"{self.agent_id} has nobody to talk to here: this context was made without a mesh")
+        return self.voice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +134,8 @@ class AgentDescription:
     num_cpus: float = 0.0  # 0 means its tier's share
     memory_bytes: int = 0  # reserved for placement; no limit
     retry_on: tuple[type[BaseException], ...] = ()  # besides RetryableError, ConnectionError and TimeoutError
+    topics: frozenset[str] = frozenset()  # what is published to these comes to `on_message`
+    reentrant: bool = False  # may `on_message` begin while earlier messages still wait in it? For async code
 
     def __post_init__(self) -> None:
         if any(not isinstance(c, str) or not c or c != c.strip() for c in self.capabilities):
@@ -65,6 +146,7 @@ class AgentDescription:
             raise ConfigError("num_cpus", f"must not be negative, got {self.num_cpus}")
         if self.memory_bytes < 0:
             raise ConfigError("memory_bytes", f"must not be negative, got {self.memory_bytes}")
+        check_topics(self.topics)
 
 
 def agent(
@@ -75,11 +157,13 @@ def agent(
     num_cpus: float = 0.0,
     memory_bytes: int = 0,
     retry_on: tuple[type[BaseException], ...] = (),
+    topics: Iterable[str] = (),
+    reentrant: bool = False,
 ) -> Callable[[C], C]:
     """Describe a class or function as an agent.
 
     Raises:
-        ConfigError: a value is out of range, or the decorated thing has no usable `run`.
+        ConfigError: a value is out of range, or the decorated thing has no usable `run` or `on_message`.
     """
     if isinstance(capabilities, str):
         raise ConfigError("capabilities", "a set of strings is wanted, not one string", f'{{"{capabilities}"}}')
@@ -90,10 +174,13 @@ def agent(
         num_cpus=num_cpus,
         memory_bytes=memory_bytes,
         retry_on=retry_on,
+        topics=frozenset(check_topics(topics)),
+        reentrant=reentrant,
     )
 
     def attach(target: C) -> C:
         check_runnable(target)
+        check_listening(target, description)
         setattr(target, _ATTRIBUTE, description)
         return target
 
@@ -135,3 +222,40 @@ def wants_context(run: Callable[..., Any]) -> bool:
     arguments = inspect.signature(run).parameters.values()
     positional = [p for p in arguments if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in arguments)
+
+
+def check_topics(topics: Iterable[str], field: str = "topics") -> tuple[str, ...]:
+    """Sorted and unique.
+
+    Raises:
+        ConfigError: one of them is no name of a topic, or there are too many.
+    """
+    if isinstance(topics, str):
+        raise ConfigError(field, "a set of strings is wanted, not one string", f'{{"{topics}"}}')
+    unique = set(topics)
+    for topic in unique:
+        if not isinstance(topic, str) or len(topic) > _MAX_TOPIC or not _TOPIC.fullmatch(topic):
+            shape = f"a non-empty string of at most {_MAX_TOPIC} characters without outer blanks or control characters"
+            raise ConfigError(field, f"{topic!r} is no topic: {shape}")
+    if len(unique) > _MAX_TOPICS:
+        raise ConfigError(field, f"{len(unique)} topics; one agent may subscribe to {_MAX_TOPICS}")
+    return tuple(sorted(unique))
+
+
+def check_listening(target: Callable[..., Any], description: AgentDescription) -> None:
+    """Raise ConfigError unless the target's `on_message`, if it has one, can be called and fits its description."""
+    name = getattr(target, "__qualname__", repr(target))
+    hears = getattr(target, "on_message", None) if inspect.isclass(target) else None
+    if hears is None:
+        if description.topics:
+            raise ConfigError(name, "it subscribes to topics and has no method on_message(self, message, ctx)")
+        if description.reentrant:
+            raise ConfigError(name, "reentrant is about on_message(self, message, ctx), which it does not have")
+        return
+    arguments = list(inspect.signature(hears).parameters.values())[1:] if callable(hears) else []
+    positional = [p for p in arguments if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    catch_all = any(p.kind is p.VAR_POSITIONAL for p in arguments)
+    if len([p for p in positional if p.default is p.empty]) > 2 or (not positional and not catch_all):
+        raise ConfigError(name, "on_message takes the message and, if it wants it, the context")
+    if description.reentrant and not inspect.iscoroutinefunction(hears):
+        raise ConfigError(name, "reentrant needs an async on_message: sync code handles one message at a time")

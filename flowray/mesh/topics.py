@@ -11,17 +11,13 @@ arrive in the order in which they were published.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from msgspec import Struct
 
-from flowray.errors import ConfigError
+from flowray.agents import check_topics
 
-MAX_TOPICS = 100  # subscribed to by one agent
-_MAX_NAME = 200  # characters of a topic
 _MAX_LEFT = 4_096  # agents that went and are remembered; a copy from before those is sent everything
-_NAME = re.compile(r"[^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?")
 
 
 class Listing(Struct, frozen=True, array_like=True):
@@ -39,24 +35,6 @@ class Changes(Struct, frozen=True, array_like=True):
     since: int  # for copies that have this version; 0: for all, and agents that are not listed are gone
     version: int  # that the copy has afterwards
     listings: tuple[Listing, ...]
-
-
-def check_topics(topics: Iterable[str], field: str = "topics") -> tuple[str, ...]:
-    """Sorted and unique.
-
-    Raises:
-        ConfigError: one of them is no name of a topic, or there are too many.
-    """
-    if isinstance(topics, str):
-        raise ConfigError(field, "a set of strings is wanted, not one string", f'{{"{topics}"}}')
-    unique = set(topics)
-    for topic in unique:
-        if not isinstance(topic, str) or len(topic) > _MAX_NAME or not _NAME.fullmatch(topic):
-            shape = f"a non-empty string of at most {_MAX_NAME} characters without outer blanks or control characters"
-            raise ConfigError(field, f"{topic!r} is no topic: {shape}")
-    if len(unique) > MAX_TOPICS:
-        raise ConfigError(field, f"{len(unique)} topics; one agent may subscribe to {MAX_TOPICS}")
-    return tuple(sorted(unique))
 
 
 class Directory:
