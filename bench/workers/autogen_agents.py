@@ -47,8 +47,8 @@ class Noop(RoutedAgent):
         super().__init__("does nothing")
 
     @message_handler
-    async def on_body(self, message: Body, ctx: MessageContext) -> None:
-        return None
+    async def on_body(self, message: Body, ctx: MessageContext) -> Body:
+        return Body("")  # its gRPC runtime cannot send None, and who asked would wait for ever
 
 
 class Asker(RoutedAgent):
