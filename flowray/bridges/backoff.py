@@ -26,7 +26,8 @@ class Backoff:
     async def wait(self, until: asyncio.Event) -> bool:
         """Sleep, or less if the event comes first; says whether it came."""
         try:
-            await asyncio.wait_for(until.wait(), self.next_s())
+            async with asyncio.timeout(self.next_s()):
+                await until.wait()
         except TimeoutError:
             return False
         return True

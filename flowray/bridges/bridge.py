@@ -170,6 +170,9 @@ class Bridge(ABC):
     def _readers(self) -> list[asyncio.Task[None]]:
         return self._tasks[: len(self.config.inbound)]
 
+    def _reading(self) -> bool:
+        return go_on() and not self._stopping.is_set()
+
     def _lane(self, name: str) -> Lane:
         lane = Lane(name, Backoff(self.limits.reconnect_min_s, self.limits.reconnect_max_s))
         self._lanes.append(lane)
@@ -182,7 +185,7 @@ class Bridge(ABC):
 
     async def _keep(self, lane: Lane, session: Callable[[Lane], Awaitable[None]], until: asyncio.Event) -> None:
         """Run sessions of one lane, one after another, until it is time to stop."""
-        while not until.is_set():
+        while go_on() and not until.is_set():
             try:
                 await _unless_ours(session(lane))
                 return
@@ -217,10 +220,7 @@ class Bridge(ABC):
         why = NotConnected(f"bridge {self.config.name} is stopped; this message was not confirmed")
         for outbox in self._outboxes:
             outbox.close(why)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(*self._tasks)
         try:
             for subscription in self._subscriptions:
                 await subscription.close()
@@ -258,6 +258,26 @@ class Bridge(ABC):
 
     def _is_own(self, origin: str, message_id: str) -> bool:
         return origin == self.config.name or trail.passed(self.config.name, message_id)
+
+
+def go_on() -> bool:
+    """True; raises CancelledError in a task that was cancelled and whose cancellation a library has swallowed.
+
+    `asyncio.wait_for` of Python 3.11, which redis-py sends with, does so when what it waits for is done already.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    return True
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel these and wait until they are done; again and again, for the reason above."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.1)
 
 
 async def _unless_ours(session: Awaitable[None]) -> None:

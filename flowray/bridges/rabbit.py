@@ -33,14 +33,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiormq
-from yarl import URL
 from aiormq import exceptions
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from pamqp.commands import Basic
+from yarl import URL
 
 from flowray.bridges import trail
-from flowray.bridges.bridge import LOOK_S, Bridge, Lane, Poison
+from flowray.bridges.bridge import LOOK_S, Bridge, Lane, Poison, go_on
 from flowray.bridges.config import BridgeConfig, InboundConfig, OutboundConfig
 from flowray.bridges.handover import Arrival, hand_over
 from flowray.bridges.outbox import Outbox, Sending
@@ -71,7 +71,8 @@ class Inbox:
         if not self._waiting:
             self._filled.clear()
             try:
-                await asyncio.wait_for(self._filled.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._filled.wait()
             except TimeoutError:
                 return []
         batch: list[DeliveredMessage] = []
@@ -148,7 +149,7 @@ class RabbitBridge(Bridge):
             await channel.queue_declare(route.source, durable=True, passive=not self.config.declare)
             consuming = await channel.basic_consume(route.source, inbox.put)
             lane.up()
-            while not self._stopping.is_set():
+            while self._reading():
                 batch = await inbox.take(self.limits.batch, self.limits.batch_bytes, LOOK_S)
                 if batch:
                     lane.in_hand = len(batch)
@@ -223,7 +224,7 @@ class RabbitBridge(Bridge):
             elif route.target:
                 await channel.exchange_declare(route.target, passive=True)
             lane.up()
-            while True:
+            while go_on():
                 batch = await outbox.take(self.limits.batch, self.limits.batch_bytes)
                 left = await self._send(channel, route, outbox, batch)
                 if left:  # refused by a full queue, for example

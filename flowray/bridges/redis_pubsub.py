@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 from redis import exceptions
 
-from flowray.bridges.bridge import LOOK_S, Lane, Poison
+from flowray.bridges.bridge import LOOK_S, Lane, Poison, go_on
 from flowray.bridges.config import BridgeConfig, InboundConfig, OutboundConfig
 from flowray.bridges.handover import Arrival, hand_over
 from flowray.bridges.outbox import Outbox
@@ -63,7 +63,7 @@ class RedisPubSubBridge(RedisBridge):
             if first is None or first["type"] != "subscribe":
                 raise exceptions.TimeoutError("no answer to SUBSCRIBE")
             lane.up()
-            while not self._stopping.is_set():
+            while self._reading():
                 batch = await self._next(channel)
                 if batch:
                     lane.in_hand = len(batch)
@@ -124,7 +124,7 @@ class RedisPubSubBridge(RedisBridge):
         async with self._client() as client:
             await client.ping()
             lane.up()
-            while True:
+            while go_on():
                 batch = await outbox.take(self.limits.batch, self.limits.batch_bytes)
                 for sending in (sending for sending in batch if sending.reason):
                     message = sending.message

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from redis import exceptions
 
 from flowray.bridges import redis_scripts, trail
-from flowray.bridges.bridge import LOOK_S, Lane, Poison
+from flowray.bridges.bridge import LOOK_S, Lane, Poison, end, go_on
 from flowray.bridges.config import BridgeConfig, InboundConfig, OutboundConfig
 from flowray.bridges.handover import Arrival, hand_over
 from flowray.bridges.outbox import Outbox
@@ -69,7 +69,7 @@ class RedisStreamBridge(RedisBridge):
             own = True  # first what was read before and not acknowledged
             cursor, claim_at_s = b"0-0", loop.time()
             count = limits.batch
-            while not self._stopping.is_set():
+            while self._reading():
                 if own:
                     entries = await self._next(client, route.source, "0", count)
                     own = bool(entries)
@@ -185,16 +185,17 @@ class RedisStreamBridge(RedisBridge):
                 await asyncio.sleep(self.limits.claim_after_s / 3)
                 for start in range(0, len(entries), 100):
                     part = entries[start : start + 100]
-                    await client.execute_command("XCLAIM", stream, self._group, self._consumer, 0, *part, "JUSTID")
+                    await client.xclaim(stream, self._group, self._consumer, 0, part, justid=True)
 
         task = asyncio.ensure_future(hold())
         try:
             yield
         finally:
-            task.cancel()
-            # A connection that broke shows at the next command; here it only means that nobody was told.
-            await asyncio.wait({task})
+            await end(task)
             if not task.cancelled() and (error := task.exception()) is not None:
+                # A connection that broke shows at the next command as well; here only nobody was told.
+                if not isinstance(error, (exceptions.RedisError, OSError)):
+                    raise error
                 self._figures.last_error = f"{stream}: {type(error).__name__}: {self._address.hide(str(error))}"
 
     async def _bury_entry(self, client: Redis, stream: str, entry: bytes, reason: str) -> None:
@@ -210,7 +211,7 @@ class RedisStreamBridge(RedisBridge):
             lane.up()
             keys = (route.target, f"flowray:sent:{{{route.target}}}:{self.config.name}")
             limits = self.limits
-            while True:
+            while go_on():
                 batch = await outbox.take(limits.batch, limits.batch_bytes)
                 for sending in (sending for sending in batch if sending.reason):
                     message = sending.message
