@@ -99,11 +99,11 @@ def outside_credentials(roots_pem: str) -> grpc.ChannelCredentials:
 
 
 def server_credentials(current: Callable[[], Credentials], *, require_client: bool) -> grpc.ServerCredentials:
-    """For a server. `current` is asked at every handshake, so that a renewal needs no restart.
+    """For one port of a server. `current` is asked at every handshake, so that a renewal needs no restart.
 
     `current` runs in threads of gRPC: it hands out what is there and does not wait. If it fails, the server goes on
     with what it had. With `require_client` a caller without a certificate of this runtime does not get in; without
-    it none is asked for, and `peer_name` is None.
+    it none is asked for, and `peer_name` is None. Make one for each port: what is new is handed over once.
     """
     lock = threading.Lock()
     shown = current()

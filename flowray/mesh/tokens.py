@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
-import math
 import re
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, cast, get_args
-from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct, structs
@@ -206,89 +202,6 @@ class Tokens:
     def _write(self, grants: tuple[Grant, ...]) -> None:
         self._file.write(msgspec.json.encode(_Table(_VERSION, grants)))
         self._read()
-
-
-class BackOff:
-    """How often one source may fail in a while. Told the time; holds a bounded number of sources."""
-
-    def __init__(self, *, failures: int = 5, within_s: float = 60.0, max_sources: int = 10_000) -> None:
-        for name, value in (("failures", failures), ("max_sources", max_sources)):
-            if value < 1:
-                raise ConfigError(name, f"must be at least 1, got {value!r}")
-        if not 0 < within_s < math.inf:
-            raise ConfigError("within_s", f"must be positive, got {within_s!r}")
-        self._failures, self._within_s, self._max_sources = failures, within_s, max_sources
-        self._times: OrderedDict[str, deque[float]] = OrderedDict()  # by the latest failure, oldest first
-
-    def wait_s(self, source: str, now_s: float) -> float:
-        """How long this source has to wait before it may try; 0 for not at all."""
-        times = self._times.get(source)
-        if times is None or len(times) < self._failures:
-            return 0.0
-        return max(0.0, times[0] + self._within_s - now_s)
-
-    def failed(self, source: str, now_s: float) -> None:
-        """It tried and failed.
-
-        When there is no room the source that was quiet longest is forgotten. Somebody with that many addresses gains
-        as many guesses, which at 256 bits is nothing.
-        """
-        self._times.setdefault(source, deque(maxlen=self._failures)).append(now_s)
-        self._times.move_to_end(source)
-        while self._times:
-            oldest, times = next(iter(self._times.items()))
-            if len(self._times) <= self._max_sources and times[-1] + self._within_s > now_s:
-                break
-            del self._times[oldest]
-
-    def __len__(self) -> int:
-        return len(self._times)
-
-
-class Door:
-    """Lets callers from outside in: a token, and not too many wrong ones from the same place. For one thread."""
-
-    def __init__(self, tokens: Tokens, back_off: BackOff | None = None) -> None:
-        self._tokens = tokens
-        self._back_off = back_off or BackOff()
-
-    def admit(self, token: str, peer: str, now_s: float, *, scope: Scope = "client") -> Grant:
-        """Who may come in. `peer` is what gRPC's `context.peer()` says, `now_s` any clock that goes forward.
-
-        Only unknown tokens count as failures. Who has one that expired or was revoked guesses nothing, and one
-        forgotten notebook must not lock out all others behind its address.
-
-        Raises:
-            TokenRefused: not this one, or not now.
-        """
-        source = source_of(peer)
-        wait_s = self._back_off.wait_s(source, now_s)
-        if wait_s > 0:
-            detail = f"too many wrong tokens from {source}: try again in {math.ceil(wait_s)} s"
-            raise TokenRefused("too_often", detail, retry_after_s=wait_s)
-        try:
-            return self._tokens.check(token, scope)
-        except TokenRefused as refused:
-            if refused.reason == "unknown":
-                self._back_off.failed(source, now_s)
-            raise
-
-
-def source_of(peer: str) -> str:
-    """A gRPC peer without its port. Of IPv6 only the first 64 bits: one host has all the rest to itself."""
-    kind, _, rest = unquote(peer).partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind or "unknown"
-    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "unknown"
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 def _digest(token: str) -> str:

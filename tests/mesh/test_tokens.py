@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec import structs
 
 from flowray.errors import ConfigError, MeshError
 from flowray.mesh import tokens as module
-from flowray.mesh.tokens import FILE, BackOff, Door, TokenRefused, Tokens, source_of
+from flowray.mesh.tokens import FILE, TokenRefused, Tokens
 
 HOUR_S = 3600.0
 NOW = 1_800_000_000.0
@@ -188,93 +186,3 @@ def test_a_damaged_file_lets_nobody_in(tokens, tmp_path):
     file.chmod(0o644)
     with pytest.raises(MeshError, match=r"has mode 0644"):
         Tokens(tmp_path / "identity").check(token)
-
-
-def test_five_failures_a_minute_and_no_more():
-    back_off = BackOff()
-    for n in range(5):
-        assert back_off.wait_s("a", n) == 0
-        back_off.failed("a", n)
-    assert back_off.wait_s("a", 5) == 55
-    assert back_off.wait_s("b", 5) == 0
-    assert back_off.wait_s("a", 59.5) == 0.5
-    assert back_off.wait_s("a", 60) == 0
-    back_off.failed("a", 60)
-    assert back_off.wait_s("a", 60) == 1  # the second failure is still in the minute
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 30)), max_size=60))
-def test_no_window_has_more_failures_than_allowed(attempts):
-    """Against the definition: an attempt is let through when fewer than three failed in the ten seconds before."""
-    back_off, failed, now = BackOff(failures=3, within_s=10.0), {"a": [], "b": [], "c": []}, 0.0
-    for source, later_s in attempts:
-        now += later_s
-        recent = [at for at in failed[source] if at + 10.0 > now]
-        assert (back_off.wait_s(source, now) == 0) == (len(recent) < 3)
-        if len(recent) < 3:
-            failed[source].append(now)
-            back_off.failed(source, now)
-
-
-def test_the_back_off_is_bounded_and_forgets_the_quiet_first():
-    back_off = BackOff(failures=1, within_s=60, max_sources=3)
-    for n, source in enumerate("abca"):
-        back_off.failed(source, n)
-    back_off.failed("d", 4)
-    assert len(back_off) == 3
-    assert [back_off.wait_s(source, 4) > 0 for source in "abcd"] == [True, False, True, True]
-    back_off.failed("e", 1000)
-    assert len(back_off) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [({"failures": 0}, "failures"), ({"within_s": 0.0}, "within_s"), ({"max_sources": 0}, "max_sources")],
-)
-def test_a_back_off_checks_its_bounds(arguments, field):
-    with pytest.raises(ConfigError, match=f"^{field}: "):
-        BackOff(**arguments)
-
-
-def test_the_door_closes_to_who_guesses(tokens):
-    token, grant = tokens.create("client")
-    door = Door(tokens)
-    for n in range(5):
-        with pytest.raises(TokenRefused, match="unknown token"):
-            door.admit("frk_guess", f"ipv4:10.0.0.1:{5000 + n}", n)
-    with pytest.raises(TokenRefused, match=r"too many wrong tokens from 10\.0\.0\.1: try again in 55 s") as caught:
-        door.admit(token, "ipv4:10.0.0.1:6000", 5)
-    assert caught.value.retryable and caught.value.retry_after_s == 55
-    assert door.admit(token, "ipv4:10.0.0.2:6000", 5) == grant
-    assert door.admit(token, "ipv4:10.0.0.1:6000", 60) == grant
-
-
-def test_a_forgotten_notebook_locks_nobody_out(tokens):
-    old, grant = tokens.create("client")
-    good, _ = tokens.create("client")
-    tokens.revoke(grant.token_id)
-    door = Door(tokens)
-    for n in range(20):
-        with pytest.raises(TokenRefused, match="is revoked") as caught:
-            door.admit(old, "ipv4:10.0.0.1:5000", n)
-        assert not caught.value.retryable
-    assert door.admit(good, "ipv4:10.0.0.1:5001", 20).scope == "client"
-
-
-@pytest.mark.parametrize(
-    ("peer", "source"),
-    [
-        ("ipv4:10.1.2.3:5000", "10.1.2.3"),
-        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:5000", "2001:db8:1:2::/64"),
-        ("ipv6:[2001:db8:1:2::9]:5000", "2001:db8:1:2::/64"),
-        ("ipv6:%5B::ffff:10.1.2.3%5D:5000", "10.1.2.3"),
-        ("ipv6:%5Bfe80::1%25eth0%5D:5000", "fe80::/64"),
-        ("unix:/tmp/x.sock", "unix"),
-        ("unix:", "unix"),
-        ("ipv4:nonsense", "unknown"),
-        ("", "unknown"),
-    ],
-)
-def test_a_source_is_an_address_without_its_port(peer, source):
-    assert source_of(peer) == source
