@@ -1,106 +1,157 @@
 """Payloads: small values inline, and where the large ones are kept.
 
 How a value becomes bytes is `flowray.values`' business; pickles travel only between processes of one cluster, whose
-members trust each other. What is larger than `limits.inline_bytes` is handed by Ray's object store to the payload
-keeper, an actor on the journal's node that writes it to a content-addressed file before anyone refers to it: a
-reference in the journal outlives every process.
+members trust each other. What is larger than `limits.inline_bytes` becomes a content-addressed file beside the
+journal before anyone refers to it, so that a reference in the journal outlives every process. There are three ways to
+these files, none of which leads through the coordinator:
+
+    on the journal's node               the files themselves (`store.PayloadStore`)
+    on other nodes of the cluster       Ray's object store and a keeper beside the files (`payload_keeper`)
+    outside, without Ray                streams to a process beside the files (`mesh.bulk`)
+
+Neither Ray nor anything of it is imported before it is needed.
 """
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-from typing import Any
-
-import ray
-from ray import cloudpickle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+import functools
+import io
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from flowray.core.model import Payload
 from flowray.errors import PayloadError
-from flowray.runtime._ray_errors import translated
-from flowray.store import PayloadStore
-from flowray.values import decode_value, encode_value
-
-NAMESPACE = "flowray"
+from flowray.values import Buffer, BufferCallback, decode_value, encode_parts, require_plain, tensor_reduction
 
 
-class Keeper:
-    """Keeps large payloads in files. One for each runtime, on the node of its journal."""
+class Shelf(Protocol):
+    """A way to the files. Every method may block, and raises StoreError; any thread may call it."""
 
-    def __init__(self, directory: str) -> None:
-        self._store = PayloadStore(Path(directory))
+    def put(self, *parts: Buffer) -> str:
+        """Keep these bytes; their reference, once they are on disk."""
+        ...
 
-    def keep(self, data: Any) -> str:
-        """Write `data` (a buffer, zero-copy from the object store); its reference, once it is on disk."""
-        return self._store.put(memoryview(data))
+    def write(self, *parts: Buffer) -> str:
+        """Keep these bytes; their reference, once whoever is on the journal's node can read them."""
+        ...
 
-    def fetch(self, ref: str) -> Any:
-        """The bytes of a reference, as a buffer that travels through the object store."""
-        return pickle.PickleBuffer(self._store.get(ref))
+    def sync(self, refs: Iterable[str]) -> None:
+        """Return once what these name is on disk."""
+        ...
+
+    def get(self, ref: str) -> Any:
+        """The bytes, as bytes or a buffer."""
+        ...
+
+    def map(self, ref: str) -> Any:
+        """The bytes, in a buffer that need not have been copied."""
+        ...
 
 
 class PayloadDesk:
-    """Makes payloads in a driver or an agent, and reads them."""
+    """Makes payloads in a driver or an agent, and reads them. Any thread may use it."""
 
-    def __init__(self, *, runtime: str, node_id: str, directory: str, inline_bytes: int, payload_bytes: int) -> None:
-        self._runtime, self._node_id, self._directory = runtime, node_id, directory
+    def __init__(
+        self,
+        *,
+        runtime: str,
+        node_id: str,
+        directory: str,
+        inline_bytes: int,
+        payload_bytes: int,
+        shelf: Shelf | None = None,
+        plain_only: bool = False,
+    ) -> None:
+        """`shelf` None: found by Ray's `node_id` and the `directory` there, when the first large payload comes.
+
+        `plain_only` is for processes outside the cluster: values are refused that only a pickle can hold.
+        """
+        self._where = (runtime, node_id, directory)
         self._inline_bytes, self._payload_bytes = inline_bytes, payload_bytes
-        self._keeper: Any = None
+        self._plain_only = plain_only
+        self._found = shelf
+        self._lock = threading.Lock()
 
-    def pack(self, value: Any, field: str) -> Payload | None:
+    def pack(self, value: Any, field: str, *, durable: bool = True) -> Payload | None:
         """Encode a value. None stays None.
 
+        With `durable=False` a large one is readable but maybe not on disk yet: whoever records its reference first
+        calls `PayloadStore.sync` on the journal's node, or `sync` here.
+
         Raises:
-            PayloadError: it cannot be pickled, or is larger than `limits.payload_bytes`.
+            PayloadError: it cannot be pickled, is larger than `limits.payload_bytes`, or is not plain and has to be.
+            StoreError: the disk is full, or does not take it.
         """
         if value is None:
             return None
-        codec, data = encode_value(value, field, _pickled)
-        if len(data) > self._payload_bytes:
-            raise PayloadError(field, f"{len(data)} bytes; the limit is {self._payload_bytes} (limits.payload_bytes)")
-        if len(data) <= self._inline_bytes:
-            return Payload(codec=codec, data=data, size_bytes=len(data))
-        with translated("keeping a large payload"):
-            ref = _got(self._kept_by().keep.remote(pickle.PickleBuffer(data)))
-        return Payload(codec=codec, ref=ref, size_bytes=len(data))
+        codec, parts, size_bytes = encode_parts(value, field, None if self._plain_only else _pickled)
+        if size_bytes > self._payload_bytes:
+            raise PayloadError(
+                field,
+                f"{size_bytes} bytes; the limit is {self._payload_bytes} (limits.payload_bytes). Put it where every "
+                "agent can read it, and send its path",
+            )
+        if size_bytes <= self._inline_bytes:
+            return Payload(codec=codec, data=b"".join(parts), size_bytes=size_bytes)
+        shelf = self._shelf()
+        ref = shelf.put(*parts) if durable else shelf.write(*parts)
+        return Payload(codec=codec, ref=ref, size_bytes=size_bytes)
+
+    def sync(self, payloads: Iterable[Payload | None]) -> None:
+        """Return once all these are on disk; many at once cost little more than one. Raises StoreError."""
+        refs = [payload.ref for payload in payloads if payload is not None and payload.ref is not None]
+        if refs:
+            self._shelf().sync(refs)
 
     def unpack(self, payload: Payload | None) -> Any:
-        """The value back. Raises StoreError if a referenced payload is gone or damaged."""
+        """The value back. Arrays of large ones point into the file's pages, and may be changed: that copies the page.
+
+        Raises:
+            StoreError: a referenced payload is gone or damaged.
+            PayloadError: it is a pickle, and this process takes none.
+        """
         if payload is None:
             return None
+        if self._plain_only:
+            require_plain(payload.codec, "result")
         data: Any = payload.data
         if data is None:
-            with translated("fetching a large payload"):
-                data = _got(self._kept_by().fetch.remote(payload.ref))
+            if payload.ref is None:
+                raise PayloadError("payload", "has neither bytes nor a reference")
+            shelf = self._shelf()
+            data = shelf.get(payload.ref) if payload.codec == "bytes" else shelf.map(payload.ref)
         return decode_value(payload.codec, data)
 
-    def _kept_by(self) -> Any:
-        if self._keeper is None:
-            self._keeper = (
-                ray.remote(Keeper)
-                .options(
-                    name=f"{self._runtime}/payloads",
-                    namespace=NAMESPACE,
-                    get_if_exists=True,
-                    lifetime="detached",
-                    max_restarts=-1,
-                    max_task_retries=-1,  # both methods may run twice without harm
-                    max_concurrency=4,
-                    num_cpus=0,
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(self._node_id, soft=False),
-                )
-                .remote(self._directory)
-            )
-        return self._keeper
+    def _shelf(self) -> Shelf:
+        with self._lock:
+            if self._found is None:
+                from flowray.runtime.payload_keeper import shelf_of  # loads Ray
+
+                self._found = shelf_of(*self._where)
+            return self._found
 
 
-def _got(ref: Any) -> Any:
-    """`ray.get`, without its warning: an agent's user code runs beside the event loop, not on it."""
-    return ref.future().result()
-
-
-def _pickled(value: Any) -> bytes:
+def _pickled(value: Any, apart: BufferCallback | None) -> bytes:
     """By value for what cannot be imported elsewhere: classes and functions of notebooks and scripts."""
-    data: bytes = cloudpickle.dumps(value, protocol=5)
+    if "torch" in sys.modules:
+        file = io.BytesIO()
+        _tensor_pickler()(file, protocol=5, buffer_callback=apart).dump(value)
+        return file.getvalue()
+    from ray import cloudpickle
+
+    data: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=apart)
     return data
+
+
+@functools.cache
+def _tensor_pickler() -> Any:
+    from ray import cloudpickle
+
+    class TensorPickler(cloudpickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            reduced = tensor_reduction(value)
+            return super().reducer_override(value) if reduced is NotImplemented else reduced
+
+    return TensorPickler

@@ -1,0 +1,97 @@
+"""The way to the payload files from other nodes of the cluster: Ray's object store and one actor beside the files."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from flowray.runtime._ray_errors import translated
+from flowray.store import PayloadStore
+from flowray.values import Buffer
+
+NAMESPACE = "flowray"
+
+
+class Keeper:
+    """Keeps large payloads of other nodes. One for each runtime, on the node of its journal. Decodes nothing."""
+
+    def __init__(self, directory: str) -> None:
+        self._store = PayloadStore(Path(directory))
+
+    def keep(self, parts: list[Any]) -> str:
+        """Write these buffers, zero-copy from the object store; their reference, once they are on disk."""
+        return self._store.put(*(memoryview(part) for part in parts))
+
+    def fetch(self, ref: str) -> Any:
+        """The bytes of a reference, as a buffer that travels through the object store."""
+        return pickle.PickleBuffer(self._store.map(ref))
+
+
+class KeeperShelf:
+    """Payloads through the keeper."""
+
+    def __init__(self, runtime: str, node_id: str, directory: str) -> None:
+        self._runtime, self._node_id, self._directory = runtime, node_id, directory
+        self._keeper: Any = None
+
+    def put(self, *parts: Buffer) -> str:
+        """As `PayloadStore.put`."""
+        with translated("keeping a large payload"):
+            return _got(self._actor().keep.remote([pickle.PickleBuffer(part) for part in parts]))
+
+    def write(self, *parts: Buffer) -> str:
+        """The same: the keeper answers once they are on disk."""
+        return self.put(*parts)
+
+    def sync(self, refs: Iterable[str]) -> None:
+        """Nothing is left to be done."""
+
+    def get(self, ref: str) -> Any:
+        """The bytes, in a buffer of the object store. Raises StoreError, CoordinatorUnavailable."""
+        with translated("fetching a large payload"):
+            return _got(self._actor().fetch.remote(ref))
+
+    map = get
+
+    def _actor(self) -> Any:
+        if self._keeper is None:
+            self._keeper = (
+                ray.remote(Keeper)
+                .options(
+                    name=f"{self._runtime}/payloads",
+                    namespace=NAMESPACE,
+                    get_if_exists=True,
+                    lifetime="detached",
+                    max_restarts=-1,
+                    max_task_retries=-1,  # both methods may run twice without harm
+                    max_concurrency=4,
+                    num_cpus=0,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(self._node_id, soft=False),
+                )
+                .remote(self._directory)
+            )
+        return self._keeper
+
+
+def shelf_of(runtime: str, node_id: str, directory: str) -> PayloadStore | KeeperShelf:
+    """The files themselves on their own node, the keeper's way on any other. Needs a process that has joined Ray."""
+    if ray.get_runtime_context().get_node_id() == node_id and _is_usable(Path(directory)):
+        return PayloadStore(Path(directory))
+    return KeeperShelf(runtime, node_id, directory)
+
+
+def _is_usable(directory: Path) -> bool:
+    """False in a container on that node which does not see the journal's directory: it is not to be made there."""
+    there = directory if directory.exists() else directory.parent
+    return there.is_dir() and os.access(there, os.R_OK | os.W_OK | os.X_OK)
+
+
+def _got(ref: Any) -> Any:
+    """`ray.get`, without its warning: an agent's user code runs beside the event loop, not on it."""
+    return ref.future().result()
