@@ -23,7 +23,7 @@ from flowray.errors import NotConnected
 
 log = logging.getLogger(__name__)
 SETTLE_S = 2.0  # after giving up what is in hand: to acknowledge what was taken over
-LOOK_S = 0.5  # how often a route that waits for messages looks whether it should stop
+LOOK_S = 0.25  # how often a route that waits for messages looks whether it should stop
 
 
 class Lane:

@@ -57,9 +57,9 @@ class RedisPubSubBridge(RedisBridge):
         self._recent = {route.source: Recent(self.limits.window_ids) for route in config.inbound}
 
     async def _read(self, route: InboundConfig, lane: Lane) -> None:
-        async with self._client() as client, client.pubsub(ignore_subscribe_messages=True) as channel:
+        async with self._client() as client, client.pubsub() as channel:
             await channel.subscribe(route.source)
-            first = await channel.get_message(ignore_subscribe_messages=False, timeout=self.limits.answer_within_s)
+            first = await channel.get_message(timeout=self.limits.answer_within_s)
             if first is None or first["type"] != "subscribe":
                 raise exceptions.TimeoutError("no answer to SUBSCRIBE")
             lane.up()
@@ -78,8 +78,9 @@ class RedisPubSubBridge(RedisBridge):
             message = await channel.get_message(timeout=wait_s)
             if message is None:
                 break
-            bodies.append(message["data"])
-            size += len(message["data"])
+            if message["type"] == "message":
+                bodies.append(message["data"])
+                size += len(message["data"])
             wait_s = 0.0
         return bodies
 

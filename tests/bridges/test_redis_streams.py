@@ -20,7 +20,7 @@ from .conftest import configure, running, until
 from .servers import PASSWORD, QUOTED, RedisServer, missing
 from .topics import FakeTopics
 
-pytestmark = pytest.mark.skipif(bool(missing("redis")), reason=missing("redis") or "-")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing("redis")), reason=missing("redis") or "-")]
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ async def test_the_server_is_killed_again_and_again_and_nothing_is_lost_or_doubl
         {"batch": 16}, name=key, kind="redis-streams", url="env:BRIDGE_REDIS",
         inbound=[{"source": "in", "topic": "new"}], outbound=[{"topic": "done", "target": "out"}],
     )  # fmt: skip
-    count = 4000
+    count = 2500
     try:
         async with Redis.from_url(server.url, protocol=2) as redis:
             await fill(redis, "in", count)
