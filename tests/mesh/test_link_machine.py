@@ -7,9 +7,9 @@ import itertools
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from link_world import LIMITS, World
 
 from flowray.mesh.frames import Limits
-from link_world import LIMITS, World
 
 SIDES = st.sampled_from("ab")
 _numbers = itertools.count(1)
