@@ -10,8 +10,6 @@ delete it.
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import secrets
 import threading
 import time
@@ -23,10 +21,11 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct, structs
 
 from flowray.errors import ConfigError, MeshError
+from flowray.mesh import certificates
 from flowray.mesh.identities import Credentials, check_name, dns_name_of, uri_of
 from flowray.mesh.private_files import PrivateFile, make_private_directory
 
@@ -127,7 +126,7 @@ class Authority:
         check_name("name", name)
         if not 0 < hours <= MAX_LEAF_HOURS:
             raise ConfigError("hours", f"must be more than 0 and at most {MAX_LEAF_HOURS:g}, got {hours!r}")
-        places = [x509.IPAddress(_ip(address)) for address in addresses]
+        places = [x509.IPAddress(certificates.ip(address)) for address in addresses]
         with self._lock:
             now_utc = self._clock()
             state = self._current()
@@ -137,10 +136,12 @@ class Authority:
         expires_at_utc = float(int(now_utc + hours * _HOUR_S))  # certificates know whole seconds
         dns_name = dns_name_of(self.runtime, name)
         certificate = (
-            _builder(key, _common_name(dns_name.partition(".")[0]), now_utc - CLOCK_SKEW_S, expires_at_utc)
+            certificates.builder(
+                key, certificates.common_name(dns_name.partition(".")[0]), now_utc - CLOCK_SKEW_S, expires_at_utc
+            )
             .issuer_name(parent.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs=False), critical=True)
+            .add_extension(certificates.key_usage(signs=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
@@ -157,8 +158,8 @@ class Authority:
         return Credentials(
             runtime=self.runtime,
             name=name,
-            certificate_pem=_pem(certificate),
-            key_pem=_key_pem(key),
+            certificate_pem=certificates.pem(certificate),
+            key_pem=certificates.key_pem_of(key),
             roots_pem=roots_pem,
             expires_at_utc=expires_at_utc,
         )
@@ -282,64 +283,14 @@ def _rotated(state: _State, now_utc: float) -> _State:
 def _made(runtime: str, number: int, now_utc: float) -> _Generation:
     key = ec.generate_private_key(ec.SECP256R1())
     # The random part keeps the authorities of two lives of a runtime apart, in logs and when a chain is built.
-    subject = _common_name(f"flowray authority {number} {secrets.token_hex(8)}")
+    subject = certificates.common_name(f"flowray authority {number} {secrets.token_hex(8)}")
     ends_at_utc = float(int(now_utc + _VALID_S))
     certificate = (
-        _builder(key, subject, now_utc - CLOCK_SKEW_S, ends_at_utc)
+        certificates.builder(key, subject, now_utc - CLOCK_SKEW_S, ends_at_utc)
         .issuer_name(subject)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs=True), critical=True)
+        .add_extension(certificates.key_usage(signs=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return _Generation(number, _pem(certificate), ends_at_utc, _key_pem(key))
-
-
-def _builder(
-    key: ec.EllipticCurvePrivateKey, subject: x509.Name, begins_at_utc: float, ends_at_utc: float
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.datetime.fromtimestamp(int(begins_at_utc), datetime.UTC))
-        .not_valid_after(datetime.datetime.fromtimestamp(int(ends_at_utc), datetime.UTC))
-    )
-
-
-def _key_usage(*, signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs,
-        key_cert_sign=signs,
-        crl_sign=signs,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _common_name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    try:
-        return ipaddress.ip_address(address.strip("[]"))
-    except ValueError:
-        raise ConfigError(
-            "addresses", f"wants IP addresses, got {address!r}", "callers check the name; a host name is not needed"
-        ) from None
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
+    return _Generation(number, certificates.pem(certificate), ends_at_utc, certificates.key_pem_of(key))

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from flowray.errors import ConfigError, MeshError
 from flowray.mesh.frames import Hello
+from flowray.mesh.gates import Gate
 from flowray.mesh.tokens import Grant, Scope, TokenRefused, Tokens
 
 OUTSIDE = "client-"  # how the names of all callers with a token begin
@@ -20,6 +21,8 @@ MAX_CALLERS = 10_000
 class Door:
     """A gate: lets in who shows a good token and calls itself "client-...", or proves its name by a certificate.
 
+    Processes of the runtime that come over a Unix socket without a certificate are left to `inside`, if there is one.
+
     For one thread. Whoever is let in stays until `lapsed` names it: ask once a second.
     """
 
@@ -28,30 +31,34 @@ class Door:
         tokens: Tokens,
         *,
         scope: Scope = "client",
+        inside: Gate | None = None,
         back_off: BackOff | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tokens, self._scope, self._clock = tokens, scope, clock
         self._back_off = back_off or BackOff()
-        self._inside: dict[str, Grant] = {}  # by the caller's name
+        self._inside = inside
+        self._grants: dict[str, Grant] = {}  # by the caller's name
 
     def refusal(self, hello: Hello, certified: str | None, source: str) -> str:
         """Why this caller may not come in; "" if it may. `source` is what gRPC's `context.peer()` says."""
         if certified is not None:
             return "" if certified == hello.name else f"its certificate says {certified!r}"
         if not hello.name.startswith(OUTSIDE):
+            if self._inside is not None and source_of(source) == "unix":
+                return self._inside.refusal(hello, certified, source)
             # Or a client could be taken for an agent, or for the coordinator.
             return f"a caller with a token is called {OUTSIDE}..., not {hello.name!r:.60}"
-        if len(self._inside) >= MAX_CALLERS and hello.name not in self._inside:
+        if len(self._grants) >= MAX_CALLERS and hello.name not in self._grants:
             return f"{MAX_CALLERS} callers are inside already"
         try:
             grant = self.admit(hello.token, source)
         except MeshError as error:
             return str(error)
-        held = self._inside.get(hello.name)
+        held = self._grants.get(hello.name)
         if held is not None and held.token_id != grant.token_id and self._tokens.holds(held):
             return f"{hello.name!r:.60} is inside already, by another token"
-        self._inside[hello.name] = grant
+        self._grants[hello.name] = grant
         return ""
 
     def admit(self, token: str, source: str) -> Grant:
@@ -78,14 +85,14 @@ class Door:
 
     def lapsed(self) -> list[str]:
         """Callers whose token was revoked or has expired since they came in. Each is named once: end its stream."""
-        names = [name for name, grant in self._inside.items() if not self._tokens.holds(grant)]
+        names = [name for name, grant in self._grants.items() if not self._tokens.holds(grant)]
         for name in names:
-            del self._inside[name]
+            del self._grants[name]
         return names
 
     def left(self, name: str) -> None:
         """This caller is gone for good."""
-        self._inside.pop(name, None)
+        self._grants.pop(name, None)
 
 
 class BackOff:

@@ -13,6 +13,7 @@ from flowray.errors import ConfigError
 from flowray.mesh import doors as module
 from flowray.mesh.doors import BackOff, Door, source_of
 from flowray.mesh.frames import Hello
+from flowray.mesh.gates import SharedSecret
 from flowray.mesh.tokens import FILE, TokenRefused, Tokens
 
 
@@ -124,6 +125,15 @@ def test_a_token_gives_no_name_from_inside(tokens):
     assert door.refusal(hello("client-1", token), None, "unix:") == ""
     assert door.refusal(hello("agent-1"), "agent-1", "ipv4:10.0.0.1:1") == ""
     assert door.refusal(hello("coordinator", token), "agent-1", "unix:") == "its certificate says 'agent-1'"
+
+
+def test_processes_of_the_runtime_pass_by_their_own_gate_on_a_unix_socket(tokens):
+    token, _ = tokens.create("client")
+    door = Door(tokens, inside=SharedSecret("among us"))
+    assert door.refusal(hello("agent-1", "among us"), None, "unix:") == ""
+    assert door.refusal(hello("agent-1", token), None, "unix:") == "a wrong token"
+    assert "is called client-..." in door.refusal(hello("agent-1", "among us"), None, "ipv4:127.0.0.1:5000")
+    assert "unknown token" in door.refusal(hello("client-1", "among us"), None, "unix:")
 
 
 def test_a_name_belongs_to_the_token_that_took_it(tokens):
