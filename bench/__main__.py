@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import registry, report
-from bench.measure import Plan, SideFailed, say
+from bench.measure import FLOWRAY, Plan, SideFailed, say
 from bench.processes import LOCK_VARIABLE
 
 
@@ -31,14 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one short repeat: to see that it works")
     parser.add_argument("--repeats", type=_positive, help="how often each side runs")
     parser.add_argument("--peers", metavar="A,B", help="only these beside flowray (default: all; '' for none)")
+    parser.add_argument("--peers-only", action="store_true", help="leave flowray's own side out")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="where results are kept (%(default)s)")
     parser.add_argument("--baseline", action="store_true", help="later runs are held against this one")
     parser.add_argument("--lock", help="hold this file's lock (flock) while a side runs")
     chosen = parser.parse_args(arguments)
     if chosen.baseline and chosen.quick:
         parser.error("a quick run is no baseline")
-    if chosen.baseline and chosen.peers is not None:
-        parser.error("a run without all its peers is no baseline: leave out --peers")
+    if chosen.baseline and (chosen.peers is not None or chosen.peers_only):
+        parser.error("a run without all its sides is no baseline: leave out --peers and --peers-only")
     if chosen.lock:
         os.environ[LOCK_VARIABLE] = chosen.lock
     try:
@@ -74,10 +75,17 @@ def _list() -> None:
 def _run(chosen: argparse.Namespace) -> None:
     member = registry.find(chosen.what)
     machine, at_utc = report.machine(), report.now_utc()
-    plan = Plan(quick=chosen.quick, repeats=chosen.repeats, peers=registry.chosen_peers(member, chosen.peers))
+    plan = Plan(
+        quick=chosen.quick,
+        repeats=chosen.repeats,
+        peers=registry.chosen_peers(member, chosen.peers),
+        flowray=not chosen.peers_only,
+    )
     found = report.document(member.name, member.run(plan), machine, at_utc)
     before = report.baseline(member.name)
     say(f"kept in {report.keep(found, chosen.out, quick=chosen.quick)}")
+    if chosen.baseline and FLOWRAY in found["absent"]:
+        raise SideFailed(f"flowray is absent, and this is no baseline: {found['absent'][FLOWRAY]}")
     if chosen.baseline:
         say(f"baseline: {report.keep_baseline(found)}")
     if not chosen.quick:

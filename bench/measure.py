@@ -33,9 +33,10 @@ class Plan:
     quick: bool = False  # for seeing that it works, not for figures
     repeats: int | None = None  # None: the member's own number
     peers: tuple[str, ...] | None = None  # these beside flowray; None: all that the member has
+    flowray: bool = True  # False: the peers alone
 
     def wants(self, side: str) -> bool:
-        return side == FLOWRAY or self.peers is None or side in self.peers
+        return self.flowray if side == FLOWRAY else self.peers is None or side in self.peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 BASELINES = HERE / "baselines"
 KEPT = 100  # documents of one member, the newest
+_BESIDE = 3  # with more peers than this, spreads stand below their medians: the table would be too wide
 _QUICK = ".quick.json"  # quick documents are kept, but never plotted beside full ones
 
 Document = dict[str, Any]
@@ -153,18 +154,18 @@ def show(found: Document, held_against: Document | None, console: Console) -> No
     )
     table.add_column("metric", no_wrap=True)
     table.add_column("unit")
+    below = len(peers) > _BESIDE
     table.add_column("flowray", justify="right")
     for peer in peers:
-        table.add_column(peer, justify="right")
+        table.add_column(peer, justify="right", overflow="fold")
     table.add_column("ratio", justify="right")
     table.add_column("n", justify="right")
     if before:
         table.add_column("baseline", justify="right")
     for result in found["results"]:
-        cells = [result["metric"], result["unit"], _ours(result)]
+        cells = [result["metric"], result["unit"], _figure(result["flowray"], result["spread"], result["n"], below)]
         cells += [
-            _figure(result["peers"][peer], result["peers_spread"][peer]) if peer in result["peers"] else ""
-            for peer in peers
+            _figure(result["peers"].get(peer), result["peers_spread"].get(peer), result["n"], below) for peer in peers
         ]
         cells += ["" if result["ratio"] is None else f"{result['ratio']:.2f}", str(result["n"])]
         if before:
@@ -173,12 +174,13 @@ def show(found: Document, held_against: Document | None, console: Console) -> No
     console.print(table)
 
 
-def _ours(result: dict[str, Any]) -> str:
-    return "" if result["flowray"] is None else _figure(result["flowray"], result["spread"])
-
-
-def _figure(value: float, spread: Sequence[float]) -> str:
-    return f"{number(value)} [dim]\\[{number(spread[0])}-{number(spread[1])}][/dim]"
+def _figure(value: float | None, spread: Sequence[float] | None, n: int, below: bool) -> str:
+    """The median, and beside or below it its spread, where there is one."""
+    if value is None:
+        return ""
+    if spread is None or n == 1:
+        return number(value)
+    return f"{number(value)}{chr(10) if below else ' '}[dim]\\[{number(spread[0])}-{number(spread[1])}][/dim]"
 
 
 def _beside(result: dict[str, Any], before: dict[str, Any] | None) -> str:

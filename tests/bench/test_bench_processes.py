@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench import processes
+from bench.measure import SideAbsent
 from bench.processes import LOCK_VARIABLE, WorkerFailed, clean_environment, run_worker
 
 CORE = {"agents": 8, "waiting": 10, "warm": 5, "measured": 50, "tasks": 100}
@@ -36,7 +39,14 @@ def test_a_worker_that_takes_too_long_is_ended() -> None:
 
 
 def test_a_worker_joins_no_cluster_and_takes_no_settings_of_ours() -> None:
-    given = {"RAY_ADDRESS": "auto", "FLOWRAY_SEED": "1", "RAY_JOB_ID": "x", "PATH": "/bin", "RAY_AUTH_TOKEN": "t"}
+    given = {
+        "RAY_ADDRESS": "auto",
+        "FLOWRAY_SEED": "1",
+        "RAY_JOB_ID": "x",
+        "PATH": "/bin",
+        "RAY_AUTH_TOKEN": "t",
+        "GRPC_EXPERIMENTS": "x",
+    }
     assert clean_environment(given) == {"PATH": "/bin", "RAY_AUTH_TOKEN": "t"}
 
 
@@ -47,3 +57,32 @@ def test_the_lock_is_held_while_a_worker_runs(tmp_path: Path, monkeypatch: pytes
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with path.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_worker_that_cannot_take_part_says_why_and_needs_no_project(tmp_path: Path) -> None:
+    """A stand-in for another environment's interpreter: it prints what a worker there would."""
+    python = tmp_path / "python"
+    python.write_text("""#!/bin/sh\necho '{"absent": "no messages here"}'\n""")
+    python.chmod(0o755)
+    with pytest.raises(SideAbsent, match=r"^no messages here$"):
+        run_worker("core_alone", {}, timeout_s=60, python=python)
+
+
+@pytest.mark.slow
+def test_what_a_worker_leaves_behind_is_ended(tmp_path: Path) -> None:
+    python, pid = tmp_path / "python", tmp_path / "pid"
+    python.write_text(f"""#!/bin/sh\nsleep 600 >/dev/null 2>&1 &\necho $! >{pid}\necho '{{"m": 1.0}}'\n""")
+    python.chmod(0o755)
+    assert run_worker("core_alone", {}, timeout_s=60, python=python) == {"m": 1.0}
+    left = int(pid.read_text())
+    deadline = time.monotonic() + 10
+    while _runs(left) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _runs(left)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
