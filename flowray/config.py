@@ -104,6 +104,17 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ConfigError("preload", f"wants names of modules, got {module!r}")
 
 
+class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who can reach the runtime."""
+
+    listen: str = ""  # host:port for clients outside the cluster, with TLS and a token; "" for none
+
+    def __post_init__(self) -> None:
+        host, colon, port = self.listen.rpartition(":")
+        if self.listen and not (colon and host and port.isdecimal() and int(port) <= 65_535):
+            raise ConfigError("listen", f"wants host:port, got {self.listen!r}")
+
+
 class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes and waits at the edges."""
 
@@ -175,6 +186,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     core: CorePolicy = CorePolicy()
     store: StoreConfig = StoreConfig()
     ray: RayConfig = RayConfig()
+    mesh: MeshConfig = MeshConfig()
     limits: LimitsConfig = LimitsConfig()
     retention: RetentionConfig = RetentionConfig()
     seed: int | None = None  # of the coordinator's choices; left out, a new one each time

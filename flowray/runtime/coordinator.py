@@ -42,17 +42,17 @@ from flowray.core.events import AgentLost, AgentsAdded, CancelRequested, TaskSub
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import AgentState, TaskState
 from flowray.errors import ConfigError, FlowrayError, MeshError, StoreError
-from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamBroken
+from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
 from flowray.runtime import messages
 from flowray.runtime.clients import Client, Clients, Submission
+from flowray.runtime.doorway import Doorway
 from flowray.runtime.lifetime import leave_with_owner
 from flowray.runtime.link import COORDINATOR
 from flowray.runtime.messages import (
     Acknowledge,
     Answer,
     Cancel,
-    Door,
     Farewell,
     Introduction,
     Question,
@@ -62,7 +62,6 @@ from flowray.runtime.messages import (
     Submit,
     Want,
 )
-from flowray.runtime.places import shared_token, socket_directory
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
 from flowray.runtime.retention import sweep_for_ever
@@ -79,6 +78,9 @@ from flowray.runtime.views import (
 from flowray.store import SqliteStore
 
 _BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused
+_FOR_ALL = frozenset(
+    ("introduce", "status", "story", "outcome", "state", "cancel", "dead_letters", "dead_letter", "figures")
+)  # what clients that come over the network may ask
 STORE_FAILED = 71  # exit status of a coordinator whose journal failed or belongs to a successor
 
 
@@ -179,23 +181,19 @@ class Coordinator:
         self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, [self._figures])
         context = ray.get_runtime_context()
         self._node_id = context.get_node_id()
-        token = shared_token(self._journal)
-        self._endpoint = Endpoint(
+        self._doorway = Doorway(self._config.name, self._journal, self._node_id, ray.util.get_node_ip_address())
+        self._endpoint = self._doorway.endpoint = Endpoint(
             COORDINATOR,
             runtime=self._config.name,
             on_messages=self._on_messages,
             on_event=self._on_event,
-            gate=SharedSecret(token),
-            token=token,
+            gate=self._doorway,
         )
-        socket = socket_directory(self._config.name, str(self._journal)) / "coordinator.sock"
-        self._door = Door(self._endpoint.instance, self._node_id, str(socket), token)
         self._pools = Pools(
             self._config,
             recovery.epoch,
             context.current_actor,
-            self._endpoint,
-            self._door,
+            self._doorway,
             str(self._journal / "payloads"),
             self._pump.put,
         )
@@ -211,7 +209,7 @@ class Coordinator:
 
     async def open(self) -> None:
         """Let agents and clients in."""
-        await self._endpoint.listen_unix(Path(self._door.path))
+        await self._doorway.open(self._config.mesh.listen)
 
     async def _run(self) -> None:
         try:
@@ -288,7 +286,7 @@ class Coordinator:
 
     def introduce(self) -> bytes:
         """Where its door is, for a driver that starts it or finds it through Ray."""
-        return messages.encode(Reply(messages.encode(self._door)))
+        return messages.encode(Reply(messages.encode(self._doorway.door())))
 
     def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
         for body in batch:
@@ -312,6 +310,7 @@ class Coordinator:
     def _on_event(self, event: MeshEvent) -> None:
         if isinstance(event, PeerGone):
             self._clients.forget(event.peer)
+            self._doorway.left(event.peer)
             self._pools.peer_gone(event)
         elif isinstance(event, StreamBroken):
             self._pools.stream_broken(event.peer)
@@ -393,6 +392,8 @@ class Coordinator:
 
     async def _ask(self, peer: Peer, question: Question) -> None:
         try:
+            if self._doorway.is_outside(peer.name) and question.what not in _FOR_ALL:
+                raise ConfigError(question.what, "is not for clients outside the cluster", "do it where the runtime is")
             view: Any = await self._answer(question)
         except FlowrayError as error:
             reply = Reply(error=type(error).__name__, detail=str(error), number=question.number)
@@ -567,6 +568,7 @@ class Coordinator:
         await self._pools.kill_all()
         self._store.close()
         self._clients.tell_all(messages.encode(Farewell("the runtime was stopped")))
+        self._doorway.close()
 
     async def _stop(self) -> bool:
         """For a client: it hears of the end before this process ends itself."""

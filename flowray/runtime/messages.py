@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from flowray.core.model import AgentSpec, Failure, Outcome, Payload, Running, Task
+from flowray.mesh.identities import Credentials
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
@@ -113,6 +114,8 @@ class Door(Struct, frozen=True, array_like=True):
     node_id: str  # Ray's id of its node
     path: str  # its socket on that node
     token: str  # the secret that the processes of this runtime share
+    host: str = ""  # of that node,
+    port: int = 0  # and the port for processes of other nodes; 0 while there are none
 
     def __repr__(self) -> str:
         return f"Door({self.path!r})"
@@ -132,6 +135,7 @@ class Begin(Struct, frozen=True, array_like=True):
     payloads: str  # their directory there
     process: str  # name of the process in the mesh
     door: Door  # of the coordinator
+    credentials: Credentials | None = None  # for a process on another node than the coordinator's
 
 
 class Begun(Struct, frozen=True, array_like=True):
@@ -189,6 +193,12 @@ class Acknowledge(Struct, frozen=True, array_like=True, tag="acknowledge"):
     last: int
 
 
+class Renewed(Struct, frozen=True, array_like=True, tag="renewed"):
+    """A process's new certificate; connections that are open go on with the old one."""
+
+    credentials: Credentials
+
+
 class Report(Struct, frozen=True, array_like=True, tag="report"):
     """What an agent did since its last report."""
 
@@ -210,7 +220,7 @@ class Held(Struct, frozen=True, array_like=True):
 
 ToCoordinator = Submit | Want | Question | Report
 ToClient = Answers | Outcomes | Reply | Farewell
-ToAgent = Start | Cancel | Acknowledge
+ToAgent = Start | Cancel | Acknowledge | Renewed
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

@@ -36,7 +36,7 @@ def shared_token(journal: Path) -> str:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return path.read_text()
-    token = secrets.token_hex(32)
+    token = f"frk_{secrets.token_urlsafe(32)}"
     with os.fdopen(descriptor, "w") as file:
         file.write(token)
     return token

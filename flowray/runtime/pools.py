@@ -22,10 +22,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from flowray.config import Config, TierConfig
 from flowray.core.events import AgentLost, AgentReady, AgentStartFailed, AttemptFinished, AttemptReturned, Event
 from flowray.core.model import AgentId, AgentSpec, TaskId
-from flowray.mesh.endpoint import Endpoint, PeerGone
+from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
 from flowray.runtime.cluster import NAMESPACE
-from flowray.runtime.messages import Begin, Begun, Door, Finished, Held, Returned
+from flowray.runtime.doorway import Doorway
+from flowray.runtime.messages import Begin, Begun, Finished, Held, Renewed, Returned
 from flowray.runtime.process import AgentActor
 from flowray.runtime.transport import AgentLink
 
@@ -54,16 +55,18 @@ class Pools:
         config: Config,
         epoch: int,
         coordinator: Any,
-        endpoint: Endpoint,
-        door: Door,
+        doorway: Doorway,
         payloads: str,
         put: Callable[[Event], None],
     ) -> None:
         self._config = config
         self._epoch = epoch
         self._coordinator = coordinator
-        self._endpoint = endpoint
-        self._door = door
+        self._doorway = doorway
+        self._endpoint = doorway.endpoint
+        self._node_id = doorway.door().node_id
+        self._several = False  # nodes: seen so far
+        doorway.on_renewal = self._renew_certificates
         self._payloads = payloads
         self._put = put
         self._processes: dict[str, Process] = {}  # agent -> its newest incarnation
@@ -98,6 +101,7 @@ class Pools:
     async def find(self) -> None:
         """After a restart: report every process of this runtime that is alive, and what it holds."""
         prefix = f"{self._config.name}/agent/"
+        await self._open_to_nodes()
         named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
         names = sorted(n["name"] for n in named if n["namespace"] == NAMESPACE and n["name"].startswith(prefix))
         await asyncio.gather(*(self._attend(name, name.removeprefix(prefix)) for name in names))
@@ -139,6 +143,7 @@ class Pools:
             return
         link = self._link(actor, agent_id, incarnation)
         process = self._processes[agent_id] = Process(agent_id, incarnation, link)
+        await self._open_to_nodes()
         begin = Begin(
             agent_id,
             incarnation,
@@ -147,10 +152,11 @@ class Pools:
             self._config.limits.inline_bytes,
             self._config.limits.payload_bytes,
             self._config.name,
-            self._door.node_id,
+            self._node_id,
             self._payloads,
             link.process,
-            self._door,
+            self._doorway.door(),
+            self._doorway.issue(link.process),
         )
         try:
             process.begun = await link.begin(begin, self._coordinator)
@@ -226,6 +232,20 @@ class Pools:
                 self._blocks[name] = group
         return group
 
+    async def _open_to_nodes(self) -> None:
+        """Before a process is told where the coordinator is: it may be on another node."""
+        if not self._several:
+            nodes = await asyncio.to_thread(ray.nodes)
+            self._several = sum(node["Alive"] for node in nodes) > 1
+            if self._several:
+                await self._doorway.open_to_nodes()
+
+    def _renew_certificates(self) -> None:
+        for name, process in self._by_peer.items():
+            credentials = self._doorway.issue(name)
+            if credentials is not None:
+                process.link.send(Renewed(credentials))
+
     def _link(self, actor: Any, agent_id: str, incarnation: int) -> AgentLink:
         return AgentLink(actor, self._endpoint, f"{agent_id}#{incarnation}")
 
@@ -249,7 +269,7 @@ class Pools:
     def stream_broken(self, peer: str) -> None:
         """A stream is gone. On this node it can be seen at once whether the process is."""
         process = self._by_peer.get(peer)
-        if process is None or process.begun is None or process.begun.node_id != self._door.node_id:
+        if process is None or process.begun is None or process.begun.node_id != self._node_id:
             return
         if not _lives(process.begun.pid):
             self._lost(process, "stopped by the coordinator" if process.stopped else "its process died")
@@ -272,7 +292,7 @@ class Pools:
         if newest is None or newest.incarnation < process.incarnation:
             self._processes[agent_id] = process
         try:
-            found = await process.link.attend(self._epoch, self._coordinator, self._door, _ATTEND_S)
+            found = await process.link.attend(self._epoch, self._coordinator, self._doorway.door(), _ATTEND_S)
         except TimeoutError:
             process.link.kill()
             self._lost(process, "it did not answer a new coordinator")

@@ -15,14 +15,16 @@ from typing import Any
 
 import ray
 
+from flowray.errors import MeshError
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamUp
+from flowray.mesh.identities import Credentials, channel_credentials
 from flowray.mesh.peer import Peer
 from flowray.runtime import messages
 from flowray.runtime._ray_errors import LOST, REFUSED
 from flowray.runtime.agent import STUCK_S, AgentHost
 from flowray.runtime.link import COORDINATOR
 from flowray.runtime.loops import LoopThread
-from flowray.runtime.messages import Begin, Begun, Cancel, Door, Held, Report, Start
+from flowray.runtime.messages import Begin, Begun, Cancel, Door, Held, Renewed, Report, Start
 
 _REACH_S = 10.0  # for the coordinator to answer a new process
 
@@ -53,6 +55,8 @@ class AgentProcess:
         self._hosts: dict[str, AgentHost] = {}
         self._coordinator: Any = None
         self._door: Door | None = None
+        self._credentials: Credentials | None = None
+        self._node_id = ray.get_runtime_context().get_node_id()
         self._endpoint: Endpoint | None = None
         # A thread that computes would keep the loop waiting for the interpreter for 5 ms at a time.
         sys.setswitchinterval(0.001)
@@ -72,8 +76,7 @@ class AgentProcess:
             self._watching = asyncio.get_running_loop().create_task(self._watch_hosts())
         host = AgentHost(message, self)
         failure = await asyncio.to_thread(host.construct)
-        context = ray.get_runtime_context()
-        host.begun = Begun(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), failure)
+        host.begun = Begun(self._node_id, ray.util.get_node_ip_address(), os.getpid(), failure)
         if failure is None:
             self._hosts[message.agent_id] = host
         return host.begun
@@ -89,6 +92,7 @@ class AgentProcess:
 
     async def _open(self, message: Begin) -> None:
         self._ident = threading.get_ident()
+        self._credentials = message.credentials
         self._endpoint = Endpoint(
             message.process,
             runtime=message.runtime,
@@ -110,12 +114,22 @@ class AgentProcess:
         if known is not None:
             self._endpoint.forget(COORDINATOR, "there is a new one")
         self._door = door
-        return self._endpoint.dial(COORDINATOR, f"unix:{door.path}")
+        if door.node_id == self._node_id:
+            return self._endpoint.dial(COORDINATOR, f"unix:{door.path}")
+        return self._endpoint.dial(COORDINATOR, f"{door.host}:{door.port}", self._channel_credentials)
+
+    def _channel_credentials(self) -> Any:
+        if self._credentials is None:
+            raise MeshError("this process is on another node than the coordinator, and has no certificate")
+        return channel_credentials(self._credentials)
 
     def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
         if peer.name == COORDINATOR:
             for body in batch:
                 message = messages.decode_to_agent(body)
+                if isinstance(message, Renewed):
+                    self._credentials = message.credentials
+                    continue
                 host = self._hosts.get(message.agent_id)
                 if host is None:
                     continue  # an agent that never began: the coordinator knows

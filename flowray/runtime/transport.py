@@ -10,7 +10,7 @@ import ray
 from flowray.mesh.endpoint import Endpoint
 from flowray.runtime import messages
 from flowray.runtime._ray_errors import GONE, LOST, brief
-from flowray.runtime.messages import Acknowledge, Begin, Begun, Cancel, Door, Held, Start
+from flowray.runtime.messages import Acknowledge, Begin, Begun, Cancel, Door, Held, Renewed, Start
 
 _RETRY_S = 0.05  # between tries to reach a process that is unreachable but not known to be dead
 
@@ -23,7 +23,7 @@ class AgentLink:
         self.process = process  # its name in the mesh
         self._endpoint = endpoint
 
-    def send(self, message: Start | Cancel | Acknowledge) -> None:
+    def send(self, message: Start | Cancel | Acknowledge | Renewed) -> None:
         """Queue a message; it arrives once and in order, unless the process dies first.
 
         How many there are is bounded by what an agent may hold, so room on the link is not asked for.
