@@ -39,6 +39,10 @@ class Lane:
     def up(self) -> None:
         """The connection is ready for messages."""
         self.connected = self.was_connected = True
+
+    def worked(self) -> None:
+        """A batch is settled: only that shows that all is well, for a connection may break again and again."""
+        self.in_hand = 0
         self.backoff.reset()
 
 
@@ -185,7 +189,9 @@ class Bridge(ABC):
 
     async def _keep(self, lane: Lane, session: Callable[[Lane], Awaitable[None]], until: asyncio.Event) -> None:
         """Run sessions of one lane, one after another, until it is time to stop."""
+        loop = asyncio.get_running_loop()
         while go_on() and not until.is_set():
+            began_s = loop.time()
             try:
                 await _unless_ours(session(lane))
                 return
@@ -201,6 +207,8 @@ class Bridge(ABC):
             finally:
                 lane.connected = False
                 lane.in_hand = 0
+            if loop.time() - began_s > self.limits.reconnect_max_s:
+                lane.backoff.reset()  # it had nothing to do for long, and held
             await lane.backoff.wait(until)
 
     def _fail(self, error: Exception, lane: Lane) -> None:

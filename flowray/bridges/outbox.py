@@ -28,7 +28,7 @@ class Outbox:
         self._waiting: deque[Sending] = deque()
         self._in_hand: list[Sending] = []  # given out by `take` and not confirmed
         self._bytes = 0  # of both
-        self._writers: deque[asyncio.Future[None]] = deque()
+        self._writers: deque[tuple[asyncio.Future[None], Sending]] = deque()
         self._filled = asyncio.Event()
         self._closed: FlowrayError | None = None
 
@@ -45,24 +45,19 @@ class Outbox:
 
         A caller that is cancelled gives up its wait, not the message: that may still be sent.
         """
-        while self._closed is None and not self._has_room(sending):
+        if self._closed is not None:
+            raise self._closed
+        if self._writers or not self._has_room(sending):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._writers.append(turn)
+            self._writers.append((turn, sending))
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._wake_one()  # it was our turn: pass it on
+                self._writers = deque(writer for writer in self._writers if writer[0] is not turn)
+                self._admit()  # who stood behind may fit
                 raise
-            finally:
-                if turn in self._writers:
-                    self._writers.remove(turn)
-        if self._closed is not None:
-            raise self._closed
-        self._waiting.append(sending)
-        self._bytes += len(sending.message.body)
-        self._filled.set()
-        self._wake_one()  # there may be room for the next as well
+        else:
+            self._put(sending)
         await asyncio.shield(sending.done)
 
     async def take(self, max_messages: int, max_bytes: int) -> list[Sending]:
@@ -86,7 +81,7 @@ class Outbox:
             self._bytes -= len(sending.message.body)
             if not sending.done.done():
                 sending.done.set_result(None)
-        self._wake_one()
+        self._admit()
 
     def close(self, why: FlowrayError) -> None:
         """Nothing is sent any more: whoever waits gets `why`, now and later."""
@@ -97,9 +92,10 @@ class Outbox:
                 sending.done.exception()  # a caller that was cancelled no longer looks: that is no lost error
         self._in_hand, self._bytes = [], 0
         self._waiting.clear()
-        for turn in self._writers:
+        for turn, _ in self._writers:
             if not turn.done():
-                turn.set_result(None)
+                turn.set_exception(why)
+        self._writers.clear()
 
     def _has_room(self, sending: Sending) -> bool:
         if len(self) >= self._max_messages:
@@ -107,8 +103,15 @@ class Outbox:
         # One message is let in whatever its size, or a too large one could not even reach the dead letters.
         return not len(self) or self._bytes + len(sending.message.body) <= self._max_bytes
 
-    def _wake_one(self) -> None:
-        for turn in self._writers:
+    def _put(self, sending: Sending) -> None:
+        self._waiting.append(sending)
+        self._bytes += len(sending.message.body)
+        self._filled.set()
+
+    def _admit(self) -> None:
+        """Let writers in by their turns: nobody overtakes, or messages would lose their order."""
+        while self._writers and self._has_room(self._writers[0][1]):
+            turn, sending = self._writers.popleft()
             if not turn.done():
                 turn.set_result(None)
-                return
+                self._put(sending)

@@ -19,6 +19,10 @@ is in the file and not sent again. Where a connection breaks between RabbitMQ's 
 is sent again with the same `message_id`: consumers drop it by that. A message that no queue wants goes to the dead
 letters. Confirms of a classic or quorum queue mean that it is on disk (of the majority).
 
+One kind of poison stops a queue: a message whose AMQP properties are not UTF-8. The client library cannot read it and
+closes the connection, so RabbitMQ delivers it again; `figures().last_error` says so ("Could not unmarshal"). RabbitMQ
+puts such a message aside by itself where the queue is a quorum queue with `x-delivery-limit`.
+
 The dead letters are an exchange (fanout) with a queue of the same name, at most `dead_letters` messages.
 """
 
@@ -132,7 +136,13 @@ class RabbitBridge(Bridge):
             async with asyncio.timeout(self.limits.answer_within_s):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 assert isinstance(channel, Channel)
-            yield channel
+            try:
+                yield channel
+            except (exceptions.ChannelInvalidStateError, ConnectionError) as error:
+                closing = connection.closing
+                if closing.done() and not closing.cancelled() and (reason := closing.exception()) is not None:
+                    raise reason from error  # what closed it says more
+                raise
         finally:
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -154,7 +164,7 @@ class RabbitBridge(Bridge):
                 if batch:
                     lane.in_hand = len(batch)
                     await self._take_over(channel, route, batch)
-                    lane.in_hand = 0
+                    lane.worked()
                 elif channel.is_closed or consuming.consumer_tag not in channel.consumers:
                     raise exceptions.ChannelInvalidStateError("the channel was closed, or the queue deleted")
 
@@ -230,7 +240,7 @@ class RabbitBridge(Bridge):
                 if left:  # refused by a full queue, for example
                     await lane.backoff.wait(self._gave_up)
                 else:
-                    lane.backoff.reset()
+                    lane.worked()
 
     async def _send(
         self, channel: Channel, route: OutboundConfig, outbox: Outbox, batch: list[Sending]

@@ -68,7 +68,7 @@ class RedisPubSubBridge(RedisBridge):
                 if batch:
                     lane.in_hand = len(batch)
                     await self._take_over(client, route, batch)
-                    lane.in_hand = 0
+                    lane.worked()
 
     async def _next(self, channel: Any) -> list[bytes]:
         """The bodies that are there, after waiting for one."""
@@ -146,6 +146,7 @@ class RedisPubSubBridge(RedisBridge):
                     raise
                 else:
                     self._figures.messages_out += len(good)
+                    lane.worked()
                 finally:
                     outbox.confirm(good)
 

@@ -82,7 +82,7 @@ class RedisStreamBridge(RedisBridge):
                 if entries:
                     lane.in_hand = len(entries)
                     await self._take_over(client, route, entries)
-                    lane.in_hand = 0
+                    lane.worked()
                     count = self._next_count(entries, count)
 
     def _next_count(self, entries: Entries, count: int) -> int:
@@ -229,6 +229,7 @@ class RedisStreamBridge(RedisBridge):
                 self._figures.messages_out += len(good) - known
                 self._figures.duplicates_out += known
                 outbox.confirm(good)
+                lane.worked()
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
