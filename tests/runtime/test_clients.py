@@ -2,76 +2,144 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from flowray.core.model import Outcome, TaskId
 from flowray.core.states import TaskState
 from flowray.runtime import clients as module
-from flowray.runtime.clients import Clients, Submission
-from flowray.runtime.messages import Answer
+from flowray.runtime import messages
+from flowray.runtime.clients import Client, Clients, Submission
+from flowray.runtime.messages import Answer, Answers, Outcomes
 
 
 def outcome(task_id: str) -> Outcome:
     return Outcome(task_id=TaskId(task_id), state=TaskState.SUCCEEDED)
 
 
-async def test_a_submission_is_done_when_every_task_has_its_answer() -> None:
-    clients = Clients()
-    submission = Submission("c", 2)
-    clients.expect(submission, 0, "a")
-    clients.expect(submission, 1, "b")
-    clients.answer("a", Answer("a"))
-    assert not submission.done.done()
-    clients.answer("b", Answer("b", "queue_full", "no room", 1.0))
-    await asyncio.wait_for(submission.done, 1)
-    assert [a.reason for a in submission.answers if a is not None] == ["", "queue_full"]
+class Line:
+    """A client's line, with as much room as it is told."""
+
+    def __init__(self, room: int = 1_000_000) -> None:
+        self.room = room
+        self.sent: list[Any] = []
+
+    def send(self, message: bytes) -> bool:
+        if self.room == 0:
+            return False
+        self.room -= 1
+        self.sent.append(messages.decode_to_client(message))
+        return True
+
+    def send_anyway(self, message: bytes) -> None:
+        self.sent.append(messages.decode_to_client(message))
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [o.task_id for m in self.sent if isinstance(m, Outcomes) for o in m.outcomes]
 
 
-async def test_an_outcome_reaches_those_who_want_it_once() -> None:
-    clients = Clients()
-    clients.want("c", "a")
-    clients.want("c", "a")
-    clients.resolved(outcome("a"))
-    collected = await clients.collect("c", 0, 0.01, [])
-    assert [o.task_id for o in collected.outcomes] == ["a"]
-    again = await clients.collect("c", collected.number, 0.01, [])
-    assert again.outcomes == []
+class Hall:
+    """Clients, and the turn of the loop they live in."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, Outcome] = {}
+        self.stalled: list[Client] = []
+        self._later: list[Callable[[], None]] = []
+        self.clients = Clients(self._later.append, self.stalled.append, self._load)
+
+    def _load(self, task_ids: list[str]) -> list[Outcome]:
+        return [self.stored[task_id] for task_id in task_ids]
+
+    def turn(self) -> None:
+        later, self._later[:] = list(self._later), []
+        for call in later:
+            call()
 
 
-async def test_a_batch_that_was_not_acknowledged_is_sent_again() -> None:
-    clients = Clients()
-    clients.give("c", outcome("a"))
-    first = await clients.collect("c", 0, 0.01, [])
-    second = await clients.collect("c", 0, 0.01, [])
-    assert second.outcomes == first.outcomes
-    assert second.number == first.number
+def test_a_submission_is_answered_when_every_task_has_its_answer() -> None:
+    hall, line = Hall(), Line()
+    hall.clients.client("c", line)
+    submission = Submission("c", 2, lambda answers: hall.clients.answered("c", 7, answers))
+    hall.clients.expect(submission, 0, "a")
+    hall.clients.expect(submission, 1, "b")
+    hall.clients.answer("a", Answer("a"))
+    assert line.sent == []
+    hall.clients.answer("b", Answer("b", "queue_full", "no room", 1.0))
+    assert line.sent == [Answers(7, [Answer("a"), Answer("b", "queue_full", "no room", 1.0)])]
 
 
-async def test_a_waiting_collect_returns_as_soon_as_an_outcome_arrives() -> None:
-    clients = Clients()
-    clients.want("c", "a")
-    waiting = asyncio.create_task(clients.collect("c", 0, 30.0, []))
-    await asyncio.sleep(0)
-    clients.resolved(outcome("a"))
-    collected = await asyncio.wait_for(waiting, 5)
-    assert [o.task_id for o in collected.outcomes] == ["a"]
+def test_a_submitted_task_is_wanted_without_a_word() -> None:
+    hall, line = Hall(), Line()
+    hall.clients.client("c", line)
+    hall.clients.expect(Submission("c", 1, lambda answers: None), 0, "a")
+    hall.clients.answer("a", Answer("a"))
+    hall.clients.resolved(outcome("a"))
+    hall.turn()
+    assert line.outcomes == ["a"]
 
 
-async def test_a_client_that_does_not_keep_up_is_forgotten_and_can_see_it() -> None:
-    clients = Clients()
-    first = await clients.collect("c", 0, 0.0, [])
-    for number in range(module._MAX_OUTBOX + 1):
-        clients.give("c", outcome(str(number)))
-    after = await clients.collect("c", first.number, 0.0, [])
-    assert after.desk != first.desk
-    assert after.outcomes == []
+def test_an_outcome_reaches_those_who_want_it_once() -> None:
+    hall, first, second, other = Hall(), Line(), Line(), Line()
+    for name, line in (("c", first), ("d", second), ("e", other)):
+        hall.clients.client(name, line)
+    for name in ("c", "c", "d"):
+        hall.clients.want(name, "a")
+    hall.clients.resolved(outcome("a"))
+    hall.clients.resolved(outcome("a"))
+    hall.turn()
+    assert (first.outcomes, second.outcomes, other.outcomes) == (["a"], ["a"], [])
 
 
-async def test_batches_are_bounded() -> None:
-    clients = Clients()
+def test_what_comes_in_one_turn_goes_out_in_one_message() -> None:
+    hall, line = Hall(), Line()
+    hall.clients.client("c", line)
     for number in range(module._BATCH_OUTCOMES + 10):
-        clients.give("c", outcome(str(number)))
-    first = await clients.collect("c", 0, 0.0, [])
-    assert len(first.outcomes) == module._BATCH_OUTCOMES
-    second = await clients.collect("c", first.number, 0.0, [])
-    assert len(second.outcomes) == 10
+        hall.clients.give("c", outcome(str(number)))
+    hall.turn()
+    assert [len(m.outcomes) for m in line.sent] == [module._BATCH_OUTCOMES, 10]
+
+
+def test_tasks_that_nobody_knows_are_said_to_be_unknown() -> None:
+    hall, line = Hall(), Line()
+    hall.clients.client("c", line)
+    hall.clients.unknown("c", ["x", "y"])
+    hall.turn()
+    assert line.sent == [Outcomes([], ["x", "y"])]
+
+
+def test_a_client_without_room_gets_the_rest_when_it_has_some_and_memory_stays_bounded() -> None:
+    hall, line = Hall(), Line(room=1)
+    client = hall.clients.client("c", line)
+    hall.clients.give("c", outcome("first"))
+    hall.turn()
+    many = [str(n) for n in range(module._MAX_OUTBOX + 5_000)]
+    for task_id in many:
+        hall.stored[task_id] = outcome(task_id)
+        hall.clients.give("c", hall.stored[task_id])
+    hall.turn()
+    assert hall.stalled == [client]
+    assert len(client.outbox) == module._MAX_OUTBOX, "the rest are ids only: the store has what they stand for"
+    assert len(client.parked) == 5_000
+    line.room = 1_000_000
+    hall.clients.flush(client)
+    assert line.outcomes == ["first", *many]
+    hall.clients.give("c", outcome("last"))
+    hall.turn()
+    assert line.outcomes[-1] == "last"
+
+
+def test_a_client_that_is_gone_is_forgotten_with_all_it_waited_for() -> None:
+    hall, line, other = Hall(), Line(), Line()
+    hall.clients.client("c", line)
+    hall.clients.client("d", other)
+    for name in ("c", "d"):
+        hall.clients.want(name, "a")
+    hall.clients.want("c", "b")
+    hall.clients.forget("c")
+    hall.clients.resolved(outcome("a"))
+    hall.clients.resolved(outcome("b"))
+    hall.turn()
+    assert (line.sent, other.outcomes) == ([], ["a"])
+    assert hall.clients.names() == ["d"]
+    assert not hall.clients._interest
