@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import itertools
 import math
 import sys
 from collections import deque
@@ -43,6 +44,7 @@ from flowray.mesh.topics import Changes, DirectoryCopy
 _PARCEL_BYTES = 64 << 10  # a parcel is closed when it has so many
 _PARCEL_ENVELOPES = 1_024
 _DETAIL = 2_000  # characters of another side's message
+_SIMILAR = 200  # names looked at for the one that was probably meant
 
 
 class Outbox:
@@ -180,6 +182,19 @@ class Conversations:
             self.flushable.append(outbox)
         return True
 
+    def publish(self, sender: str, topic: str, codec: int, body: bytes) -> int | None:
+        """Send to all subscribers that can be reached: how many. None, and nothing is sent, if one has no room."""
+        receivers = []
+        for receiver in self.places.subscribers(topic):
+            route = self._routes.get(receiver) or self._find(receiver)
+            if not route.closed:
+                if route.sent_bytes >= route.limit_bytes or route.waiting:
+                    return None
+                receivers.append(receiver)
+        for receiver in receivers:
+            self.tell(sender, receiver, codec, body, topic)
+        return len(receivers)
+
     def wait_for_room(
         self, sender: str, receiver: str, codec: int, body: bytes, topic: str = "", *, token: object
     ) -> Waiter:
@@ -265,7 +280,8 @@ class Conversations:
     def _find(self, receiver: str) -> Route:
         peer = self.process if receiver in self.lanes else self.places.process_of(receiver)
         if not peer:
-            close = difflib.get_close_matches(receiver, [*self.lanes, *self.places.agents()], 1)
+            names = itertools.islice(itertools.chain(self.lanes, self.places.agents()), _SIMILAR)
+            close = difflib.get_close_matches(receiver, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise AgentUnreachable(receiver, f"no agent of this name is known{hint}")
         route = self._routes[receiver] = Route(receiver, self._outbox(peer), self.limits.first_window_bytes)

@@ -73,7 +73,7 @@ class OpenAsk:
 class Turn:
     """One message being handled."""
 
-    __slots__ = ("asks", "expires_at", "lane", "message", "peer", "seen")
+    __slots__ = ("asks", "expires_at", "lane", "message", "peer", "seen", "wants_reply")
 
     def __init__(self, lane: Lane, message: Tell | Ask, peer: str, expires_at: float) -> None:
         self.lane = lane
@@ -81,6 +81,7 @@ class Turn:
         self.peer = peer  # process that it came from
         self.expires_at = expires_at  # when nobody waits for the answer any more; inf for one-way messages
         self.asks: dict[int, OpenAsk] | None = None  # open ones of this turn, by number
+        self.wants_reply = type(message) is Ask
         self.seen: set[tuple[str, int, int]] | None = None  # probes that came by: the ask they began with, and round
 
 
