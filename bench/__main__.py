@@ -74,6 +74,8 @@ def _list() -> None:
 
 def _run(chosen: argparse.Namespace) -> None:
     member = registry.find(chosen.what)
+    if chosen.peers_only and not member.peers:
+        raise SideFailed("it has no peers, and --peers-only leaves nothing")
     machine, at_utc = report.machine(), report.now_utc()
     plan = Plan(
         quick=chosen.quick,

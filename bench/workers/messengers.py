@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import flowray as fr
-from bench.measure import SideAbsent
+from bench.processes import ABSENT
 from bench.workers.loads import by_the_clock, one_at_a_time, one_way
 from bench.workers.ring import ask_all_along
 
@@ -15,15 +15,11 @@ _COUNT = b""  # what a receiver answers with the number of those that came one w
 _TIMEOUT_S = 60
 
 
-def can_message() -> bool:
-    """Do agents of this flowray talk to each other at all?"""
-    return hasattr(fr.Context, "ask")
-
-
-def require_messages() -> None:
-    """Raises SideAbsent where they do not."""
-    if not can_message():
-        raise SideAbsent(f"flowray {version('flowray')} has no messages between agents: Context has no `ask`")
+def mute(ctx: Any) -> str:
+    """Why this agent cannot talk to another one; "" when it can."""
+    if not hasattr(ctx, "ask"):
+        return f"flowray {version('flowray')} has no messages between agents: Context has no `ask`"
+    return "" if ctx.voice is not None else f"flowray {version('flowray')} starts its agents without a mesh"
 
 
 @fr.agent(capabilities={"echo"}, num_cpus=0.001)
@@ -47,7 +43,9 @@ class Echo:
 class Asker:
     """Asks Echo in every way that is measured."""
 
-    async def run(self, task: fr.Task, ctx: Any) -> dict[str, float]:
+    async def run(self, task: fr.Task, ctx: Any) -> dict[str, Any]:
+        if why := mute(ctx):
+            return {ABSENT: why}
         settings, echo = task.payload, f"{ECHO}-0"
 
         async def ask(body: bytes) -> object:
@@ -71,10 +69,10 @@ class Asker:
 class Member:
     """One of many that all ask: each its neighbour, all at the same time."""
 
-    async def run(self, task: fr.Task, ctx: Any) -> int:
+    async def run(self, task: fr.Task, ctx: Any) -> int | None:
         settings = task.payload
-        if settings is None:  # one of the tasks that do nothing
-            return 0
+        if settings is None or mute(ctx):  # without settings: one of the tasks that do nothing
+            return None
         number = int(ctx.agent_id.rpartition("-")[2])
         neighbour = f"{MEMBER}-{(number + 1) % settings['agents']}"
 

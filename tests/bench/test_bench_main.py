@@ -121,6 +121,11 @@ def test_bad_options_end_with_2(arguments: list[str]) -> None:
     assert stopped.value.code == 2
 
 
+def test_a_member_without_peers_has_nothing_left_without_flowray(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["core", "--peers-only"]) == 1
+    assert "core failed: it has no peers" in capsys.readouterr().err
+
+
 def test_a_failure_ends_with_1_and_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["broken", "--json"]) == 1
     printed = capsys.readouterr()
