@@ -23,6 +23,9 @@ def add_to(app: typer.Typer) -> None:
     app.command()(down)
     app.command()(status)
     app.command()(agents)
+    app.command(
+        "ray", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    )(ray)
 
 
 @contextmanager
@@ -106,3 +109,13 @@ def agents(name: Name = "default", address: Address = "", as_json: Json = False)
     screen = Screen(as_json=as_json)
     with connected(name, address, screen) as runtime:
         screen.view(runtime.agents.view())
+
+
+def ray(context: typer.Context) -> None:
+    """Ray's own command line, for nodes whose agents start fast: `flowray ray start --address=HOST:PORT`.
+
+    All arguments are Ray's. Nodes get the settings that flowray's own nodes have, where the environment has none.
+    """
+    from flowray.runtime.template import cli
+
+    cli.become(context.args, dict(os.environ))

@@ -168,7 +168,8 @@ class Launcher:
             try:
                 why = self.await_listening(ready, pid)
                 if why:
-                    pidfd_send_signal(pidfd, SIGKILL)
+                    if not select.select([pidfd], [], [], 0)[0]:  # it lives, so the group is still its own
+                        os.killpg(middle, SIGKILL)  # with the fork that it may be trying
                     raise Refused(f"the template process {why}; its log is {self.log}")
             finally:
                 os.close(pidfd)
@@ -221,7 +222,7 @@ class Launcher:
                 pidfd_send_signal(pidfd, SIGKILL)
             raise self.died("the template or its fork did not answer in time") from None
         except OSError as error:
-            raise self.died(f"the template ended: {error}") from error
+            raise self.died(f"the template or its fork ended: {error}") from error
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
@@ -233,6 +234,8 @@ class Launcher:
 
     def died(self, what: str) -> NoFork:
         """Note one failed fork. The error to raise: after a few in a row the template is given up."""
+        if os.getppid() != self.raylet:
+            os._exit(1)  # the raylet has gone, its template with it, and nobody wants this worker any more
         with open(f"{self.path}.deaths", "ab") as file:
             file.write(b".")
             deaths = file.tell()

@@ -1,8 +1,8 @@
 """Starting a head of Ray without waiting for what nobody needs.
 
-`ray.init` and `ray start` start the processes of a node one after another. Most of that time is spent waiting for two
-of them: a server for the dashboard, also where the dashboard is switched off (then it has nothing to do), and the
-raylet, for which Ray looks once a second.
+`ray.init` and `ray start` start the processes of a node one after another. Most of that time is spent waiting: for a
+server for the dashboard, also where the dashboard is switched off and it has nothing to do, and for the raylet, for
+which Ray looks once a second.
 """
 
 from __future__ import annotations

@@ -29,11 +29,17 @@ from flowray.runtime.template.setup import PRELOAD
 from flowray.runtime.template.worker import Request, become
 
 RAY_VERSIONS = ("2.60.",)  # whose private parts are known to bear this
-MODULES = ("ray", "ray._private.workers.default_worker", "uvloop", "flowray.runtime.agent")
+MODULES = (
+    "ray",
+    "ray._private.workers.default_worker",
+    "uvloop",
+    "flowray.runtime.process",
+    "flowray.runtime.coordinator",
+)
 IDLE_S = 600.0  # without a fork alive and without a request, until the template ends
 _REQUEST_BYTES = 4 << 20
 _REQUEST_S = 5.0  # for a whole request to arrive
-_TRIAL_S = 10.0  # for the first fork, which only looks whether forking works
+_TRIAL_S = 3.0  # for the first fork, which only looks whether forking works; less than the launcher's STALL_S
 _RAYLET_GONE_S = 10.0  # workers end by themselves when their raylet does; after this they are ended
 _KEPT_DESCRIPTORS = 3
 
