@@ -81,9 +81,13 @@ class Server:
 
 
 class RedisServer(Server):
-    """`appendfsync always`: what it confirmed survives its crash, as the tests of crashes need it."""
+    """By default `appendfsync always`: what it confirmed survives its crash, as the tests of crashes need it."""
 
     name = "redis-server"
+
+    def __init__(self, directory: Path, fsync: str = "always") -> None:
+        super().__init__(directory)
+        self._fsync = fsync
 
     @property
     def url(self) -> str:
@@ -91,7 +95,7 @@ class RedisServer(Server):
 
     def _spawn(self, output: int) -> subprocess.Popen[bytes]:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
-        durable = ["--appendonly", "yes", "--appendfsync", "always", "--requirepass", PASSWORD]
+        durable = ["--appendonly", "yes", "--appendfsync", self._fsync, "--requirepass", PASSWORD]
         return subprocess.Popen(["redis-server", *options, *durable], stdout=output, stderr=output)
 
     def _answers(self) -> bool:
