@@ -1,0 +1,356 @@
+"""The launcher against templates that behave badly: the worker starts, once, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flowray.config import RayConfig
+from flowray.errors import ConfigError
+from flowray.runtime.template import launcher, setup
+from flowray.runtime.template.deferred import Deferred
+
+WORKER = "/x/ray/_private/workers/default_worker.py"
+# In place of Python: says that it was started the slow way, and with what.
+STOCK = "#!/bin/sh\necho stock $@\n"
+# In place of launcher.py with its patience: the tests' launchers wait as long as a broken template makes them.
+IMPATIENT = """
+import sys
+from flowray.runtime.template import launcher
+launcher.START_S, launcher.STALL_S, launcher.ANSWER_S, launcher.READY_S = 60.0, 1.0, {answer_s}, {answer_s}
+launcher.main(*sys.argv[1:4], sys.argv[4:])
+"""
+# In place of template.py, run by {python}: the protocol in a few lines, with room for what goes wrong.
+TEMPLATE = """#!{python} -IS
+import os, socket, sys, time
+path, told = sys.argv[1], int(sys.argv[2])
+with open({starts!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+listener = socket.socket(socket.AF_UNIX)
+{before}
+listener.bind(path + ".socket")
+listener.listen(64)
+os.write(told, b"listening")
+while True:
+    stream, _ = listener.accept()
+    head, descriptors, _, _ = socket.recv_fds(stream, 4, 8)
+    if not head:
+        continue
+    left = int.from_bytes(head, "big")
+    while left:
+        left -= len(stream.recv(left))
+    {request}
+    pid = os.fork()
+    if pid == 0:
+        {fork}
+        if stream.recv(1) == b"G":
+            {go}
+            os.write(descriptors[1], b"forked\\n")
+            stream.sendall(b"R")
+        os._exit(0)
+    stream.sendall(b"P%8d" % pid)
+    stream.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
+"""
+
+
+class World:
+    """One directory of sockets, one fake template, and launchers; this process stands for the raylet."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.python = directory / "python"
+        self.python.write_text(STOCK)
+        self.python.chmod(0o755)
+        self.template = directory / "template"
+        self.starts = directory / "starts"
+        self.key = directory / launcher.key_of(os.getpid())
+
+    def template_is(self, before: str = "", request: str = "pass", fork: str = "pass", go: str = "pass") -> None:
+        body = TEMPLATE.format(
+            python=sys.executable, starts=str(self.starts), before=before, request=request, fork=fork, go=go
+        )
+        # The launcher runs `<python> <template>`: this python runs what is executable, and is stock for workers.
+        self.template.write_text(body)
+        self.template.chmod(0o755)
+        self.python.write_text(f'#!/bin/sh\nif [ "$1" = "{self.template}" ]; then exec "$@"; fi\necho stock $@\n')
+
+    def launch(self, *arguments: str, answer_s: float = 30.0, **environment: str) -> Callable[[], tuple[str, str]]:
+        """Start a launcher; call what comes back for what it wrote: (output, error)."""
+        # Files, not pipes: a process that hangs would keep those open.
+        written = [self.directory / f"{secrets.token_hex(4)}.{name}" for name in ("output", "error")]
+        command = [sys.executable, "-c", IMPATIENT.format(answer_s=answer_s)]
+        with written[0].open("w") as output, written[1].open("w") as error:
+            process = subprocess.Popen(
+                [*command, str(self.python), str(self.directory), str(self.template), *arguments],
+                env={**os.environ, "RAY_RAYLET_PID": str(os.getpid()), "RAY_JOB_ID": "01000000", **environment},
+                stdout=output,
+                stderr=error,
+            )
+
+        def finish() -> tuple[str, str]:
+            assert process.wait(timeout=120) == 0, written[1].read_text()
+            return written[0].read_text().strip(), written[1].read_text().strip()
+
+        return finish
+
+    def worker(self, **more: Any) -> tuple[str, str]:
+        """What one start of a worker writes: (output, error)."""
+        return self.launch(WORKER, "--worker-id=1", **more)()
+
+    def started(self) -> list[int]:
+        """The templates that were started."""
+        return [int(line) for line in self.starts.read_text().split()] if self.starts.exists() else []
+
+    def end(self) -> None:
+        for pid in self.started():
+            if psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
+        shutil.rmtree(self.directory)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World(Path(tempfile.mkdtemp(dir="/tmp")))  # a socket's path is limited to 107 bytes
+    yield world
+    world.end()
+
+
+SLOW = f"stock {WORKER} --worker-id=1"
+
+
+@pytest.mark.slow
+def test_a_template_is_started_once_for_all_and_forks(world: World) -> None:
+    world.template_is(before="time.sleep(0.3)")
+    launches = [world.launch(WORKER, f"--worker-id={number}") for number in range(6)]
+    assert [finish() for finish in launches] == [("forked", "")] * 6
+    assert world.worker() == ("forked", "")
+    assert len(world.started()) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_template_is_started_again(world: World) -> None:
+    world.template_is(before="os.path.exists(path + '.socket') and os.unlink(path + '.socket')")
+    assert world.worker()[0] == "forked"
+    psutil.Process(world.started()[0]).kill()
+    assert world.worker() == ("forked", "")
+    assert len(world.started()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        ("raise RuntimeError('no such luck')", "did not start: RuntimeError: no such luck"),
+        ("os._exit(3)", "did not start: it said nothing"),
+        ("time.sleep(1000)", "has hung for 1 s while it was starting"),
+        ("os.fork(); time.sleep(1000)", "has hung for 1 s while it was starting"),
+    ],
+)
+def test_a_template_that_does_not_start_is_given_up_and_said_once(
+    world: World, eventually: Callable[..., Any], before: str, says: str
+) -> None:
+    world.template_is(before=before)
+    output, error = world.worker()
+    assert output == SLOW
+    assert error.startswith("flowray: all workers of this node start the slow way") and says in error
+    assert says in world.key.with_name(f"{world.key.name}.broken").read_text()
+    assert world.worker() == (SLOW, "")
+    assert len(world.started()) == 1
+    eventually(lambda: not processes_of(world), "nothing of it is left")
+
+
+def processes_of(world: World) -> list[psutil.Process]:
+    """What runs the fake template, forks included."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if str(world.template) in (process.info["cmdline"] or ()) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_forks_that_die_are_replaced_and_after_three_the_template_is_given_up(world: World) -> None:
+    world.template_is(go="os._exit(1)")
+    for _ in range(launcher.MAX_DEATHS - 1):
+        output, error = world.worker()
+        assert output == SLOW and error.startswith("flowray: this worker starts the slow way")
+    assert "3 times in a row" in world.worker()[1]
+    assert world.worker() == (SLOW, "")
+
+
+@pytest.mark.slow
+def test_one_good_fork_clears_the_count(world: World) -> None:
+    flag = world.directory / "die"
+    world.template_is(go=f"os.path.exists({str(flag)!r}) and os._exit(1)")
+    for _ in range(launcher.MAX_DEATHS):
+        flag.touch()
+        assert world.worker()[0] == SLOW
+        flag.unlink()
+        assert world.worker() == ("forked", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"request": "time.sleep(1000)"},  # the template hangs
+        {"request": "stream.close(); continue"},  # it refuses
+        {"request": "os._exit(1)"},  # it dies
+        {"fork": "os._exit(1)"},  # its fork dies at once
+        {"go": "time.sleep(1000)"},  # its fork hangs
+    ],
+)
+def test_whatever_goes_wrong_with_one_request_the_worker_starts(world: World, wrong: dict[str, str]) -> None:
+    world.template_is(**wrong)
+    output, error = world.worker(answer_s=0.5)
+    assert output == SLOW
+    assert "this worker starts the slow way" in error
+
+
+@pytest.mark.slow
+def test_a_fork_that_is_late_is_ended_before_another_worker_of_its_id_starts(world: World) -> None:
+    late = world.directory / "late"
+    world.template_is(go=f"open({str(late)!r}, 'w').write(str(os.getpid())); time.sleep(1000)")
+    assert world.worker(answer_s=1.0)[0] == SLOW
+    pid = int(late.read_text())
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "two workers of one id"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["-c", "pass", "a b"], {}),
+        (["/x/setup_worker.py", WORKER, "--worker-id=1"], {}),  # a runtime_env
+        (["-s", WORKER, "--worker-id=1"], {}),
+        ([WORKER, "--worker-id=1"], {"RAY_JOB_ID": ""}),
+        ([WORKER, "--worker-id=1"], {"RAY_RAYLET_PID": ""}),
+        (
+            [WORKER, "--worker-id=1"],
+            {"RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true"},
+        ),
+    ],
+)
+def test_what_is_no_plain_worker_starts_as_it_is(
+    world: World, arguments: list[str], environment: dict[str, str]
+) -> None:
+    world.template_is()
+    assert world.launch(*arguments, **environment)() == (f"stock {' '.join(arguments)}", "")
+    assert world.started() == []
+
+
+@pytest.mark.slow
+def test_the_template_is_started_with_the_nodes_agent(world: World, eventually: Callable[..., Any]) -> None:
+    world.template_is()
+    agent = ["-u", "/x/ray/dashboard/agent.py", "--node-ip-address=1"]
+    assert world.launch(*agent)() == (f"stock {' '.join(agent)}", "")
+    eventually(world.started, "the template is started")
+    assert world.worker() == ("forked", "")
+    assert len(world.started()) == 1
+
+
+# ── setting up ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home and a directory for sockets of our own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home of mine"))
+    monkeypatch.setattr(setup, "directory", lambda: setup._private(tmp_path / "sockets"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_launcher_is_private_runs_python_and_is_written_once(home: Path) -> None:
+    file = setup.install()
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    assert file.stat().st_mode & 0o077 == 0
+    said = subprocess.run(
+        [file, "-c", "import sys; print(sys.argv, sys.executable)", "a b"], capture_output=True, text=True
+    )
+    assert said.stdout == f"['-c', 'a b'] {sys.executable}\n"
+    before = file.stat().st_mtime_ns
+    assert setup.install() == file
+    assert file.stat().st_mtime_ns == before
+
+
+def test_what_is_left_of_raylets_that_are_gone_is_removed(home: Path) -> None:
+    here = setup.directory()
+    mine, gone = launcher.key_of(os.getpid()), launcher.key_of(os.getpid()).rpartition("-")[0] + "-1"
+    other = "0-1-1"  # of another namespace: what runs there cannot be seen from here
+    for key in (mine, gone, other):
+        (here / f"{key}.broken").touch()
+    setup._sweep(here)
+    assert sorted(path.stem for path in here.iterdir()) == sorted([mine, other])
+
+
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(setup.NoTemplate, match="somebody else's"):
+        setup._private(tmp_path / "link")
+    (tmp_path / "file").touch()
+    with pytest.raises(setup.NoTemplate, match="cannot be made"):
+        setup._private(tmp_path / "file" / "below")
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir(mode=0o777)
+    assert setup._private(open_to_all).stat().st_mode & 0o777 == 0o700
+
+
+def test_the_launcher_is_in_place_only_while_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    python = sys.executable
+    monkeypatch.delenv(setup.PRELOAD, raising=False)
+    with pytest.raises(KeyError), setup.in_place(Path("/launcher"), ("a", "b.c")):
+        assert (sys.executable, os.environ[setup.PRELOAD]) == ("/launcher", "a,b.c")
+        raise KeyError
+    assert sys.executable == python and setup.PRELOAD not in os.environ
+
+
+def test_only_names_of_modules_can_be_preloaded() -> None:
+    assert RayConfig(preload=["numpy", "a.b_c"]).preload == ["numpy", "a.b_c"]
+    with pytest.raises(ConfigError, match=r"preload.*'os; x'"):
+        RayConfig(preload=["os; x"])
+
+
+# ── serializers in time ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_serializers_are_registered_when_their_module_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late_one.py").write_text("value = __name__")
+    (tmp_path / "late_pack").mkdir()
+    (tmp_path / "late_pack" / "__init__.py").touch()
+    (tmp_path / "late_pack" / "inner.py").write_text("import late_one")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "there", types.ModuleType("there"))
+    done: list[tuple[str, Any]] = []
+    names = ("there", "late_one", "late_pack.inner", "never")
+    deferred = Deferred({name: lambda context, name=name: done.append((name, context)) for name in names})
+    monkeypatch.setattr(sys, "meta_path", [deferred, *sys.meta_path])
+    deferred.apply(1)
+    assert done == [("there", 1)]
+    import late_pack.inner  # type: ignore[import-not-found]
+
+    assert done == [("there", 1), ("late_one", 1), ("late_pack.inner", 1)]
+    assert type(late_pack.inner.__spec__.loader).__name__ == "SourceFileLoader"
+    deferred.apply(2)
+    assert done[3:] == [("there", 2), ("late_one", 2), ("late_pack.inner", 2)]
+    for name in ("late_one", "late_pack", "late_pack.inner"):
+        monkeypatch.delitem(sys.modules, name)
