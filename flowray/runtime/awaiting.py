@@ -53,7 +53,19 @@ class Done:
         return f"<Done {self._value!r}>"
 
 
-SENT = Done()  # the one that every `send` with room returns
+class Paused(Done):
+    """Over as well, but awaiting it lets the loop do other things: what was sent can leave meanwhile."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield
+        return self._value
+
+
+# What every `send` with room returns. Code that only sends would never let the loop go, and its receiver would wait
+# until a window is full, and then the sender for the receiver: so each of some sends pauses.
+SENT, SENT_PAUSED = Done(), Paused()
 
 
 class Settling:

@@ -22,11 +22,12 @@ from flowray.mesh.envelopes import BYTES, MSGPACK, PICKLE
 from flowray.mesh.failures import AgentUnreachable, NoRoom
 from flowray.mesh.lanes import Lane, TalkLimits, Turn
 from flowray.mesh.topics import Changes
-from flowray.runtime.awaiting import SENT, Done, Pending, PendingPublish, Reply, Settling, on_a_loop
+from flowray.runtime.awaiting import SENT, SENT_PAUSED, Done, Pending, PendingPublish, Reply, Settling, on_a_loop
 from flowray.runtime.listening import AsyncHearing, Listener, MakeContext, Subscription, hearing_for
 from flowray.values import decode_value, encode_value
 
 Encode = Callable[[Any, str], tuple[str, bytes]]  # (value, its name in errors) -> (codec, bytes)
+_PAUSE_SENDS = 128  # of a loop's code, before others have their turn
 _CODECS = {"msgpack": MSGPACK, "pickle": PICKLE}
 _NAMES = {number: name for name, number in _CODECS.items()}
 
@@ -81,6 +82,7 @@ class Talking:
         self._listeners: dict[str, Listener] = {}
         self._thread = threading.get_ident()
         self._flush_due = False
+        self._unflushed = 0  # messages sent since then
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._pushing: dict[str, asyncio.Task[None]] = {}  # process without room -> who waits to send to it
@@ -213,7 +215,9 @@ class Talking:
             if self._conversations.tell(sender, receiver, codec, data, topic):
                 if not self._flush_due:
                     self._flush_soon()
-                return SENT
+                    self._unflushed = 0
+                self._unflushed += 1
+                return SENT if self._unflushed % _PAUSE_SENDS else SENT_PAUSED
         pending = Pending(self, receiver, lambda it: self._wait_for_room(it, sender, codec, data, topic))
         if not on_a_loop():
             pending.result()
