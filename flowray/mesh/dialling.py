@@ -92,7 +92,7 @@ async def _greet(peers: Peers, peer: Peer, stream: DialledStream) -> Hello | Non
         match peer.judge(hello):
             case Verdict.GOES_ON if hello.knows == peer.link.end:
                 return hello
-            case Verdict.OVER:
+            case Verdict.OVER | Verdict.FORGOTTEN:
                 peer.pending = None
                 peers.replaced(peer, hello)
             case _:

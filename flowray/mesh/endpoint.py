@@ -139,8 +139,8 @@ class Endpoint:
             await context.write(begun)
             return
         peer, hello = begun
-        conversation = self._peers.begin(peer, AcceptedStream(context), hello, answer=True)
-        await self._peers.carry(peer, conversation)
+        stream = AcceptedStream(context)
+        await stream.carry(self._peers.carry(peer, self._peers.begin(peer, stream, hello, answer=True)))
 
     async def _greeted(self, context: Any) -> tuple[Peer, Hello] | bytes:
         """Who greets, if its link goes on; otherwise what to say to it before the stream is ended."""

@@ -28,7 +28,7 @@ class Verdict(Enum):
     """What a greeting means for a link."""
 
     GOES_ON = "both ends fit: open the link on this stream"
-    OUT_OF_DATE = "a later greeting of this end has been heard: the stream is to be ended, the link waits"
+    OUT_OF_DATE = "a later greeting of this process has been heard: the stream is to be ended, the link waits"
     OVER = "the other end is a new one: nothing more comes from the old one, a new link is needed"
     FORGOTTEN = "the other side speaks of an end that is no more: it must begin anew, this link waits for that"
 
@@ -62,7 +62,10 @@ class Link:
     )
 
     def __init__(self, limits: Limits, end: str, backlog: tuple[int, int] = (0, 0)) -> None:
-        """`backlog`: messages and bytes that came on an earlier link with this peer and are not consumed yet."""
+        """`end` is a process's instance, which no other process has, and the number of the link: "INSTANCE-NUMBER".
+
+        `backlog`: messages and bytes that came on an earlier link with this peer and are not consumed yet.
+        """
         self._limits = limits
         self.end = end
         self.other_end = ""  # until a stream was opened
@@ -254,7 +257,7 @@ class Link:
             BadFrame: no process that keeps to the protocol could say this.
         """
         if self.other_end and hello.end != self.other_end:
-            return Verdict.OVER
+            return Verdict.OUT_OF_DATE if _is_earlier(hello.end, self.other_end) else Verdict.OVER
         if hello.knows not in ("", self.end):
             return Verdict.FORGOTTEN
         if hello.number <= self._heard:
@@ -285,3 +288,8 @@ class Link:
     def broken(self) -> None:
         """The stream is gone; the link waits for another."""
         self.greeted = False
+
+
+def _is_earlier(end: str, than: str) -> bool:
+    """Did one process give this end to a link before the other?"""
+    return end.rpartition("-")[0] == than.rpartition("-")[0] and (len(end), end) < (len(than), than)

@@ -138,8 +138,18 @@ class Peer:
             self.wake.set()
 
     def judge(self, hello: Hello) -> Verdict:
-        """What this greeting means for the link (see there). Raises BadFrame."""
-        return Verdict.OUT_OF_DATE if hello.end in self._former_ends else self.link.judge(hello)
+        """What this greeting means for the link (see there). Raises BadFrame.
+
+        One of a link that was given up for another is not the news of a third: it may have been on its way for long.
+        If it is no echo, its process begins anew when it is told; so two of one name cannot take turns unnoticed.
+        """
+        return Verdict.FORGOTTEN if hello.end in self._former_ends else self.link.judge(hello)
+
+    def rename(self) -> bool:
+        """Give this end another name. False when it had a stream: what it knows belongs to its name then."""
+        if not self.link.other_end:
+            self.link.end = self._new_end()
+        return not self.link.other_end
 
     def renew(self) -> int:
         """The other process was replaced or has forgotten us: begin anew. How many messages were not confirmed."""

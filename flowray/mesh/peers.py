@@ -132,7 +132,9 @@ class Peers:
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def replaced(self, peer: Peer, hello: Hello) -> None:
-        """The other end of this peer's link is no more: begin a new one."""
+        """The two ends do not fit: begin a new one here."""
+        if peer.rename():
+            return
         if peer.link.instance == hello.end.rpartition("-")[0]:
             reason = "it had forgotten this process"
         else:

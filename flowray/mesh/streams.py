@@ -7,6 +7,7 @@ among all that came meanwhile.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from flowray.mesh import frames
@@ -53,19 +54,35 @@ class DialledStream:
 
 
 class AcceptedStream:
-    """A stream that the other side opened. gRPC ends it when its handler, the task that makes this, does."""
+    """A stream that the other side opened. gRPC ends it when its handler returns, which is what `carry` is for."""
 
     def __init__(self, context: Any) -> None:
         self.read = context.read
         self.write = context.write
-        self._handler = asyncio.current_task()
+        self._carrying: asyncio.Task[None] | None = None
+        self._cancelled = False
 
     async def done_writing(self) -> None:
         """Nothing to do: all that was written goes out before the stream ends."""
 
     def cancel(self) -> None:
-        if self._handler is not None and self._handler is not asyncio.current_task():
-            self._handler.cancel()
+        self._cancelled = True
+        if self._carrying is not None and self._carrying is not asyncio.current_task():
+            self._carrying.cancel()
+
+    async def carry(self, conversation: Coroutine[Any, Any, None]) -> None:
+        """Until the conversation is over or the stream is cancelled.
+
+        A handler that is cancelled itself would leave the stream open: gRPC tells the other side nothing of it.
+        """
+        self._carrying = asyncio.current_task()
+        try:
+            await conversation
+        except asyncio.CancelledError:
+            if not self._cancelled:
+                raise
+        finally:
+            self._carrying = None
 
 
 class Conversation:

@@ -59,6 +59,14 @@ class Process:
         self.link.consumed(len(taken), sum(map(len, taken)))
 
     def renew(self) -> None:
+        if not self.link.other_end:  # nothing was ever sent: it may be under another name
+            written = self.written.pop(self.link.end, [])
+            self.link.end = next(self._ends)
+            self.written[self.link.end] = written
+            return
+        self.drop()
+
+    def drop(self) -> None:
         self.hang_up()
         self.lost[self.link.end] = self.link.held
         if self.link.other_end:
@@ -67,7 +75,7 @@ class Process:
 
     def forget(self) -> None:
         """Have nothing to do with the other any more, and then begin anew: what it sent is not counted any longer."""
-        self.renew()
+        self.drop()
         self.former.clear()
         self.unconsumed.clear()
         self.link = Link(self.limits, next(self._ends))
@@ -82,7 +90,7 @@ class Process:
         return frames.encode(self.link.greeting(runtime="r", name=self.name, to=to, version=frames.VERSION))
 
     def judge(self, hello: Hello) -> Verdict:
-        return Verdict.OUT_OF_DATE if hello.end in self.former else self.link.judge(hello)
+        return Verdict.FORGOTTEN if hello.end in self.former else self.link.judge(hello)
 
     def check(self) -> None:
         """The bounds that the module `link` states."""
@@ -196,9 +204,8 @@ class World:
             process.link.open(hello)
             process.stream = stream
             return None
-        assert verdict is not Verdict.GOES_ON and verdict is not Verdict.FORGOTTEN, (verdict, hello)
-        if verdict is Verdict.OVER:
-            process.renew()
+        assert verdict in (Verdict.OVER, Verdict.FORGOTTEN), (verdict, hello)
+        process.renew()
         return self.end(stream, process.name)
 
     def settle(self) -> None:
