@@ -20,7 +20,7 @@ import math
 import sys
 from collections import deque
 
-from flowray.errors import FlowrayError
+from flowray.errors import FlowrayError, NotConnected
 from flowray.mesh import envelopes
 from flowray.mesh.deadlocks import Deadlocks
 from flowray.mesh.envelopes import (
@@ -108,6 +108,7 @@ class Conversations:
         self._asking: dict[str, int] = {}  # asker -> how many of its asks are open
         self._expiries: list[tuple[float, int]] = []  # heap; numbers that are not open any more are skipped
         self._next_number = first_number
+        self._closed = False
         self.deadlocks = Deadlocks(process, self.lanes, self._post, self._fail)
 
     # ── agents of this process ───────────────────────────────────────────────────────────────────────────────────
@@ -278,6 +279,8 @@ class Conversations:
         return True
 
     def _find(self, receiver: str) -> Route:
+        if self._closed:
+            raise NotConnected("this process has stopped talking")
         peer = self.process if receiver in self.lanes else self.places.process_of(receiver)
         if not peer:
             names = itertools.islice(itertools.chain(self.lanes, self.places.agents()), _SIMILAR)
@@ -576,6 +579,19 @@ class Conversations:
                 lane.queue.extend(kept)
                 lane.ask_bytes = sum(cost_bytes(entry[0].body) for entry in kept if type(entry[0]) is Ask)
         self.deadlocks.search_all()  # searches under way may have died with that process
+
+    def close(self) -> None:
+        """Nothing is said or heard any more: all agents leave, and whoever waits is told."""
+        for agent in list(self.lanes):
+            self.leave(agent)
+        for open_ask in list(self._asks.values()):
+            self._fail(open_ask, NotConnected("this process has stopped talking"))
+        for route in self._routes.values():
+            for waiter in route.waiting:
+                self.settled.append((waiter.token, NotConnected("this process has stopped talking")))
+            route.waiting.clear()
+        self._routes.clear()
+        self._closed = True
 
     # ── looking in ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -130,9 +130,10 @@ class Talking:
         return Speaker(self, agent, turn)
 
     def close(self) -> None:
-        """All agents leave, and nothing more is said. Call on the loop."""
+        """All agents leave, whoever waits is told, and nothing more is said. Call on the loop."""
         for agent in list(self._listeners):
             self.leave(agent)
+        self._change(self._conversations.close)
         self._flush()
         for task in self._pushing.values():
             task.cancel()

@@ -7,7 +7,7 @@ import pickle
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from talk_world import World
 
@@ -311,6 +311,7 @@ def test_an_agent_that_moved_is_found_where_it_is_now():
 # ── envelopes and errors ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_and_changes_nothing(data):
     one = Conversations("p1")
@@ -349,6 +350,7 @@ STRANGE = st.one_of(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(STRANGE, max_size=12))
 def test_no_sense_from_a_peer_breaks_anything(strange):
     """A peer that sends well-formed nonsense: asks of a and b go on, and whatever is settled is settled once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowray.errors import ConfigError
@@ -37,6 +37,7 @@ def same(directory: Directory, copy: DirectoryCopy, model: dict[str, tuple[str, 
         assert set(found) == wanted and len(found) == len(wanted)
 
 
+@settings(deadline=None)
 @given(st.lists(CHANGE, max_size=60))
 def test_a_copy_that_catches_up_knows_what_the_directory_knows(steps):
     directory, copies = Directory(1), [DirectoryCopy() for _ in range(3)]

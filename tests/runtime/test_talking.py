@@ -667,6 +667,33 @@ async def test_an_agent_that_leaves_tells_those_who_wait():
                 await reply
 
 
+async def test_closing_lets_nobody_wait_for_ever():
+    gate = asyncio.Event()
+
+    async def hear(message):
+        await gate.wait()
+
+    with running(TIGHT) as mesh:
+        mesh.add("slow-1", hear)
+        me = mesh.add("me-1")
+
+        def ask() -> None:
+            me.ask("slow-1").result()
+
+        def send() -> None:
+            while True:
+                me.send("slow-1", b"x" * 1000)
+
+        threads = [asyncio.create_task(asyncio.to_thread(run)) for run in (ask, send)]
+        await asyncio.sleep(0.05)
+        mesh.talkings["of-me-1"].close()
+        for thread in threads:
+            with pytest.raises(NotConnected, match="stopped talking"):
+                await thread
+        with pytest.raises(NotConnected):
+            me.send("slow-1", b"")
+
+
 async def test_a_context_without_a_mesh_says_so():
     with pytest.raises(NotConnected, match="has nobody to talk to"):
         Context(agent_id="a-1").ask("b-1")
