@@ -58,7 +58,7 @@ class Outbox:
                 raise
         else:
             self._put(sending)
-        await asyncio.shield(sending.done)
+        await sending.done  # cancelled with its caller, which `confirm` then leaves alone
 
     async def take(self, max_messages: int, max_bytes: int) -> list[Sending]:
         """What to send next, at least one; after a failure what is not confirmed yet comes again, in its order."""

@@ -95,7 +95,7 @@ async def running(config: BridgeConfig, topics: FakeTopics) -> AsyncIterator[Bri
     await bridge.wait()
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
     """Wait for it; a test that waits in vain fails here."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -49,9 +49,16 @@ async def fill(rabbit: AbstractChannel, queue: str, bodies: dict[str, bytes], **
 
 async def drain(rabbit: AbstractChannel, queue: str) -> list[DeliveredMessage]:
     """Everything in a queue, taken out."""
-    found = []
-    while not isinstance((message := await rabbit.basic_get(queue, no_ack=True)).delivery, Basic.GetEmpty):
+    found: list[DeliveredMessage] = []
+
+    async def take(message: DeliveredMessage) -> None:
         found.append(message)
+
+    count = await waiting(rabbit, queue)
+    consuming = await rabbit.basic_consume(queue, take, no_ack=True)
+    await until(lambda: len(found) >= count)
+    await rabbit.basic_cancel(consuming.consumer_tag)
+    assert await waiting(rabbit, queue) == 0
     return found
 
 
@@ -200,7 +207,7 @@ async def test_the_server_is_killed_and_nothing_is_lost_or_doubled(
     caplog.set_level(logging.DEBUG)
     connection = await aiormq.connect(rabbit_server.url)
     rabbit = await connection.channel()
-    count = 1200
+    count = 1000
     await rabbit.queue_declare(f"{key}.in", durable=True)
     await asyncio.gather(
         *(
