@@ -78,8 +78,8 @@ def encode_parts(
     if pickled is None:
         raise PayloadError(
             field,
-            f"a {kind} that is not plain data: from outside the cluster only None, bool, int (64 bits), float, str, bytes, "
-            "lists and dicts with str keys are taken, and no deeper than 50 levels (convert it, or make it bytes)",
+            f"a {kind} that is not plain data: from outside the cluster only None, bool, int (64 bits), float, str, "
+            "bytes, lists and dicts with str keys are taken, 50 levels deep at most (convert it, or make it bytes)",
         )
     buffers: list[memoryview] = []
 

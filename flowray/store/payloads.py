@@ -48,7 +48,7 @@ class PayloadStore:
 
     def put(self, *parts: Buffer) -> str:
         """Keep these bytes, one part after the other; their reference, once they are on disk. Raises StoreError."""
-        ref = self.write(*parts)
+        ref = self._written(parts, disk_ahead=True)
         self.sync([ref])
         return ref
 
@@ -60,7 +60,10 @@ class PayloadStore:
         Raises:
             StoreError: the disk is full, or does not take them.
         """
-        with self.draft(sum(memoryview(part).nbytes for part in parts)) as draft:
+        return self._written(parts, disk_ahead=False)
+
+    def _written(self, parts: tuple[Buffer, ...], *, disk_ahead: bool) -> str:
+        with self.draft(sum(memoryview(part).nbytes for part in parts), disk_ahead=disk_ahead) as draft:
             try:
                 for part in parts:
                     draft.append(part)
@@ -68,11 +71,11 @@ class PayloadStore:
                 raise StoreError(f"a payload of {draft.size_bytes} bytes cannot be written: {error}") from error
             return self.adopt(draft)
 
-    def draft(self, size_bytes: int) -> Draft:
+    def draft(self, size_bytes: int, *, disk_ahead: bool = True) -> Draft:
         """A payload to be written bit by bit, then `adopt`ed. Raises StoreError when there is no room for it."""
         try:
             self._make_ready()
-            return Draft(self._directory, size_bytes)
+            return Draft(self._directory, size_bytes, disk_ahead=disk_ahead)
         except OSError as error:
             raise StoreError(f"a payload of {size_bytes} bytes cannot be written: {error}") from error
 
