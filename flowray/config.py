@@ -37,6 +37,8 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory_share: float = 0.1  # of the cluster's memory, 0..1; reserved for placement only, it is no limit
     labels: dict[str, str] = {}  # node labels its agents must find, as Ray's label selectors ("a", "!a", "in(a,b)")
     agents_per_block: int = 1  # agents placed together: one placement group holds this many
+    agents_per_actor: int = 1  # light agents that share one process, and die with it
+    warm: int = 1  # processes of each class that are started before an agent needs one, where there is room
     spread: bool = True  # put a block's agents on different nodes where there are several
 
     def __post_init__(self) -> None:
@@ -47,6 +49,10 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ConfigError(name, f"must be between 0 and 1, got {getattr(self, name)}")
         if not 1 <= self.agents_per_block <= 64:
             raise ConfigError("agents_per_block", f"must be between 1 and 64, got {self.agents_per_block}")
+        if not 1 <= self.agents_per_actor <= 1000:
+            raise ConfigError("agents_per_actor", f"must be between 1 and 1000, got {self.agents_per_actor}")
+        if not 0 <= self.warm <= 64:
+            raise ConfigError("warm", f"must be between 0 and 64, got {self.warm}")
 
 
 DEFAULT_TIERS: dict[str, TierConfig] = {

@@ -12,6 +12,7 @@ import typer
 
 from flowray.cli.screen import Address, Json, Name, Screen, Settings, overrides
 from flowray.config import load
+from flowray.errors import NotConnected
 
 if TYPE_CHECKING:
     from flowray.runtime.runtime import Runtime
@@ -34,9 +35,16 @@ def connected(name: str, address: str, screen: Screen) -> Iterator[Runtime]:
     from flowray.runtime import service
     from flowray.runtime.runtime import Runtime
 
-    where = service.checked(address) if address else service.address_of(name, os.environ)
-    with screen.alone(), Runtime.connect(name, address=where) as runtime:
-        yield runtime
+    with screen.alone():
+        if address:
+            runtime = Runtime.connect(name, address=service.checked(address))
+        else:
+            try:
+                runtime = Runtime.connect(name)
+            except NotConnected:  # no ticket, or one that opens nothing: there may be a cluster all the same
+                runtime = Runtime.connect(name, address=service.address_of(name, os.environ))
+        with runtime:
+            yield runtime
 
 
 def up(

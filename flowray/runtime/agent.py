@@ -26,7 +26,7 @@ from ray import cloudpickle
 from flowray.agents import AgentDescription, Context, check_runnable, describe, wants_context
 from flowray.attempts import failure_of, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
-from flowray.runtime.messages import Begin, Begun, Cancel, Finished, Held, Report, Returned, Start
+from flowray.runtime.messages import Begin, Cancel, Finished, Held, Report, Returned, Start
 from flowray.runtime.payloads import PayloadDesk
 
 STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it holds beyond its slots
@@ -76,10 +76,9 @@ class AgentHost:
         self._sent = 0  # up to this one they have been sent
         self._flush_at = 0.0  # monotonic: when the loop was asked to send; 0.0 when it need not
         self._lock = threading.Lock()  # guards what is above
-        self._inbox: queue.SimpleQueue[Attempt] = queue.SimpleQueue()  # of sync code
+        self._inbox: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()  # of sync code
         self._waiting: collections.deque[Attempt] = collections.deque()  # of async code; only on the loop
         self._busy = 0  # async attempts under way; only on the loop
-        self.begun: Begun | None = None
         self._desk = PayloadDesk(
             runtime=message.runtime,
             node_id=message.journal_node,
@@ -167,12 +166,11 @@ class AgentHost:
 
     def attend(self, epoch: int) -> Held:
         """A new epoch has begun: say what is here."""
-        assert self.begun is not None
         with self._lock:
             self._epoch = max(self._epoch, epoch)
             running = [Running(*token) for token in self._attempts]  # type: ignore[arg-type]
             results = list(self._results)
-        return Held(self._begin.agent_id, self._begin.incarnation, self.begun, running, results)
+        return Held(self._begin.agent_id, self._begin.incarnation, running, results)
 
     def overdue(self, now: float) -> bool:
         """Has the loop been asked to send, and did not for long? User code blocks it then."""
@@ -194,6 +192,17 @@ class AgentHost:
                 del self._attempts[token]
         for token in waiting:
             self._add(Returned(*token))
+
+    def retire(self) -> None:
+        """It is not wanted any more: what it runs is cancelled, and what it says is not heard."""
+        for attempt in list(self._attempts.values()):
+            attempt.cancelled = True
+            if attempt.ctx is not None:
+                attempt.ctx.cancelled = True
+            if attempt.task is not None:
+                attempt.task.cancel()
+        for _ in range(self._begin.spec.slots):
+            self._inbox.put(None)
 
     def _add(self, result: Finished | Returned) -> None:
         with self._lock:
@@ -239,6 +248,8 @@ class AgentHost:
         """One slot of sync code."""
         while True:
             attempt = self._inbox.get()
+            if attempt is None:
+                return
             if not self._enter(attempt):
                 continue
             value: Payload | None = None
@@ -309,6 +320,14 @@ class AgentHost:
 
 def _nothing() -> None:
     """What runs before the user's object is there: nothing is given to it then."""
+
+
+def preload(spec: AgentSpec) -> None:
+    """Import what the class needs. What goes wrong shows when an agent is constructed, where it can be told."""
+    try:
+        load_target(spec)
+    except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+        print(f"flowray: {spec.name} cannot be loaded: {error}", file=sys.stderr)  # noqa: T201
 
 
 def load_target(spec: AgentSpec) -> Callable[..., Any]:

@@ -196,6 +196,7 @@ class Coordinator:
             self._doorway,
             str(self._journal / "payloads"),
             self._pump.put,
+            lambda name: self._core.book.specs.get(name),
         )
         self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
         self._calls: set[asyncio.Task[Any]] = set()
@@ -438,7 +439,8 @@ class Coordinator:
             return await self._add_agents(question.spec)
         if what == "process":
             process = self._pools.current(question.agent_id)
-            return [process.begun.address, process.begun.pid] if process and process.begun else ["", 0]
+            made = process.made if process is not None and not process.gone else None
+            return [made.address, made.pid] if made is not None else ["", 0]
         raise FlowrayError(f"the coordinator does not know the question {what!r}")
 
     async def _add_agents(self, spec: AgentSpec) -> str:
@@ -526,7 +528,7 @@ class Coordinator:
         views = []
         for agent in self._core.registry.agents():
             process = self._pools.process(agent.id, agent.incarnation)
-            begun = process.begun if process is not None else None
+            made = process.made if process is not None else None
             spec = agent.agent_class.spec
             views.append(
                 AgentView(
@@ -535,8 +537,8 @@ class Coordinator:
                     tier=spec.tier,
                     state=agent.state.value,
                     incarnation=agent.incarnation,
-                    node=begun.address if begun is not None else "",
-                    pid=begun.pid if begun is not None else 0,
+                    node=made.address if made is not None else "",
+                    pid=made.pid if made is not None else 0,
                     held=agent.held,
                     slots=agent.slots,
                     resolved=agent.resolved,

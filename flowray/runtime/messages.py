@@ -121,8 +121,27 @@ class Door(Struct, frozen=True, array_like=True):
         return f"Door({self.path!r})"
 
 
+class Prepare(Struct, frozen=True, array_like=True):
+    """The first message to a process."""
+
+    process: str  # its name in the mesh
+    runtime: str  # name of the runtime
+    door: Door  # of the coordinator
+    spec: AgentSpec  # of the class it will host
+    place: tuple[str, int]  # placement group and bundle: kept for a later coordinator
+    credentials: Credentials | None = None  # for a process on another node than the coordinator's
+
+
+class Prepared(Struct, frozen=True, array_like=True):
+    """The process is up and connected."""
+
+    node_id: str
+    address: str
+    pid: int
+
+
 class Begin(Struct, frozen=True, array_like=True):
-    """The first message to an agent's process."""
+    """Host this agent."""
 
     agent_id: str
     incarnation: int
@@ -133,17 +152,11 @@ class Begin(Struct, frozen=True, array_like=True):
     runtime: str  # name of the runtime
     journal_node: str  # Ray's id of the node that keeps large payloads
     payloads: str  # their directory there
-    process: str  # name of the process in the mesh
-    door: Door  # of the coordinator
-    credentials: Credentials | None = None  # for a process on another node than the coordinator's
 
 
 class Begun(Struct, frozen=True, array_like=True):
-    """The agent is up, or why not."""
+    """The agent is there, or why not."""
 
-    node_id: str
-    address: str
-    pid: int
     failure: Failure | None = None
 
 
@@ -186,6 +199,12 @@ class Returned(Struct, frozen=True, array_like=True, tag="returned"):
     epoch: int
 
 
+class Retire(Struct, frozen=True, array_like=True, tag="retire"):
+    """This agent is not wanted any more; its process goes on for others."""
+
+    agent_id: str
+
+
 class Acknowledge(Struct, frozen=True, array_like=True, tag="acknowledge"):
     """The agent's results up to this number are on disk."""
 
@@ -213,14 +232,22 @@ class Held(Struct, frozen=True, array_like=True):
 
     agent_id: str
     incarnation: int
-    begun: Begun
     running: list[Running]  # begun or waiting in its process
     results: list[Finished | Returned]  # over, and not acknowledged by any coordinator
 
 
+class Found(Struct, frozen=True, array_like=True):
+    """What a process says to a new coordinator."""
+
+    made: Prepared | None = None
+    spec_name: str = ""
+    place: tuple[str, int] = ("", 0)
+    held: list[Held] = []
+
+
 ToCoordinator = Submit | Want | Question | Report
 ToClient = Answers | Outcomes | Reply | Farewell
-ToAgent = Start | Cancel | Acknowledge | Renewed
+ToAgent = Start | Cancel | Acknowledge | Retire | Renewed
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

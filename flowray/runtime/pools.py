@@ -1,54 +1,56 @@
-"""Tier pools: blocks of placement group bundles, and the agent processes in them.
+"""The agents' processes: started, found again, watched, ended.
 
-A placement group cannot be resized and is scarce, so a pool is a row of small detached groups ("blocks"), each for
-`agents_per_block` agents of one class: a pool grows and shrinks by blocks. Agents are detached too and never restarted
-by Ray: the coordinator decides when and where a new incarnation starts, and finds the living ones after its own
-restart by their names.
+A process is a detached Ray actor in a place of a block. It is never restarted by Ray: the coordinator decides when and
+where a new incarnation starts, and finds the living ones after its own restart. Most processes host one agent; a tier
+with `agents_per_actor` puts several light ones into each. A few are kept warm: started, connected, the class loaded,
+and no agent in them yet, so that the next agent of that class is there at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psutil
 import ray
-from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from flowray.config import Config, TierConfig
+from flowray.config import Config
 from flowray.core.events import AgentLost, AgentReady, AgentStartFailed, AttemptFinished, AttemptReturned, Event
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
+from flowray.runtime.blocks import Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.doorway import Doorway
-from flowray.runtime.messages import Begin, Begun, Finished, Held, Renewed, Returned
+from flowray.runtime.messages import Begin, Finished, Found, Held, Prepare, Prepared, Renewed, Retire, Returned
 from flowray.runtime.process import AgentActor
-from flowray.runtime.transport import AgentLink
+from flowray.runtime.transport import ProcessLink
 
-_ATTEND_S = 3.0  # an agent that does not answer a new coordinator within this is left to its watch
+_UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
+_ATTEND_S = 3.0  # a process that does not answer a new coordinator within this is ended
 
 
 class Process:
-    """One incarnation of one agent."""
+    """One process, and the agents in it."""
 
-    __slots__ = ("agent_id", "begun", "gone", "incarnation", "link", "stopped")
+    __slots__ = ("agents", "gone", "link", "made", "place", "spec_name", "stopped")
 
-    def __init__(self, agent_id: str, incarnation: int, link: AgentLink) -> None:
-        self.agent_id = agent_id
-        self.incarnation = incarnation
+    def __init__(self, link: ProcessLink, spec_name: str, place: Place) -> None:
         self.link = link
-        self.begun: Begun | None = None
+        self.spec_name = spec_name
+        self.place = place
+        self.made: Prepared | None = None  # where it is, once it is up
+        self.agents: dict[str, int] = {}  # agent -> its incarnation here
         self.stopped = False  # by us
         self.gone = False
 
 
 class Pools:
-    """All blocks and processes of one runtime. Use only from the coordinator's event loop."""
+    """All processes of one runtime. Use only from the coordinator's event loop."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Pools:
         doorway: Doorway,
         payloads: str,
         put: Callable[[Event], None],
+        spec_of: Callable[[str], AgentSpec | None],
     ) -> None:
         self._config = config
         self._epoch = epoch
@@ -65,38 +68,54 @@ class Pools:
         self._doorway = doorway
         self._endpoint = doorway.endpoint
         self._node_id = doorway.door().node_id
-        self._several = False  # nodes: seen so far
-        doorway.on_renewal = self._renew_certificates
         self._payloads = payloads
         self._put = put
-        self._processes: dict[str, Process] = {}  # agent -> its newest incarnation
-        self._by_peer: dict[str, Process] = {}  # name in the mesh -> the agent there
-        self._blocks: dict[str, PlacementGroup] = {}
-        self._blocks_lock = threading.Lock()  # they are made in threads, and agents share them
+        self._spec_of = spec_of
+        self._blocks = Blocks(config)
+        self._several = False  # nodes: seen so far
+        self._processes: dict[str, Process] = {}  # by name in the mesh, while they live
+        self._at: dict[str, Process] = {}  # agent -> the process of its newest incarnation
+        self._opening: dict[str, asyncio.Future[Process]] = {}  # class -> a process being started that has room
+        self._rooms: dict[str, int] = {}  # class -> how many more agents that one may take
+        self._warm: dict[str, list[Process]] = {}  # class -> processes without an agent
+        self._warming: set[str] = set()  # classes for which one is being started
+        self._starting = 0  # agents
+        self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._cluster: dict[str, float] = {}
+        doorway.on_renewal = self._renew_certificates
 
     # ── what the coordinator asks for ────────────────────────────────────────────────────────────────────────────
 
     def process(self, agent_id: str, incarnation: int) -> Process | None:
         """The living process of this incarnation, as far as is known."""
-        process = self._processes.get(agent_id)
-        return process if process is not None and process.incarnation == incarnation else None
+        process = self._at.get(agent_id)
+        return process if process is not None and process.agents.get(agent_id) == incarnation else None
 
     def current(self, agent_id: str) -> Process | None:
         """The newest process of an agent."""
-        return self._processes.get(agent_id)
+        return self._at.get(agent_id)
+
+    def warm(self) -> int:
+        """Processes that wait for an agent."""
+        return sum(map(len, self._warm.values()))
 
     def start(self, agent_id: AgentId, incarnation: int, spec: AgentSpec) -> None:
-        """Begin to start a process; how it went arrives as an event."""
+        """Begin to start an agent; how it went arrives as an event."""
+        self._starting += 1
         self._spawn(self._start(agent_id, incarnation, spec))
 
     def stop(self, agent_id: str, incarnation: int) -> None:
-        """End a process."""
+        """End an agent: with its process, if nobody else lives there."""
         process = self.process(agent_id, incarnation)
-        if process is not None:
+        if process is None:
+            return
+        if len(process.agents) == 1:
             process.stopped = True
             process.link.kill()
+            return
+        del process.agents[agent_id]
+        process.link.send(Retire(agent_id))
+        self._put(AgentLost(AgentId(agent_id), incarnation, "stopped by the coordinator"))
 
     async def find(self) -> None:
         """After a restart: report every process of this runtime that is alive, and what it holds."""
@@ -108,6 +127,7 @@ class Pools:
 
     async def kill_all(self) -> None:
         """End every process and remove every block of this runtime, known here or not."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         prefix = f"{self._config.name}/"
@@ -119,31 +139,24 @@ class Pools:
                     ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
                 except ValueError:
                     continue  # it went by itself
-        for table in ray.util.placement_group_table().values():
-            if table["name"].startswith(f"flowray/{prefix}") and table["state"] != "REMOVED":
-                remove_placement_group(get_placement_group(table["name"]))
+        self._blocks.remove_all()
 
     def blocks(self) -> dict[str, str]:
         """Placement groups of this runtime that are not in place -> their state."""
-        prefix = f"flowray/{self._config.name}/"
-        tables = ray.util.placement_group_table().values()
-        return {
-            t["name"].removeprefix(prefix): t["state"]
-            for t in tables
-            if t["name"].startswith(prefix) and t["state"] not in ("CREATED", "REMOVED")
-        }
+        return self._blocks.missing()
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _start(self, agent_id: AgentId, incarnation: int, spec: AgentSpec) -> None:
         try:
-            actor = await asyncio.to_thread(self._create, agent_id, incarnation, spec)
-        except NOT_CREATED as error:
-            self._put(AgentLost(agent_id, incarnation, f"could not be created: {brief(error)}"))
+            process = await self._process_for(spec)
+        except (*LOST, *NOT_CREATED, *REFUSED) as error:
+            self._put(AgentLost(agent_id, incarnation, f"it could not be created: {brief(error)}"))
             return
-        link = self._link(actor, agent_id, incarnation)
-        process = self._processes[agent_id] = Process(agent_id, incarnation, link)
-        await self._open_to_nodes()
+        finally:
+            self._starting -= 1
+        process.agents[agent_id] = incarnation
+        self._at[agent_id] = process
         begin = Begin(
             agent_id,
             incarnation,
@@ -154,83 +167,93 @@ class Pools:
             self._config.name,
             self._node_id,
             self._payloads,
-            link.process,
-            self._doorway.door(),
-            self._doorway.issue(link.process),
         )
         try:
-            process.begun = await link.begin(begin, self._coordinator)
+            failure = (await process.link.begin(begin)).failure
         except (*LOST, *REFUSED) as error:
-            link.kill()
+            process.link.kill()
             self._lost(process, brief(error))
             return
-        if process.begun.failure is not None:
-            process.stopped = process.gone = True
-            self._endpoint.forget(link.process, "it does not start")
-            link.kill()
-            self._put(AgentStartFailed(agent_id, incarnation, process.begun.failure))
-            return
-        self._by_peer[link.process] = process
-        self._put(AgentReady(agent_id, incarnation))
-        await self._watch(process)
+        if failure is None:
+            self._put(AgentReady(agent_id, incarnation))
+        else:
+            process.agents.pop(agent_id, None)
+            if not process.agents:
+                process.stopped = True
+                process.link.kill()
+            self._put(AgentStartFailed(agent_id, incarnation, failure))
+        self._keep_warm(spec)
 
-    def _create(self, agent_id: str, incarnation: int, spec: AgentSpec) -> Any:
+    async def _process_for(self, spec: AgentSpec) -> Process:
+        """A process with room for one more agent of this class: one of several, a warm one, or a new one."""
+        several = self._blocks.tier(spec).agents_per_actor
+        while several > 1 and spec.name in self._opening:
+            opening = self._opening[spec.name]
+            if self._rooms[spec.name] > 0:
+                self._rooms[spec.name] -= 1
+                process = await asyncio.shield(opening)
+                if not process.gone:
+                    return process
+            elif self._opening.get(spec.name) is opening:
+                del self._opening[spec.name]
+        warm = self._warm.get(spec.name)
+        if several == 1:
+            return warm.pop() if warm else await self._create(spec)
+        opening = self._opening[spec.name] = asyncio.get_running_loop().create_future()
+        self._rooms[spec.name] = several - 1
+        try:
+            process = warm.pop() if warm else await self._create(spec)
+        except BaseException as error:
+            if self._opening.get(spec.name) is opening:
+                del self._opening[spec.name]
+            if not opening.done():
+                opening.set_exception(error)
+                opening.exception()  # seen: there may be nobody else who waits for it
+            raise
+        opening.set_result(process)
+        return process
+
+    async def _create(self, spec: AgentSpec) -> Process:
+        """Start a process, and have it load the class."""
+        name = f"{spec.name}-{secrets.token_hex(4)}"
+        actor, place = await asyncio.to_thread(self._create_actor, name, spec)
+        process = Process(ProcessLink(actor, self._endpoint, name), spec.name, place)
+        try:
+            await self._open_to_nodes()
+            prepare = Prepare(name, self._config.name, self._doorway.door(), spec, place, self._doorway.issue(name))
+            process.made = await process.link.prepare(prepare, self._coordinator)
+        except BaseException:
+            process.link.kill()
+            self._endpoint.forget(name, "it did not start")
+            self._blocks.give_back(spec.name, place)
+            raise
+        self._processes[name] = process
+        self._spawn(self._watch(process))
+        return process
+
+    def _create_actor(self, name: str, spec: AgentSpec) -> tuple[Any, Place]:
         """Blocking calls to Ray's control plane; runs in a thread."""
-        tier = self._config.tiers.get(spec.tier, TierConfig())
-        number = int(agent_id.rpartition("-")[2])
-        block, index = divmod(number, tier.agents_per_block)
-        bundle = self._bundle(spec, tier)
-        size = min(tier.agents_per_block, max(1, spec.count - block * tier.agents_per_block))
-        group = self._block(spec, tier, str(block), size, bundle)
-        if index >= group.bundle_count:  # the class has grown since this block was made, and blocks cannot
-            group, index = self._block(spec, tier, f"{block}.{index}", 1, bundle), 0
-        name = f"{self._config.name}/agent/{agent_id}#{incarnation}"
-        return (
-            ray.remote(AgentActor)
-            .options(
-                name=name,
-                namespace=NAMESPACE,
-                lifetime="detached",
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=1000,
-                num_cpus=bundle["CPU"],
-                enable_task_events=False,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+        group, place = self._blocks.take(spec)
+        try:
+            actor = (
+                ray.remote(AgentActor)
+                .options(
+                    name=f"{self._config.name}/agent/{name}",
+                    namespace=NAMESPACE,
+                    lifetime="detached",
+                    max_restarts=0,
+                    max_task_retries=0,
+                    max_concurrency=1000,
+                    num_cpus=group.bundle_specs[place.bundle]["CPU"],
+                    enable_task_events=False,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, place.bundle),
+                )
+                .remote()
             )
-            .remote()
-        )
-
-    def _bundle(self, spec: AgentSpec, tier: TierConfig) -> dict[str, float]:
-        """What one agent reserves: its own figure, or its tier's share of the cluster divided by the tier's agents."""
-        if not self._cluster:
-            self._cluster = ray.cluster_resources()
-        cpus = spec.num_cpus or tier.cpu_share * self._cluster.get("CPU", 1.0) / tier.agents
-        memory = spec.memory_bytes or int(tier.memory_share * self._cluster.get("memory", 0.0) / tier.agents)
-        bundle = {"CPU": max(0.001, int(cpus * 1000) / 1000)}
-        if memory >= 1 << 20:
-            bundle["memory"] = float(memory >> 20 << 20)
-        return bundle
-
-    def _block(
-        self, spec: AgentSpec, tier: TierConfig, block: str, size: int, bundle: dict[str, float]
-    ) -> PlacementGroup:
-        name = f"flowray/{self._config.name}/{spec.tier}/{spec.name}/{block}"
-        with self._blocks_lock:
-            group = self._blocks.get(name)
-            if group is None:
-                try:
-                    group = get_placement_group(name)
-                except ValueError:  # there is none yet
-                    group = placement_group(
-                        [bundle] * size,
-                        strategy="SPREAD" if tier.spread and size > 1 else "PACK",
-                        name=name,
-                        lifetime="detached",
-                        bundle_label_selector=[tier.labels] * size if tier.labels else None,
-                    )
-                self._blocks[name] = group
-        return group
+        except BaseException:
+            self._blocks.give_back(spec.name, place)
+            raise
+        return actor, place
 
     async def _open_to_nodes(self) -> None:
         """Before a process is told where the coordinator is: it may be on another node."""
@@ -240,79 +263,108 @@ class Pools:
             if self._several:
                 await self._doorway.open_to_nodes()
 
-    def _renew_certificates(self) -> None:
-        for name, process in self._by_peer.items():
-            credentials = self._doorway.issue(name)
-            if credentials is not None:
-                process.link.send(Renewed(credentials))
+    # ── warm processes ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _link(self, actor: Any, agent_id: str, incarnation: int) -> AgentLink:
-        return AgentLink(actor, self._endpoint, f"{agent_id}#{incarnation}")
+    def _keep_warm(self, spec: AgentSpec) -> None:
+        """Have as many warm processes of this class as its tier wants, once no agent waits for a process."""
+        wanted = self._blocks.tier(spec).warm
+        if self._starting or self._closed or spec.name in self._warming:
+            return
+        if len(self._warm.get(spec.name, ())) < wanted:
+            self._warming.add(spec.name)
+            self._spawn(self._warm_one(spec))
+
+    async def _warm_one(self, spec: AgentSpec) -> None:
+        try:
+            if not await asyncio.to_thread(self._blocks.has_room, spec):
+                return
+            process = await self._create(spec)
+        except (*LOST, *NOT_CREATED, *REFUSED):
+            return  # nobody waits for it; the next start says what is wrong
+        finally:
+            self._warming.discard(spec.name)
+        self._warm.setdefault(spec.name, []).append(process)
+        self._keep_warm(spec)
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _watch(self, process: Process) -> None:
         cause = await process.link.watch()
-        if process.stopped:
-            cause = "stopped by the coordinator"
-        self._lost(process, cause)
+        self._lost(process, "stopped by the coordinator" if process.stopped else cause)
 
     def _lost(self, process: Process, cause: str) -> None:
         """A process is gone, whoever noticed it first."""
         if process.gone:
             return
         process.gone = True
-        self._by_peer.pop(process.link.process, None)
-        self._endpoint.forget(process.link.process, cause)
-        self._put(AgentLost(AgentId(process.agent_id), process.incarnation, cause))
+        name = process.link.process
+        self._processes.pop(name, None)
+        self._endpoint.forget(name, cause)
+        self._blocks.give_back(process.spec_name, process.place)
+        warm = self._warm.get(process.spec_name, [])
+        if process in warm:
+            warm.remove(process)
+        for agent_id, incarnation in process.agents.items():
+            self._put(AgentLost(AgentId(agent_id), incarnation, cause))
+        spec = self._spec_of(process.spec_name)
+        if spec is not None and not process.agents:
+            self._keep_warm(spec)
 
     def stream_broken(self, peer: str) -> None:
         """A stream is gone. On this node it can be seen at once whether the process is."""
-        process = self._by_peer.get(peer)
-        if process is None or process.begun is None or process.begun.node_id != self._node_id:
+        process = self._processes.get(peer)
+        if process is None or process.made is None or process.made.node_id != self._node_id:
             return
-        if not _lives(process.begun.pid):
+        if not _lives(process.made.pid):
             self._lost(process, "stopped by the coordinator" if process.stopped else "its process died")
 
     def peer_gone(self, event: PeerGone) -> None:
         """A process cannot be reached any more: what was sent to it may be lost, so it must not go on."""
-        process = self._by_peer.get(event.peer)
+        process = self._processes.get(event.peer)
         if process is not None and not process.gone:
             process.link.kill()
             self._lost(process, event.reason)
 
-    async def _attend(self, name: str, suffix: str) -> None:
-        agent_id, _, incarnation = suffix.rpartition("#")
+    def _renew_certificates(self) -> None:
+        for name, process in self._processes.items():
+            credentials = self._doorway.issue(name)
+            if credentials is not None:
+                process.link.send(Renewed(credentials))
+
+    # ── finding ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _attend(self, full_name: str, name: str) -> None:
         try:
-            actor = await asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE)
+            actor = await asyncio.to_thread(ray.get_actor, full_name, namespace=NAMESPACE)
         except ValueError:
             return  # it died in between; the core hears nothing of it and asks for a new one
-        process = Process(agent_id, int(incarnation), self._link(actor, agent_id, int(incarnation)))
-        newest = self._processes.get(agent_id)
-        if newest is None or newest.incarnation < process.incarnation:
-            self._processes[agent_id] = process
+        link = ProcessLink(actor, self._endpoint, name)
         try:
-            found = await process.link.attend(self._epoch, self._coordinator, self._doorway.door(), _ATTEND_S)
-        except TimeoutError:
-            process.link.kill()
-            self._lost(process, "it did not answer a new coordinator")
+            found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), _ATTEND_S)
+        except _UNREACHABLE:
+            found = Found()
+        if found.made is None or not found.held:
+            # Hung, or not even begun, or nobody's: not worth waiting for.
+            link.kill()
+            self._endpoint.forget(name, "it did not answer a new coordinator")
             return
-        except LOST as error:
-            self._lost(process, brief(error))
-            return
-        if not found:  # it had not even begun
-            process.link.kill()
-            self._lost(process, "it had not begun when the coordinator came back")
-            return
-        held = found[0]
-        self._by_peer[process.link.process] = process
-        process.begun = held.begun
-        for event in results_as_events(held.agent_id, held.results):
-            self._put(event)
-        self._put(_ready(held))
+        process = Process(link, found.spec_name, Place(*found.place))
+        process.made = found.made
+        spec = self._spec_of(found.spec_name)
+        if spec is not None:
+            await asyncio.to_thread(self._blocks.claim, spec, process.place)
+        self._processes[name] = process
+        for held in found.held:
+            process.agents[held.agent_id] = held.incarnation
+            newest = self._at.get(held.agent_id)
+            if newest is None or newest.agents.get(held.agent_id, 0) < held.incarnation:
+                self._at[held.agent_id] = process
+            for event in results_as_events(held.agent_id, held.results):
+                self._put(event)
+            self._put(_ready(held))
         self._spawn(self._watch(process))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)

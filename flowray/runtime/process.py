@@ -21,10 +21,22 @@ from flowray.mesh.identities import Credentials, channel_credentials
 from flowray.mesh.peer import Peer
 from flowray.runtime import messages
 from flowray.runtime._ray_errors import LOST, REFUSED
-from flowray.runtime.agent import STUCK_S, AgentHost
+from flowray.runtime.agent import STUCK_S, AgentHost, preload
 from flowray.runtime.link import COORDINATOR
 from flowray.runtime.loops import LoopThread
-from flowray.runtime.messages import Begin, Begun, Cancel, Door, Held, Renewed, Report, Start
+from flowray.runtime.messages import (
+    Acknowledge,
+    Begin,
+    Begun,
+    Cancel,
+    Door,
+    Found,
+    Prepare,
+    Prepared,
+    Renewed,
+    Report,
+    Start,
+)
 
 _REACH_S = 10.0  # for the coordinator to answer a new process
 
@@ -35,9 +47,13 @@ class AgentActor:
     def __init__(self) -> None:
         self._process = AgentProcess()
 
-    async def begin(self, body: bytes, coordinator: Any) -> bytes:
+    async def prepare(self, body: bytes, coordinator: Any) -> bytes:
+        """See AgentProcess.prepare."""
+        return messages.encode(await self._process.prepare(messages.decode(body, Prepare), coordinator))
+
+    async def begin(self, body: bytes) -> bytes:
         """See AgentProcess.begin."""
-        return messages.encode(await self._process.begin(messages.decode(body, Begin), coordinator))
+        return messages.encode(await self._process.begin(messages.decode(body, Begin)))
 
     async def attend(self, epoch: int, coordinator: Any, body: bytes) -> bytes:
         """See AgentProcess.attend."""
@@ -53,6 +69,8 @@ class AgentProcess:
 
     def __init__(self) -> None:
         self._hosts: dict[str, AgentHost] = {}
+        self._prepare: Prepare | None = None
+        self._made: Prepared | None = None
         self._coordinator: Any = None
         self._door: Door | None = None
         self._credentials: Credentials | None = None
@@ -67,30 +85,37 @@ class AgentProcess:
 
     # ── called by the coordinator, over Ray ──────────────────────────────────────────────────────────────────────
 
-    async def begin(self, message: Begin, coordinator: Any) -> Begun:
-        """Construct an agent. A failure of the user's code is an answer, not an exception."""
+    async def prepare(self, message: Prepare, coordinator: Any) -> Prepared:
+        """Connect to the coordinator, and import what the class needs."""
         self._coordinator = coordinator
-        if self._endpoint is None:
-            opening = asyncio.run_coroutine_threadsafe(self._open(message), self.loop)
-            await asyncio.wrap_future(opening)
-            self._watching = asyncio.get_running_loop().create_task(self._watch_hosts())
+        self._prepare = message
+        opening = asyncio.run_coroutine_threadsafe(self._open(message), self.loop)
+        loading = asyncio.to_thread(preload, message.spec)
+        await asyncio.gather(asyncio.wrap_future(opening), loading)
+        self._watching = asyncio.get_running_loop().create_task(self._watch_hosts())
+        self._made = Prepared(self._node_id, ray.util.get_node_ip_address(), os.getpid())
+        return self._made
+
+    async def begin(self, message: Begin) -> Begun:
+        """Construct an agent. A failure of the user's code is an answer, not an exception."""
         host = AgentHost(message, self)
         failure = await asyncio.to_thread(host.construct)
-        host.begun = Begun(self._node_id, ray.util.get_node_ip_address(), os.getpid(), failure)
         if failure is None:
             self._hosts[message.agent_id] = host
-        return host.begun
+        return Begun(failure)
 
-    def attend(self, epoch: int, coordinator: Any, door: Door) -> list[Held]:
+    def attend(self, epoch: int, coordinator: Any, door: Door) -> Found:
         """A new epoch has begun: answer to it from now on, and say what is here."""
+        if self._made is None or self._prepare is None:
+            return Found()
         self._coordinator = coordinator
         held = [host.attend(epoch) for host in self._hosts.values()]
         self.loop.call_soon_threadsafe(self._reach, door)
-        return held
+        return Found(self._made, self._prepare.spec.name, self._prepare.place, held)
 
     # ── the mesh ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _open(self, message: Begin) -> None:
+    async def _open(self, message: Prepare) -> None:
         self._ident = threading.get_ident()
         self._credentials = message.credentials
         self._endpoint = Endpoint(
@@ -137,8 +162,10 @@ class AgentProcess:
                     host.take(message)
                 elif isinstance(message, Cancel):
                     host.cancel(message)
-                else:
+                elif isinstance(message, Acknowledge):
                     host.acknowledged(message.last)
+                else:
+                    self._hosts.pop(message.agent_id).retire()
         peer.consumed(len(batch), sum(map(len, batch)))
 
     def _on_event(self, event: MeshEvent) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 import psutil
@@ -23,6 +23,9 @@ from msgspec import Struct, structs
 
 from flowray.config import Config
 from flowray.errors import ConfigError, FlowrayError, NotConnected
+
+if TYPE_CHECKING:
+    from flowray.runtime.runtime import Runtime
 
 _STOP_S = 10.0  # between SIGTERM and SIGKILL
 _LAST_STARTED = Path("/tmp/ray/ray_current_cluster")
@@ -229,12 +232,19 @@ def down(name: str) -> int:
     if known is None:
         raise NotConnected(f"no runtime {name!r} was started with `flowray up`")
     if known.head.find() is not None:
-        from flowray.runtime.runtime import Runtime
-
         # Ray may be half dead; then ending its processes is all that is left to do.
         with contextlib.suppress(FlowrayError):
-            Runtime.connect(name, address=known.address).stop()
+            _connected(name, known.address).stop()
     return stop_head(known)
+
+
+def _connected(name: str, address: str) -> Runtime:
+    from flowray.runtime.runtime import Runtime
+
+    try:
+        return Runtime.connect(name)
+    except NotConnected:
+        return Runtime.connect(name, address=address)
 
 
 def _command(config: Config, address: str, board: str) -> list[str]:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle
-
 from flowray.agents import check_runnable, with_description
 from flowray.config import TierConfig
 from flowray.core.model import AgentSpec
@@ -105,6 +103,8 @@ def _importable_as(target: Callable[..., Any]) -> str:
 
 
 def _pickled(target: Callable[..., Any]) -> bytes:
+    from ray import cloudpickle  # only for what no other process can import by its name
+
     if target.__module__.startswith(FILE_MODULE):
         cloudpickle.register_pickle_by_value(sys.modules[target.__module__])
     try:
