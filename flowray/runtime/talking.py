@@ -318,7 +318,11 @@ class Talking:
     def turn_failed(self, turn: Turn, error: BaseException) -> None:
         """`on_message` raised: its asker is told; without one the host is."""
         if turn.wants_reply:
-            self.turn_refused(turn, type(error).__name__, str(error))
+            try:
+                text = str(error)
+            except Exception as odd:  # noqa: BLE001 - a user's exception that cannot be printed must not stop the lane
+                text = f"(its text cannot be had: {type(odd).__name__})"
+            self.turn_refused(turn, type(error).__name__, text)
         else:
             self._change(lambda: self._conversations.end(turn))
             self._report(turn.lane.agent, error)

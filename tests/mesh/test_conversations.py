@@ -183,6 +183,24 @@ def test_senders_share_the_capacity_of_a_lane():
     assert intake.limit_bytes - intake.consumed_bytes == 2_000
 
 
+def test_a_greedy_process_does_not_keep_others_out():
+    """It fills its window and waits; who comes next stands behind that window, not behind all it wants to send."""
+    world = World(PLACES)
+    while world.tell("a", "b", wait=False):
+        pass
+    ahead = world.told["a", "b"]
+    for _ in range(6):
+        assert world.tell("a", "b")
+    carry(world)
+    assert world.tell("c", "b")
+    carry(world)
+    for _ in range(ahead + 1):
+        turn = begun(world, "b")
+        world.end("b", turn)
+        carry(world)
+    assert turn.message.sender == "c"
+
+
 def test_who_waits_goes_first():
     world = World(PLACES)
     while world.tell("a", "b", wait=False):

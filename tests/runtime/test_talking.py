@@ -318,6 +318,22 @@ async def test_what_the_other_side_raises(sync):
         assert agent == "bad-1" and isinstance(error, KeyError)
 
 
+async def test_an_exception_that_cannot_be_printed_does_not_stop_the_lane():
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no")
+
+    async def fail(message):
+        raise Odd
+
+    with running() as mesh:
+        mesh.add("bad-1", fail)
+        me = mesh.add("me-1")
+        for _ in range(2):
+            with pytest.raises(AskFailed, match=r"it raised Odd: \(its text cannot be had: ValueError\)"):
+                await me.ask("bad-1", timeout_s=30)
+
+
 async def test_an_answer_that_cannot_be_sent_is_a_failure():
     async def hear(message):
         return b"x" * 2_000
