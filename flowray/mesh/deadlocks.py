@@ -26,7 +26,9 @@ again: a turn that waits for several asks can lie on several circles, and a sear
 It is also made again, for all asks held, when a process dies, because a search can die with it.
 
 Bounds: a circle of more than 256 agents is left to the timeouts of its asks; so is one that needs a reentrant agent
-with all of its turns taken, where any of many turns would do (that is the OR model, and needs another algorithm).
+with all of its turns taken, where any of many turns would do (that is the OR model, and needs another algorithm). An
+ask counts as waited for as long as it is open and its turn goes on, whether or not the code has come to the `await`.
+A one-way message that waits for room is no arrow: turns that fill one another's lanes end with NoRoom, in time.
 """
 
 from __future__ import annotations
