@@ -26,6 +26,7 @@ from bench.report import Document, number
 
 RUNS = 30  # drawn, the newest
 _COLUMNS = 3
+_LEGEND_COLUMNS = 6  # a wider legend would leave no room for the panels
 _OURS = "#0b5fa5"
 _PEERS = ("#d9822b", "#7a9e3c", "#9b6bb3", "#8a8a8a", "#c0504d", "#3aa6a0", "#b08d57", "#d77fb4")
 _INK, _PALE = "#222222", "#d8d8d8"
@@ -70,15 +71,14 @@ def draw(name: str, runs: Sequence[Document], baseline: Document | None, directo
             1 - 0.68 / figure.get_figheight(),
             f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
             f"Linux {machine['kernel']}, load {machine['load_average'][0]} at the start of the last run, "
-            f"{runs[-1]['at_utc']}\n"
-            f"flowray {versions['flowray']}, Ray {versions['ray']}, Python {versions['python']}",
+            f"{runs[-1]['at_utc']}\n" + ", ".join(f"{name} {version}" for name, version in versions.items()),
             fontsize=8.5,
             color="#666666",
         )
         figure.legend(
             handles=_legend(colours, baseline is not None),
             loc="outside lower left",
-            ncols=len(colours) + 2,
+            ncols=min(len(colours) + 2, _LEGEND_COLUMNS),
             frameon=False,
         )
         paths = [directory / f"{name}.{kind}" for kind in ("png", "svg")]
@@ -100,10 +100,13 @@ def _panel(
         panel.axhline(before["flowray"], color=_OURS, ls=(0, (4, 3)), lw=0.9, alpha=0.7)
     sides = [peer for peer in colours if any(r and peer in r["peers"] for r in results)]
     # Side by side within a run, so that one bar does not hide another.
-    offsets = {side: (i - len(sides) / 2) * 0.12 for i, side in enumerate([FLOWRAY, *sides])}
+    step = min(0.12, 0.8 / (len(sides) + 1))
+    offsets = {side: (i - len(sides) / 2) * step for i, side in enumerate([FLOWRAY, *sides])}
     for side in (*reversed(sides), FLOWRAY):
         colour = _OURS if side == FLOWRAY else colours[side]
         points = [(i + offsets[side], *_figure(r, side)) for i, r in enumerate(results) if r and _has(r, side)]
+        if not points:  # an empty series would have a box of its own, at the origin, and the layout would heed it
+            continue
         x, y = [p[0] for p in points], [p[1] for p in points]
         bars = [[max(0.0, p[1] - p[2][0]) for p in points], [max(0.0, p[2][1] - p[1]) for p in points]]
         panel.errorbar(

@@ -138,6 +138,7 @@ def test_a_baseline_is_marked_only_when_the_spreads_do_not_touch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error")  # a layout that does not work out is a warning
 @pytest.mark.parametrize("runs", [1, 7])
 def test_a_plot_is_written_as_png_and_svg(tmp_path: Path, runs: int) -> None:
     png, svg = plot.draw("tasks", [document(minute) for minute in range(runs)], document(), tmp_path)
@@ -148,6 +149,7 @@ def test_a_plot_is_written_as_png_and_svg(tmp_path: Path, runs: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error")
 def test_a_metric_that_is_new_has_no_past(tmp_path: Path) -> None:
     """A benchmark that learns a new metric still draws the runs from before; a side may be missing in one of them."""
     peers_only = [Measurement(metric="far", unit="ms", flowray=[], peers={"ray": [5.0], "xoscar": [1.0]})]
