@@ -342,6 +342,32 @@ async def test_the_server_is_killed_again_and_again_and_nothing_is_lost_or_doubl
         server.stop()
 
 
+async def test_what_was_taken_over_while_the_server_died_is_not_taken_over_again(key, tmp_path, topics, monkeypatch):
+    """Redis could not be told: the ids in memory stop what it delivers again."""
+    server = RedisServer(tmp_path)
+    server.start()
+    monkeypatch.setenv("BRIDGE_REDIS", server.url)
+    config = configure(
+        name=key, kind="redis-streams", url="env:BRIDGE_REDIS", inbound=[{"source": "in", "topic": "new"}]
+    )
+    topics.open.clear()
+    try:
+        async with Redis.from_url(server.url, protocol=2) as redis:
+            await fill(redis, "in", 5)
+        async with running(config, topics) as bridge:
+            await until(lambda: topics.waiting == 5)
+            server.kill()
+            topics.open.set()
+            await until(lambda: len(topics.taken) == 5 and bridge.figures().reconnects > 0)
+            await asyncio.to_thread(server.start)
+            await until(lambda: bridge.figures().duplicates_in == 5)
+        async with Redis.from_url(server.url, protocol=2) as redis:
+            assert await pending(redis, "in", key) == 0
+        assert len(topics.taken) == 5
+    finally:
+        server.stop()
+
+
 async def test_a_cancelled_bridge_leaves_nothing_behind_and_doubles_nothing(key, redis_url, topics, redis):
     """Its tasks are cancelled between the taking over and the acknowledgement, as a dying event loop does it."""
     config = configure(
@@ -370,7 +396,11 @@ async def child(config: BridgeConfig, output: Path, point: str) -> asyncio.subpr
 
 async def test_the_process_is_killed_between_taking_over_and_acknowledging(key, redis_url, redis, tmp_path):
     config = configure(
-        {"batch": 10}, name=key, kind="redis-streams", url=redis_url, inbound=[{"source": f"{key}.in", "topic": "new"}]
+        {"batch": 10, "claim_after_s": 3600.0},
+        name=key,
+        kind="redis-streams",
+        url=redis_url,
+        inbound=[{"source": f"{key}.in", "topic": "new"}],
     )
     await fill(redis, f"{key}.in", 100)
     output = tmp_path / "taken"
