@@ -39,52 +39,11 @@ from flowray.mesh.envelopes import (
 )
 from flowray.mesh.failures import AgentUnreachable, AskError, AskFailed, AskTimeout, NoRoom
 from flowray.mesh.lanes import Intake, Lane, OpenAsk, TalkLimits, Turn, cost_bytes
+from flowray.mesh.routes import Outbox, Route, Waiter, counted_bytes
 from flowray.mesh.topics import Changes, DirectoryCopy
 
-_PARCEL_BYTES = 64 << 10  # a parcel is closed when it has so many
-_PARCEL_ENVELOPES = 1_024
 _DETAIL = 2_000  # characters of another side's message
 _SIMILAR = 200  # names looked at for the one that was probably meant
-
-
-class Outbox:
-    """What waits to leave for one process."""
-
-    __slots__ = ("envelopes", "listed", "peer", "size_bytes")
-
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
-        self.envelopes: deque[Envelope] = deque()
-        self.size_bytes = 0
-        self.listed = False  # is it in `flushable`?
-
-
-class Route:
-    """The way to one agent, and how much may be sent along it."""
-
-    __slots__ = ("closed", "limit_bytes", "outbox", "peer", "receiver", "sent_bytes", "waiting")
-
-    def __init__(self, receiver: str, outbox: Outbox, first_window_bytes: int) -> None:
-        self.receiver = receiver
-        self.peer = outbox.peer
-        self.outbox = outbox
-        self.sent_bytes = 0
-        self.limit_bytes = first_window_bytes
-        self.waiting: dict[Waiter, None] = {}  # for room, first come first served
-        # "" while it can be used, "unlisted" when the directory has dropped the agent (the lane may still be there, so
-        # its window goes on if it comes back), "absent" when its process says that it is not there.
-        self.closed = ""
-
-
-class Waiter:
-    """A one-way message that waits for room. `token` is its caller's own and comes back in `settled`."""
-
-    __slots__ = ("message", "route", "token")
-
-    def __init__(self, route: Route, message: Tell, token: object) -> None:
-        self.route = route
-        self.message = message
-        self.token = token
 
 
 Settled = tuple[object, Answer | FlowrayError | None]  # a caller's token; its answer, what went wrong, or None: sent
@@ -320,30 +279,14 @@ class Conversations:
     def _post(self, peer: str, envelope: Envelope) -> None:
         outbox = self._outboxes.get(peer) or self._outbox(peer)
         outbox.envelopes.append(envelope)
-        outbox.size_bytes += _cost(envelope)
+        outbox.size_bytes += counted_bytes(envelope)
         if not outbox.listed:
             outbox.listed = True
             self.flushable.append(outbox)
 
     def take_parcel(self, outbox: Outbox) -> bytes | None:
         """The next parcel for a process; None when nothing waits. The shell takes until None, or puts it off."""
-        waiting = outbox.envelopes
-        if not waiting:
-            outbox.listed = False
-            return None
-        if outbox.size_bytes <= _PARCEL_BYTES and len(waiting) <= _PARCEL_ENVELOPES:
-            parcel = envelopes.encode_parcel(list(waiting))
-            waiting.clear()
-            outbox.size_bytes = 0
-            return parcel
-        some: list[Envelope] = []
-        size = 0
-        while waiting and size < _PARCEL_BYTES and len(some) < _PARCEL_ENVELOPES:
-            envelope = waiting.popleft()
-            size += _cost(envelope)
-            some.append(envelope)
-        outbox.size_bytes -= size
-        return envelopes.encode_parcel(some)
+        return outbox.take_parcel()
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -599,19 +542,6 @@ class Conversations:
     def open_asks(self) -> int:
         """Asks of this process that wait for an answer."""
         return len(self._asks)
-
-
-_WITH_BODY = (Tell, Ask, Answer)
-
-
-def _cost(envelope: Envelope) -> int:
-    if isinstance(envelope, _WITH_BODY):
-        return OVERHEAD_BYTES + len(envelope.body)
-    if isinstance(envelope, Probe):
-        return OVERHEAD_BYTES * len(envelope.path)
-    if isinstance(envelope, Confirm):
-        return OVERHEAD_BYTES * len(envelope.cycle)
-    return OVERHEAD_BYTES
 
 
 def _error_of(refusal: Refusal, open_ask: OpenAsk) -> FlowrayError:

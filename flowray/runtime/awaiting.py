@@ -19,8 +19,8 @@ from flowray.mesh.envelopes import Answer
 from flowray.mesh.failures import AgentUnreachable, AskError, NoRoom
 
 if TYPE_CHECKING:
-    from flowray.mesh.conversations import Waiter
     from flowray.mesh.lanes import OpenAsk
+    from flowray.mesh.routes import Waiter
     from flowray.runtime.talking import Talking
 
 Outcome = Answer | FlowrayError | None

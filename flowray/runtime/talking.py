@@ -17,10 +17,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from flowray.errors import ConfigError, FlowrayError, MeshError, PayloadError
-from flowray.mesh.conversations import Conversations, Outbox
+from flowray.mesh.conversations import Conversations
 from flowray.mesh.envelopes import BYTES, MSGPACK, PICKLE
 from flowray.mesh.failures import AgentUnreachable, NoRoom
 from flowray.mesh.lanes import Lane, TalkLimits, Turn
+from flowray.mesh.routes import Outbox
 from flowray.mesh.topics import Changes
 from flowray.runtime.awaiting import SENT, SENT_PAUSED, Done, Pending, PendingPublish, Reply, Settling, on_a_loop
 from flowray.runtime.listening import AsyncHearing, Listener, MakeContext, Subscription, hearing_for
