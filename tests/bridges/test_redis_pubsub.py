@@ -12,7 +12,7 @@ from flowray.bridges import TopicMessage
 from flowray.errors import PayloadError
 
 from .conftest import configure, running, until
-from .servers import RedisServer, missing
+from .servers import missing
 from .topics import FakeTopics
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing("redis")), reason=missing("redis") or "-")]
@@ -88,8 +88,8 @@ async def test_nothing_more_is_read_while_flowray_takes_nothing(key, redis_url, 
     assert topics.bodies == [str(n).encode() for n in range(50)]
 
 
-async def test_a_server_that_comes_back_is_listened_to_and_sent_to_again(key, tmp_path, topics, monkeypatch):
-    server = RedisServer(tmp_path)
+async def test_a_server_that_comes_back_is_listened_to_and_sent_to_again(key, own_redis, topics, monkeypatch):
+    server = own_redis
     server.start()
     monkeypatch.setenv("BRIDGE_REDIS", server.url)
     config = configure(

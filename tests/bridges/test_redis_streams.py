@@ -17,7 +17,7 @@ from flowray.bridges import BridgeConfig, TopicMessage, open_bridge
 from flowray.errors import ConfigError, MeshError, NotConnected, PayloadError
 
 from .conftest import configure, running, until
-from .servers import PASSWORD, QUOTED, RedisServer, missing
+from .servers import PASSWORD, QUOTED, missing
 from .topics import FakeTopics
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing("redis")), reason=missing("redis") or "-")]
@@ -287,8 +287,8 @@ async def test_stop_finishes_what_is_in_hand_and_gives_back_the_rest(key, redis_
     assert sorted(map(int, half.bodies + topics.bodies)) == list(range(10))
 
 
-async def test_who_waits_for_a_server_that_is_gone_is_told_when_the_bridge_stops(key, tmp_path, topics, monkeypatch):
-    server = RedisServer(tmp_path)
+async def test_who_waits_for_a_server_that_is_gone_is_told_when_the_bridge_stops(key, own_redis, topics, monkeypatch):
+    server = own_redis
     monkeypatch.setenv("BRIDGE_REDIS", server.url)  # it was never started
     config = configure(
         {"drain_s": 0.1, "buffer_messages": 4}, name=key, kind="redis-streams", url="env:BRIDGE_REDIS",
@@ -310,8 +310,8 @@ async def test_who_waits_for_a_server_that_is_gone_is_told_when_the_bridge_stops
     await bridge.stop()
 
 
-async def test_the_server_is_killed_again_and_again_and_nothing_is_lost_or_doubled(key, tmp_path, topics, monkeypatch):
-    server = RedisServer(tmp_path)
+async def test_the_server_is_killed_again_and_again_and_nothing_is_lost_or_doubled(key, own_redis, topics, monkeypatch):
+    server = own_redis
     server.start()
     monkeypatch.setenv("BRIDGE_REDIS", server.url)
     config = configure(
@@ -342,9 +342,9 @@ async def test_the_server_is_killed_again_and_again_and_nothing_is_lost_or_doubl
         server.stop()
 
 
-async def test_what_was_taken_over_while_the_server_died_is_not_taken_over_again(key, tmp_path, topics, monkeypatch):
+async def test_what_was_taken_over_while_the_server_died_is_not_taken_over_again(key, own_redis, topics, monkeypatch):
     """Redis could not be told: the ids in memory stop what it delivers again."""
-    server = RedisServer(tmp_path)
+    server = own_redis
     server.start()
     monkeypatch.setenv("BRIDGE_REDIS", server.url)
     config = configure(
@@ -434,9 +434,9 @@ async def test_a_wrong_password_ends_the_bridge_and_is_not_shown(key, redis_serv
     await bridge.stop()
 
 
-async def test_a_password_is_shown_nowhere_while_the_server_dies(key, tmp_path, topics, monkeypatch, caplog):
+async def test_a_password_is_shown_nowhere_while_the_server_dies(key, own_redis, topics, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
-    server = RedisServer(tmp_path)
+    server = own_redis
     server.start()
     monkeypatch.setenv("BRIDGE_REDIS", server.url)
     config = configure(
