@@ -44,6 +44,20 @@ class PayloadStore:
         self._is_ready = False
         filesystem.make_directory(directory)
 
+    @classmethod
+    def found(cls, directory: Path, identity: str) -> PayloadStore | None:
+        """The store with this `identity`, if it is what lies in `directory` on this machine and may be used; else None.
+
+        For a process that was told of a directory without knowing whether it is on the same machine, or in the same
+        container. Changes nothing.
+        """
+        try:
+            if (directory / _IDENTITY).read_text() != identity:
+                return None
+        except (OSError, UnicodeDecodeError):
+            return None
+        return cls(directory) if os.access(directory, os.R_OK | os.W_OK | os.X_OK) else None
+
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def put(self, *parts: Buffer) -> str:

@@ -313,3 +313,18 @@ def test_a_directory_has_one_identity(tmp_path: Path) -> None:
     assert first == PayloadStore(tmp_path / "a").identity()
     assert first != PayloadStore(tmp_path / "b").identity()
     assert len(first) == 32
+
+
+def test_a_directory_is_used_only_if_it_is_the_one_that_is_meant(tmp_path: Path) -> None:
+    store = PayloadStore(tmp_path / "a")
+    identity = store.identity()
+    ref = store.put(DATA)
+    found = PayloadStore.found(tmp_path / "a", identity)
+    assert found is not None
+    assert found.get(ref) == DATA
+    PayloadStore(tmp_path / "b").identity()
+    assert PayloadStore.found(tmp_path / "b", identity) is None
+    assert PayloadStore.found(tmp_path / "c", identity) is None
+    assert not (tmp_path / "c").exists()
+    (tmp_path / "b" / ".identity").write_bytes(b"\xff\xfe")
+    assert PayloadStore.found(tmp_path / "b", identity) is None
