@@ -49,9 +49,13 @@ class Endpoint:
         gate: Gate,
         token: str = "",
         limits: Limits | None = None,
+        silent_after_s: float = 10.0,
         forget_after_s: float = 120.0,
     ) -> None:
         """`on_messages` gets what comes from a peer, in order, and sees to it that it is counted as consumed.
+
+        A stream on which nothing comes for `silent_after_s` is given up (every process says something each second,
+        unless its loop is blocked), and a peer that has none for `forget_after_s` is forgotten.
 
         Raises:
             ConfigError: `name` or `runtime` cannot be a name.
@@ -67,6 +71,7 @@ class Endpoint:
             limits=self.limits,
             on_messages=on_messages,
             on_event=on_event,
+            silent_after_s=silent_after_s,
             forget_after_s=forget_after_s,
         )
         self._gate = gate

@@ -159,6 +159,10 @@ class Link:
         """May `next_frame` have something?"""
         return self._want_update or bool(self._queue)
 
+    def beat(self) -> None:
+        """Let the next frame go out even without messages or news: it says that this process lives."""
+        self._want_update = True
+
     def tell(self) -> bool:
         """Let the next frame go out even without messages, if there is news for the peer. Is there?"""
         limits = self._limits

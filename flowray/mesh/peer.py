@@ -132,10 +132,10 @@ class Peer:
             self._released.set()
             self._released.clear()
 
-    def tell(self) -> None:
-        """Let the other side know now what has been received and consumed, if it does not know."""
-        if self.link.tell():
-            self.wake.set()
+    def beat(self) -> None:
+        """Let the other side know that this one lives, and what it has received and consumed."""
+        self.link.beat()
+        self.wake.set()
 
     def judge(self, hello: Hello) -> Verdict:
         """What this greeting means for the link (see there). Raises BadFrame.

@@ -28,6 +28,7 @@ class Peers:
         limits: Limits,
         on_messages: Handler,
         on_event: Callable[[MeshEvent], None],
+        silent_after_s: float,
         forget_after_s: float,
     ) -> None:
         self.name = name
@@ -38,6 +39,7 @@ class Peers:
         self._token = token
         self._on_messages = on_messages
         self._on_event = on_event
+        self._silent_after_s = silent_after_s
         self._forget_after_s = forget_after_s
         self._ends = (f"{self.instance}-{number}" for number in itertools.count(1))
         self._peers: dict[str, Peer] = {}
@@ -158,19 +160,27 @@ class Peers:
         return unconfirmed
 
     async def _sweep(self) -> None:
-        """Forget peers that stay away, as what is held for them must not be held for ever; tell the others the news.
+        """Forget peers that stay away, as what is held for them must not be held for ever; let the others hear of us.
 
         A peer holds what it sent until it hears that it arrived. While messages come this is said along with others;
-        of the last ones it is said here.
+        of the last ones it is said here. And who hears nothing for long knows that the stream leads nowhere.
         """
         while True:
             await asyncio.sleep(_SWEEP_S)
             limit = self._loop.time() - self._forget_after_s
             for peer in self.all():
-                if peer.conversation is not None:
-                    peer.tell()
-                elif peer.broken_at < limit:
-                    self.forget(peer.name, f"not heard of for {self._forget_after_s:g} s")
+                conversation = peer.conversation
+                if conversation is None:
+                    if peer.broken_at < limit:
+                        self.forget(peer.name, f"not heard of for {self._forget_after_s:g} s")
+                    continue
+                # Sweeps are counted and not the clock: if this process was stopped, frames wait to be read.
+                conversation.silent_s = 0.0 if conversation.read_frames else conversation.silent_s + _SWEEP_S
+                conversation.read_frames = 0
+                if conversation.silent_s > self._silent_after_s:
+                    self.hang_up(peer, f"nothing was heard for {self._silent_after_s:g} s")
+                else:
+                    peer.beat()
 
     async def close(self, flush_s: float) -> int:
         """Say to all that are connected what is queued for them, and leave. How many messages were not confirmed."""

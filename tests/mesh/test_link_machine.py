@@ -108,5 +108,5 @@ class LinksMachine(RuleBasedStateMachine):
             self.calm()
 
 
-LinksMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+LinksMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
 TestLinks = LinksMachine.TestCase
