@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from ray import cloudpickle
 
-from flowray.agents import AgentDescription, Context, check_runnable, describe, wants_context
+from flowray.agents import AgentDescription, Context, Voice, check_runnable, describe, wants_context
 from flowray.attempts import failure_of, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
 from flowray.runtime.messages import Begin, Cancel, Finished, Held, Report, Returned, Start
@@ -62,6 +62,10 @@ class Surroundings(Protocol):
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         ...
 
+    def voice(self, agent_id: str) -> Voice:
+        """How an agent speaks to others."""
+        ...
+
 
 class AgentHost:
     """One agent."""
@@ -90,6 +94,8 @@ class AgentHost:
         self.is_async = False
         self._with_context = True
         self._description = AgentDescription()
+        self.on_message: Callable[..., Any] | None = None
+        self._voice: Voice | None = None
 
     # ── called on the process's loop ─────────────────────────────────────────────────────────────────────────────
 
@@ -170,7 +176,28 @@ class AgentHost:
             self._epoch = max(self._epoch, epoch)
             running = [Running(*token) for token in self._attempts]  # type: ignore[arg-type]
             results = list(self._results)
-        return Held(self._begin.agent_id, self._begin.incarnation, running, results)
+        return Held(
+            self._begin.agent_id, self._begin.incarnation, running, results, self.on_message is not None, self.topics
+        )
+
+    @property
+    def may_talk(self) -> bool:
+        """Has it a context to speak by, or ears?"""
+        return self._with_context or self.on_message is not None
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """That it wants to hear of."""
+        return tuple(sorted(self._description.topics))
+
+    @property
+    def reentrant(self) -> bool:
+        """May it handle several messages at once?"""
+        return self._description.reentrant
+
+    def hearing(self, voice: Voice, remaining_s: float | None) -> Context:
+        """The context in which it handles a message."""
+        return Context(agent_id=self._begin.agent_id, tier=self._begin.spec.tier, remaining_s=remaining_s, voice=voice)
 
     def overdue(self, now: float) -> bool:
         """Has the loop been asked to send, and did not for long? User code blocks it then."""
@@ -232,6 +259,7 @@ class AgentHost:
             made: Any = target(**spec.options) if inspect.isclass(target) else target
             run = self._run = made.run if inspect.isclass(target) else made
             self._with_context = wants_context(run)
+            self.on_message = getattr(made, "on_message", None) if inspect.isclass(target) else None
             self.is_async = inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(
                 getattr(run, "__call__", None)  # noqa: B004
             )
@@ -284,12 +312,15 @@ class AgentHost:
         task = task_for(given, attempt.start.attempt, self._desk.unpack(given.payload))
         if not self._with_context:
             return self._run(task)
+        if self._voice is None:
+            self._voice = self._around.voice(self._begin.agent_id)
         attempt.ctx = Context(
             agent_id=self._begin.agent_id,
             tier=self._begin.spec.tier,
             attempt=attempt.start.attempt,
             remaining_s=attempt.start.remaining_s,
             cancelled=attempt.cancelled,
+            voice=self._voice,
         )
         return self._run(task, attempt.ctx)
 

@@ -46,22 +46,27 @@ from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
 from flowray.runtime import messages
 from flowray.runtime.clients import Client, Clients, Submission
+from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
 from flowray.runtime.lifetime import leave_with_owner
-from flowray.runtime.link import COORDINATOR
 from flowray.runtime.messages import (
     Acknowledge,
     Answer,
     Cancel,
     Farewell,
     Introduction,
+    Learn,
+    Listening,
     Question,
+    Reach,
     Reply,
     Report,
     Start,
     Submit,
+    Subscribe,
     Want,
 )
+from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
 from flowray.runtime.retention import sweep_for_ever
@@ -197,6 +202,7 @@ class Coordinator:
             str(self._journal / "payloads"),
             self._pump.put,
             lambda name: self._core.book.specs.get(name),
+            TalkDirectory(recovery.epoch, self._send, self._lives, loop.call_later),
         )
         self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
         self._calls: set[asyncio.Task[Any]] = set()
@@ -304,12 +310,37 @@ class Coordinator:
             elif isinstance(message, Want):
                 self._clients.client(peer.name, peer)
                 self._want(peer.name, message.task_ids)
-            else:
+            elif isinstance(message, Question):
                 self._later(self._ask(peer, message))
+            else:
+                self._help_to_talk(peer, message)
         peer.consumed(len(batch), sum(map(len, batch)))
+
+    def _help_to_talk(self, peer: Peer, message: Learn | Reach | Listening | Subscribe) -> None:
+        directory = self._pools.directory
+        if self._doorway.is_outside(peer.name):
+            self._endpoint.forget(peer.name, "clients outside the cluster cannot talk to its agents")
+        elif isinstance(message, Learn):
+            directory.learn(peer.name, message)
+        elif isinstance(message, Reach):
+            directory.reach(peer.name, message)
+        elif isinstance(message, Listening):
+            directory.listening(peer.name, message)
+        else:
+            directory.subscribe(peer.name, message)
+
+    def _send(self, process: str, message: Any) -> None:
+        peer = self._endpoint.known(process)
+        if peer is not None:
+            peer.send_anyway(messages.encode(message))
+
+    def _lives(self, process: str) -> bool:
+        peer = self._endpoint.known(process)
+        return peer is not None and not peer.gone
 
     def _on_event(self, event: MeshEvent) -> None:
         if isinstance(event, PeerGone):
+            self._pools.directory.process_gone(event.peer, event.reason)
             self._clients.forget(event.peer)
             self._doorway.left(event.peer)
             self._pools.peer_gone(event)
@@ -395,7 +426,10 @@ class Coordinator:
         try:
             if self._doorway.is_outside(peer.name) and question.what not in _FOR_ALL:
                 raise ConfigError(question.what, "is not for clients outside the cluster", "do it where the runtime is")
-            view: Any = await self._answer(question)
+            if question.what == "introduce":
+                view: Any = self._introduction(peer.name)
+            else:
+                view = await self._answer(question)
         except FlowrayError as error:
             reply = Reply(error=type(error).__name__, detail=str(error), number=question.number)
         else:
@@ -406,10 +440,14 @@ class Coordinator:
                 reply = Reply(msgspec.msgpack.encode(view), number=question.number)
         peer.send_anyway(messages.encode(reply))
 
+    def _introduction(self, client: str) -> Introduction:
+        config, journal = msgspec.msgpack.encode(self._config), str(self._journal)
+        if self._doorway.is_outside(client):
+            return Introduction(config, self._node_id, journal)
+        return Introduction(config, self._node_id, journal, self._doorway.host, self._doorway.issue(client))
+
     async def _answer(self, question: Question) -> Any:
         what, task_id = question.what, question.task_id
-        if what == "introduce":
-            return Introduction(msgspec.msgpack.encode(self._config), self._node_id, str(self._journal))
         if what == "stop":
             return await self._stop()
         if what == "status":

@@ -22,9 +22,8 @@ from flowray.mesh.identities import Credentials, server_credentials
 from flowray.mesh.private_files import DIRECTORY
 from flowray.mesh.tickets import Ticket, path_of, split_address
 from flowray.mesh.tokens import Tokens
-from flowray.runtime.link import COORDINATOR
 from flowray.runtime.messages import Door
-from flowray.runtime.places import shared_token, socket_directory
+from flowray.runtime.places import COORDINATOR, shared_token, socket_directory
 
 _TICKET_S = 24 * 3600.0
 _RENEW_S = 6 * 3600.0  # certificates and the ticket are renewed long before they expire
@@ -36,7 +35,7 @@ class Doorway:
 
     def __init__(self, runtime: str, journal: Path, node_id: str, host: str) -> None:
         self._runtime = runtime
-        self._host = host  # of this node, as other nodes know it
+        self.host = host  # of this node, as other nodes know it
         self._secret = shared_token(journal)
         self._authority = Authority.open(journal / DIRECTORY, runtime=runtime)
         self._tokens = Tokens(journal / DIRECTORY)
@@ -100,11 +99,11 @@ class Doorway:
         async with self._opening:
             if not self._port:
                 credentials = server_credentials(lambda: self._credentials, require_client=True)
-                self._port = await self.endpoint.listen_tcp(self._host, 0, credentials)
+                self._port = await self.endpoint.listen_tcp(self.host, 0, credentials)
 
     def door(self) -> Door:
         """Where this coordinator is, for a process of its runtime."""
-        return Door(self.endpoint.instance, self._node_id, str(self._socket), self._secret, self._host, self._port)
+        return Door(self.endpoint.instance, self._node_id, str(self._socket), self._secret, self.host, self._port)
 
     def issue(self, process: str, host: str = "") -> Credentials | None:
         """A certificate for a process of another node; None as long as nobody is on one."""
@@ -133,7 +132,7 @@ class Doorway:
                 self.endpoint.forget(name, "its token was revoked or has expired")
             if time.monotonic() - renewed_at > _RENEW_S:
                 renewed_at = time.monotonic()
-                self._credentials = self._authority.issue(COORDINATOR, [self._host])
+                self._credentials = self._authority.issue(COORDINATOR, [self.host])
                 self._leave_ticket()
                 self.on_renewal()
 

@@ -52,6 +52,11 @@ class Driver:
         self.closed = False
         self._link = CoordinatorLink(way, self._take, self._renewed, self._farewell)
 
+    @property
+    def link(self) -> CoordinatorLink:
+        """The way to the coordinator."""
+        return self._link
+
     def wait_connected(self, timeout_s: float) -> None:
         """Wait for the first stream. Raises NotConnected with the reason when there is none in time."""
         try:

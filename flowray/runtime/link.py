@@ -11,7 +11,7 @@ import itertools
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,32 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from flowray.agents import check_topics
 from flowray.errors import FlowrayError, NotConnected
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamUp
 from flowray.mesh.identities import dns_name_of, outside_credentials
 from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import Ticket
 from flowray.runtime import messages
+from flowray.runtime.listening import Subscription
 from flowray.runtime.loops import LoopThread
-from flowray.runtime.messages import Answers, Outcomes, Question, Reply, Submit, Want
+from flowray.runtime.messages import (
+    Answers,
+    Farewell,
+    Introduction,
+    Listen,
+    Outcomes,
+    Question,
+    Reached,
+    Reply,
+    Submit,
+    Subscribe,
+    Told,
+    Want,
+)
+from flowray.runtime.places import COORDINATOR
+from flowray.runtime.talks import Talks
 
-COORDINATOR = "coordinator"  # its name in the mesh
 _OPEN_S = 10.0
 
 
@@ -88,12 +104,72 @@ class CoordinatorLink:
         self._lock = threading.Lock()  # guards the three above
         self._gone = ""
         self._renewed = False  # the coordinator we knew is gone, and no new one is connected yet
+        self._way = way
+        self._introduction: Introduction | None = None
+        self._talks: Talks | None = None
+        self._subscriptions = itertools.count()
+        self._subscribed: dict[str, list[str]] = {}
+        self._listening: asyncio.Task[None] | None = None
         self._thread = LoopThread("flowray-mesh")
         try:
             self._endpoint = self._thread.call(lambda: self._open(way), _OPEN_S)
         except BaseException:
             self._thread.end()
             raise
+
+    def talks(self) -> Talks:
+        """To talk to agents from this process. Raises NotConnected where they cannot be reached."""
+        if self._talks is not None and self._talks.has_learnt.is_set():
+            return self._talks
+        if not self._way.path:
+            raise NotConnected("a client outside the cluster cannot talk to its agents; give them tasks")
+        return self._thread.call(self._open_talks, _OPEN_S)
+
+    def introduced(self, found: Introduction) -> None:
+        """The coordinator has said where it is."""
+        self._introduction = found
+
+    async def _open_talks(self) -> Talks:
+        found = self._introduction
+        assert found is not None
+        if self._talks is None:
+            self._talks = Talks(
+                self._endpoint,
+                node=found.node_id,
+                socket=Path(self._way.path).parent / f"{self.name[-8:]}.sock",
+                tell=self._tell,
+                credentials=lambda: found.credentials,
+                host=found.host if found.credentials is not None else "",
+            )
+            self._talks.learn()
+        await self._talks.has_learnt.wait()
+        return self._talks
+
+    def subscribe(self, topics: Iterable[str]) -> Subscription:
+        """What is published to these topics from now on, as an iterator."""
+        names = check_topics(topics)
+        talks = self.talks()
+        with self._lock:
+            number = next(self._subscriptions)
+        agent_id = self.name if number == 0 else f"{self.name}.{number}"
+
+        async def begin() -> Subscription:
+            subscription = talks.talking.subscribe(agent_id)
+            self._tell(Subscribe(agent_id, list(names)))
+            return subscription
+
+        subscription = self._thread.call(begin)
+        self._subscribed[agent_id] = list(names)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Hear nothing more of it."""
+        if self._subscribed.pop(subscription.id, None) is not None:
+            self._thread.soon(self._tell, Subscribe(subscription.id, gone=True))
+        subscription.close()
+
+    def _tell(self, message: Any) -> None:
+        self._endpoint.peer(COORDINATOR).send_anyway(messages.encode(message))
 
     async def _open(self, way: Way) -> Endpoint:
         endpoint = Endpoint(
@@ -159,6 +235,8 @@ class CoordinatorLink:
         """Leave. Calls under way fail with LinkGone."""
         self._leave("this process left")
         if not self._thread.loop.is_closed():
+            if self._talks is not None:
+                self._thread.call(self._talks.close, 5.0)
             self._thread.call(self._endpoint.close, 5.0)
             self._thread.end()
 
@@ -180,6 +258,10 @@ class CoordinatorLink:
             peer.send_anyway(body)  # bounded: each of the callers' threads waits for its answer
 
     def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
+        if peer.name != COORDINATOR:
+            if self._talks is not None:
+                self._talks.receive(peer, batch)
+            return
         for body in batch:
             message = messages.decode_to_client(body)
             if isinstance(message, Outcomes):
@@ -188,8 +270,10 @@ class CoordinatorLink:
                 self._answer(message.number, message.answers)
             elif isinstance(message, Reply):
                 self._answer(message.number, message)
-            else:
+            elif isinstance(message, Farewell):
                 self._leave(message.reason)
+            elif self._talks is not None:
+                self._help_to_talk(self._talks, message)
         peer.consumed(len(batch), sum(map(len, batch)))
 
     def _answer(self, number: int, value: Any) -> None:
@@ -198,12 +282,28 @@ class CoordinatorLink:
         if call is not None and not call.done():
             call.set_result(value)
 
+    def _help_to_talk(self, talks: Talks, message: Listen | Reached | Told) -> None:
+        if isinstance(message, Told):
+            talks.learnt(message.changes)
+        elif isinstance(message, Reached):
+            talks.reached(message)
+        else:
+            self._listening = self._thread.loop.create_task(talks.listen())
+
     def _on_event(self, event: MeshEvent) -> None:
+        if event.peer != COORDINATOR:
+            if self._talks is not None:
+                self._talks.on_event(event)
+            return
         if isinstance(event, PeerGone):
             self._renewed = True
             self._fail_calls(LinkLost(f"the coordinator was replaced: {event.reason}"))
         elif isinstance(event, StreamUp) and self._renewed:
             self._renewed = False
+            if self._talks is not None:
+                self._talks.another_coordinator()
+                for agent_id, topics in self._subscribed.items():
+                    self._tell(Subscribe(agent_id, topics))
             self._on_renewed()
 
     def _leave(self, reason: str) -> None:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from flowray.core.model import AgentSpec, Failure, Outcome, Payload, Running, Task
 from flowray.mesh.identities import Credentials
+from flowray.mesh.topics import Changes
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
@@ -96,6 +97,8 @@ class Introduction(Struct, frozen=True, array_like=True):
     config: bytes
     node_id: str  # Ray's id of its node
     journal: str  # its directory there
+    host: str = ""  # of its node, as other nodes know it
+    credentials: Credentials | None = None  # for a client of its machine, where there are other nodes
 
 
 class Farewell(Struct, frozen=True, array_like=True, tag="farewell"):
@@ -158,6 +161,8 @@ class Begun(Struct, frozen=True, array_like=True):
     """The agent is there, or why not."""
 
     failure: Failure | None = None
+    hears: bool = False  # has it an `on_message`?
+    topics: tuple[str, ...] = ()  # that it wants to hear of
 
 
 class Start(Struct, frozen=True, array_like=True, tag="start"):
@@ -234,6 +239,8 @@ class Held(Struct, frozen=True, array_like=True):
     incarnation: int
     running: list[Running]  # begun or waiting in its process
     results: list[Finished | Returned]  # over, and not acknowledged by any coordinator
+    hears: bool = False
+    topics: tuple[str, ...] = ()
 
 
 class Found(Struct, frozen=True, array_like=True):
@@ -245,9 +252,63 @@ class Found(Struct, frozen=True, array_like=True):
     held: list[Held] = []
 
 
-ToCoordinator = Submit | Want | Question | Report
-ToClient = Answers | Outcomes | Reply | Farewell
-ToAgent = Start | Cancel | Acknowledge | Retire | Renewed
+# ── for agents and drivers that talk to one another ──────────────────────────────────────────────────────────────────
+
+
+class Learn(Struct, frozen=True, array_like=True, tag="learn"):
+    """Tell this process of every change of the directory, from the one that it has."""
+
+    epoch: int
+    version: int
+
+
+class Reach(Struct, frozen=True, array_like=True, tag="reach"):
+    """Where is this process?"""
+
+    process: str
+
+
+class Listen(Struct, frozen=True, array_like=True, tag="listen"):
+    """Another process wants to dial this one."""
+
+
+class Listening(Struct, frozen=True, array_like=True, tag="listening"):
+    """Where this process can be dialled."""
+
+    node: str  # that the path is on
+    path: str
+    host: str = ""
+    port: int = 0  # 0: not from other nodes
+
+
+class Reached(Struct, frozen=True, array_like=True, tag="reached"):
+    """The answer to Reach: where the process is, or the reason why nobody can say."""
+
+    process: str
+    node: str = ""
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    reason: str = ""
+
+
+class Subscribe(Struct, frozen=True, array_like=True, tag="subscribe"):
+    """A driver hears what is sent to this name, and what is published to these topics."""
+
+    agent_id: str
+    topics: list[str] = []
+    gone: bool = False  # it does so no more
+
+
+class Told(Struct, frozen=True, array_like=True, tag="told"):
+    """What has changed in the directory."""
+
+    changes: Changes
+
+
+ToCoordinator = Submit | Want | Question | Report | Learn | Reach | Listening | Subscribe
+ToClient = Answers | Outcomes | Reply | Farewell | Listen | Reached | Told
+ToAgent = Start | Cancel | Acknowledge | Retire | Renewed | Listen | Reached | Told
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

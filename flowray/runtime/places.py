@@ -10,6 +10,8 @@ from pathlib import Path
 
 from flowray.errors import ConfigError
 
+COORDINATOR = "coordinator"  # its name in the mesh
+
 
 def socket_directory(runtime: str, journal: str) -> Path:
     """The directory for one runtime on this machine; made if there is none. Short, for a socket's path is limited.

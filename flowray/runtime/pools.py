@@ -25,6 +25,7 @@ from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
 from flowray.runtime.blocks import Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
+from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
 from flowray.runtime.messages import Begin, Finished, Found, Held, Prepare, Prepared, Renewed, Retire, Returned
 from flowray.runtime.process import AgentActor
@@ -61,6 +62,7 @@ class Pools:
         payloads: str,
         put: Callable[[Event], None],
         spec_of: Callable[[str], AgentSpec | None],
+        directory: TalkDirectory,
     ) -> None:
         self._config = config
         self._epoch = epoch
@@ -71,6 +73,7 @@ class Pools:
         self._payloads = payloads
         self._put = put
         self._spec_of = spec_of
+        self.directory = directory
         self._blocks = Blocks(config)
         self._several = False  # nodes: seen so far
         self._processes: dict[str, Process] = {}  # by name in the mesh, while they live
@@ -114,6 +117,7 @@ class Pools:
             process.link.kill()
             return
         del process.agents[agent_id]
+        self.directory.remove(agent_id)
         process.link.send(Retire(agent_id))
         self._put(AgentLost(AgentId(agent_id), incarnation, "stopped by the coordinator"))
 
@@ -169,13 +173,16 @@ class Pools:
             self._payloads,
         )
         try:
-            failure = (await process.link.begin(begin)).failure
+            begun = await process.link.begin(begin)
         except (*LOST, *REFUSED) as error:
             process.link.kill()
             self._lost(process, brief(error))
             return
+        failure = begun.failure
         if failure is None:
-            self._put(AgentReady(agent_id, incarnation))
+            if begun.hears and not process.gone:
+                self.directory.put(agent_id, process.link.process, begun.topics)
+            self.directory.when_told(lambda: self._is_ready(process, agent_id, incarnation))
         else:
             process.agents.pop(agent_id, None)
             if not process.agents:
@@ -183,6 +190,10 @@ class Pools:
                 process.link.kill()
             self._put(AgentStartFailed(agent_id, incarnation, failure))
         self._keep_warm(spec)
+
+    def _is_ready(self, process: Process, agent_id: AgentId, incarnation: int) -> None:
+        if not process.gone:
+            self._put(AgentReady(agent_id, incarnation))
 
     async def _process_for(self, spec: AgentSpec) -> Process:
         """A process with room for one more agent of this class: one of several, a warm one, or a new one."""
@@ -361,6 +372,8 @@ class Pools:
                 self._at[held.agent_id] = process
             for event in results_as_events(held.agent_id, held.results):
                 self._put(event)
+            if held.hears:
+                self.directory.put(held.agent_id, name, held.topics)
             self._put(_ready(held))
         self._spawn(self._watch(process))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from flowray.agents import Voice
 from flowray.errors import MeshError
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamUp
 from flowray.mesh.identities import Credentials, channel_credentials
@@ -22,7 +23,6 @@ from flowray.mesh.peer import Peer
 from flowray.runtime import messages
 from flowray.runtime._ray_errors import LOST, REFUSED
 from flowray.runtime.agent import STUCK_S, AgentHost, preload
-from flowray.runtime.link import COORDINATOR
 from flowray.runtime.loops import LoopThread
 from flowray.runtime.messages import (
     Acknowledge,
@@ -31,12 +31,17 @@ from flowray.runtime.messages import (
     Cancel,
     Door,
     Found,
+    Listen,
     Prepare,
     Prepared,
+    Reached,
     Renewed,
     Report,
     Start,
+    Told,
 )
+from flowray.runtime.places import COORDINATOR, socket_directory
+from flowray.runtime.talks import Talks
 
 _REACH_S = 10.0  # for the coordinator to answer a new process
 
@@ -76,6 +81,9 @@ class AgentProcess:
         self._credentials: Credentials | None = None
         self._node_id = ray.get_runtime_context().get_node_id()
         self._endpoint: Endpoint | None = None
+        self._talks: Talks | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._another = False  # the coordinator we knew is gone
         # A thread that computes would keep the loop waiting for the interpreter for 5 ms at a time.
         sys.setswitchinterval(0.001)
         self._thread = LoopThread("flowray-mesh")
@@ -102,7 +110,17 @@ class AgentProcess:
         failure = await asyncio.to_thread(host.construct)
         if failure is None:
             self._hosts[message.agent_id] = host
-        return Begun(failure)
+            if host.may_talk:
+                talking = asyncio.run_coroutine_threadsafe(self._let_talk(message.agent_id, host), self.loop)
+                await asyncio.wrap_future(talking)
+        return Begun(failure, host.on_message is not None, host.topics)
+
+    async def _let_talk(self, agent_id: str, host: AgentHost) -> None:
+        assert self._talks is not None
+        if host.on_message is not None:
+            self._talks.talking.host(agent_id, host.on_message, host.hearing, reentrant=host.reentrant)
+        self._talks.learn()
+        await asyncio.wait_for(self._talks.has_learnt.wait(), _REACH_S)
 
     def attend(self, epoch: int, coordinator: Any, door: Door) -> Found:
         """A new epoch has begun: answer to it from now on, and say what is here."""
@@ -125,6 +143,15 @@ class AgentProcess:
             on_event=self._on_event,
             gate=SharedSecret(message.door.token),
             token=message.door.token,
+        )
+        directory = socket_directory(message.runtime, message.door.path)
+        self._talks = Talks(
+            self._endpoint,
+            node=self._node_id,
+            socket=directory / f"{message.process[-8:]}.sock",
+            tell=self._tell,
+            credentials=lambda: self._credentials,
+            host=ray.util.get_node_ip_address() if message.credentials is not None else "",
         )
         peer = self._reach(message.door)
         await asyncio.wait_for(peer.connected.wait(), _REACH_S)
@@ -149,33 +176,58 @@ class AgentProcess:
         return channel_credentials(self._credentials)
 
     def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
-        if peer.name == COORDINATOR:
-            for body in batch:
-                message = messages.decode_to_agent(body)
-                if isinstance(message, Renewed):
-                    self._credentials = message.credentials
-                    continue
-                host = self._hosts.get(message.agent_id)
-                if host is None:
-                    continue  # an agent that never began: the coordinator knows
-                if isinstance(message, Start):
-                    host.take(message)
-                elif isinstance(message, Cancel):
-                    host.cancel(message)
-                elif isinstance(message, Acknowledge):
-                    host.acknowledged(message.last)
-                else:
-                    self._hosts.pop(message.agent_id).retire()
+        if peer.name != COORDINATOR:
+            assert self._talks is not None
+            self._talks.receive(peer, batch)
+            return
+        for body in batch:
+            message = messages.decode_to_agent(body)
+            if isinstance(message, Renewed | Listen | Reached | Told):
+                self._be_told(message)
+                continue
+            host = self._hosts.get(message.agent_id)
+            if host is None:
+                continue  # an agent that never began: the coordinator knows
+            if isinstance(message, Start):
+                host.take(message)
+            elif isinstance(message, Cancel):
+                host.cancel(message)
+            elif isinstance(message, Acknowledge):
+                host.acknowledged(message.last)
+            else:
+                self._hosts.pop(message.agent_id).retire()
+                assert self._talks is not None
+                self._talks.talking.leave(message.agent_id)
         peer.consumed(len(batch), sum(map(len, batch)))
+
+    def _be_told(self, message: Renewed | Listen | Reached | Told) -> None:
+        assert self._talks is not None
+        if isinstance(message, Renewed):
+            self._credentials = message.credentials
+        elif isinstance(message, Told):
+            self._talks.learnt(message.changes)
+        elif isinstance(message, Reached):
+            self._talks.reached(message)
+        else:
+            self._listening = self.loop.create_task(self._talks.listen())
 
     def _on_event(self, event: MeshEvent) -> None:
         if event.peer != COORDINATOR:
-            return
-        if isinstance(event, PeerGone):
+            if self._talks is not None:
+                self._talks.on_event(event)
+        elif isinstance(event, PeerGone):
+            self._another = True
             for host in self._hosts.values():
                 host.send_again()
         elif isinstance(event, StreamUp):
+            if self._another and self._talks is not None:
+                self._another = False
+                self._talks.another_coordinator()
             self._flush()
+
+    def _tell(self, message: Any) -> None:
+        if self._endpoint is not None:
+            self._endpoint.peer(COORDINATOR).send_anyway(messages.encode(message))
 
     def _flush(self) -> None:
         for host in self._hosts.values():
@@ -197,6 +249,11 @@ class AgentProcess:
             return False
         peer.send_anyway(messages.encode(report))
         return True
+
+    def voice(self, agent_id: str) -> Voice:
+        """How an agent speaks to others. Called from any thread."""
+        assert self._talks is not None
+        return self._talks.talking.speaker(agent_id)
 
     async def _watch_hosts(self) -> None:
         """On Ray's loop: what must happen although user code blocks the other one."""

@@ -16,6 +16,7 @@ import msgspec
 import psutil
 
 from flowray import errors
+from flowray.agents import Awaited
 from flowray.config import Config, load
 from flowray.core.model import AgentSpec, Payload, Task
 from flowray.errors import ConfigError, FlowrayError, NotConnected, StoreError, UnknownTask, WaitTimeout
@@ -30,7 +31,9 @@ from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters
 from flowray.tasks import make_task, new_task_id
 
 if TYPE_CHECKING:
+    from flowray.runtime.listening import Subscription
     from flowray.runtime.starting import Started
+    from flowray.runtime.talking import Speaker
 
 _REACH_S = 10.0  # for a coordinator that is said to be there
 
@@ -102,6 +105,7 @@ class Runtime:
         """Not for callers: see `start` and `connect`."""
         self.name = way.runtime
         self.agents = Agents(self)
+        self._voice: Speaker | None = None
         self._started = started  # what this process has to end when it leaves
         self._driver = Driver(self, way)
         try:
@@ -110,6 +114,7 @@ class Runtime:
         except BaseException:
             self._driver.close("it could not be reached")
             raise
+        self._driver.link.introduced(found)
         config = self.config = msgspec.msgpack.decode(found.config, type=Config)
         self._driver.limits = config.limits
         self._desk = PayloadDesk(
@@ -322,6 +327,37 @@ class Runtime:
     def purge(self, task_id: str) -> bool:
         """Forget a dead letter; its outcome stays. False when there was none of this id."""
         return self._ask(Question("purge", task_id), bool)
+
+    # ── talking ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def ask(self, agent: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
+        """Ask an agent ("echo-0"); the value is what its `on_message` returns. See Context.ask."""
+        return self._speaker().ask(agent, body, timeout_s)
+
+    def send(self, agent: str, body: Any) -> Awaited:
+        """Send an agent a message that nobody answers. See Context.send."""
+        return self._speaker().send(agent, body)
+
+    def publish(self, topic: str, body: Any) -> Awaited:
+        """Send a message to all subscribers of a topic; the value is how many they were. See Context.publish."""
+        return self._speaker().publish(topic, body)
+
+    @contextlib.contextmanager
+    def subscribe(self, *topics: str) -> Iterator[Subscription]:
+        """Hear what is published to these topics from now on: an iterator of messages, also an async one.
+
+        Its `id` is a name that agents can `ctx.send` to.
+        """
+        subscription = self._driver.link.subscribe(topics)
+        try:
+            yield subscription
+        finally:
+            self._driver.link.unsubscribe(subscription)
+
+    def _speaker(self) -> Speaker:
+        if self._voice is None:
+            self._voice = self._driver.link.talks().talking.speaker(self._driver.link.name)
+        return self._voice
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────
 

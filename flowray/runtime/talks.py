@@ -1,0 +1,153 @@
+"""A process's part in what agents say to one another: who is where, how to get there, and `Talking` on top.
+
+A process whose agents may talk keeps a copy of the coordinator's directory of agents. The first message to another
+process makes that one listen, and this one dial it. From there on they talk to each other without the coordinator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
+from flowray.mesh.frames import BadFrame
+from flowray.mesh.identities import Credentials, channel_credentials, server_credentials
+from flowray.mesh.peer import Peer
+from flowray.mesh.topics import Changes
+from flowray.runtime.messages import Learn, Listening, Reach, Reached
+from flowray.runtime.talking import Talking
+
+_CLIENT = "client-"
+
+
+class Talks:
+    """Use only from the loop of its endpoint."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        node: str,
+        socket: Path,
+        tell: Callable[[Any], None],
+        credentials: Callable[[], Credentials | None],
+        host: str = "",
+    ) -> None:
+        """`node` names this machine, `socket` is where to listen, `tell` sends a message to the coordinator;
+        `host` is this node's address for processes of other nodes, which need `credentials`."""
+        self._endpoint = endpoint
+        self._node, self._socket, self._host = node, socket, host
+        self._tell = tell
+        self._credentials = credentials
+        self._listening: Listening | None = None
+        self._asked: set[str] = set()  # processes whose address has been asked for
+        self._learning = False
+        self.has_learnt = asyncio.Event()  # the directory is here
+        self.talking = Talking(
+            endpoint.name,
+            self,
+            first_number=random.getrandbits(48),
+            trusts=lambda peer: not peer.startswith(_CLIENT),
+        )
+
+    # ── the directory ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def learn(self) -> None:
+        """Have the coordinator keep this process's copy of the directory up to date."""
+        if not self._learning:
+            self._learning = True
+            self._tell(Learn(*self.talking.known))
+
+    def learnt(self, changes: Changes) -> None:
+        """The coordinator says what has changed."""
+        if self.talking.learn(changes):
+            self.has_learnt.set()
+        else:
+            self._tell(Learn(*self.talking.known))
+
+    def another_coordinator(self) -> None:
+        """It knows nothing of what the one before was told."""
+        if self._learning:
+            self._tell(Learn(*self.talking.known))
+        if self._listening is not None:
+            self._tell(self._listening)
+        for process in self._asked:
+            self._tell(Reach(process))
+
+    # ── ways to other processes ──────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, peer: str, message: bytes) -> bool:
+        """See talking.Post."""
+        return self._peer(peer).send(message)
+
+    async def room(self, peer: str) -> None:
+        """See talking.Post."""
+        await self._peer(peer).room()
+
+    def _peer(self, name: str) -> Peer:
+        peer = self._endpoint.peer(name)
+        if not peer.connected.is_set() and peer.dialler is None and name not in self._asked:
+            self._asked.add(name)
+            self._tell(Reach(name))
+        return peer
+
+    def reached(self, message: Reached) -> None:
+        """Where another process is."""
+        self._asked.discard(message.process)
+        if message.reason:
+            self._endpoint.forget(message.process, message.reason)
+        elif message.node == self._node:
+            self._endpoint.dial(message.process, f"unix:{message.path}")
+        elif not message.port or self._credentials() is None:
+            self._endpoint.forget(message.process, "it is on another node, where this process cannot reach it")
+        else:
+            self._endpoint.dial(message.process, f"{message.host}:{message.port}", self._channel)
+
+    def _channel(self) -> Any:
+        credentials = self._credentials()
+        return None if credentials is None else channel_credentials(credentials)
+
+    async def listen(self) -> None:
+        """Another process wants to dial this one: tell where."""
+        if self._listening is None:
+            await self._endpoint.listen_unix(self._socket)
+            port = 0
+            if self._host and self._credentials() is not None:
+                port = await self._endpoint.listen_tcp(
+                    self._host, 0, server_credentials(self._current, require_client=True)
+                )
+            self._listening = Listening(self._node, str(self._socket), self._host, port)
+        self._tell(self._listening)
+
+    def _current(self) -> Credentials:
+        credentials = self._credentials()
+        assert credentials is not None  # once there are some, there are always newer ones
+        return credentials
+
+    # ── what the mesh says ───────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, peer: Peer, batch: list[bytes]) -> None:
+        """Messages of another process came."""
+        try:
+            self.talking.receive(peer.name, batch)
+        except BadFrame as error:
+            self._endpoint.forget(peer.name, str(error))
+        else:
+            peer.consumed(len(batch), sum(map(len, batch)))
+
+    def on_event(self, event: MeshEvent) -> None:
+        """Something happened to the stream to another process than the coordinator."""
+        if isinstance(event, PeerGone):
+            self._asked.discard(event.peer)
+            self.talking.peer_gone(event.peer, event.reason)
+        elif isinstance(event, StreamBroken):
+            peer = self._endpoint.known(event.peer)
+            if peer is not None and peer.dialler is None and peer.link.held:
+                self._peer(event.peer)  # it used to dial; now something waits here
+
+    async def close(self) -> None:
+        """Say nothing more."""
+        self.talking.close()
