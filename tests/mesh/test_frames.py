@@ -59,6 +59,7 @@ def test_random_bytes_are_refused_or_a_frame(data):
     decoded(data)
 
 
+@settings(max_examples=40)
 @given(PLAIN)
 def test_plain_data_is_refused_or_a_frame(data):
     decoded(msgspec.msgpack.encode(data))
