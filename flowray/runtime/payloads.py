@@ -14,6 +14,7 @@ Neither Ray nor anything of it is imported before it is needed.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
 import sys
@@ -23,7 +24,15 @@ from typing import Any, Protocol
 
 from flowray.core.model import Payload
 from flowray.errors import PayloadError
-from flowray.values import Buffer, BufferCallback, decode_value, encode_parts, require_plain, tensor_reduction
+from flowray.values import (
+    Buffer,
+    BufferCallback,
+    Encoded,
+    decode_value,
+    encode_parts,
+    require_plain,
+    tensor_reduction,
+)
 
 
 class Shelf(Protocol):
@@ -84,20 +93,40 @@ class PayloadDesk:
             PayloadError: it cannot be pickled, is larger than `limits.payload_bytes`, or is not plain and has to be.
             StoreError: the disk is full, or does not take it.
         """
+        encoded = self._encoded(value, field)
+        if encoded is None or encoded.size_bytes <= self._inline_bytes:
+            return _inline(encoded)
+        return self._kept(encoded, durable)
+
+    async def pack_beside(self, value: Any, field: str, *, durable: bool = True) -> Payload | None:
+        """The same for code on an event loop, which goes on while a large payload is written."""
+        encoded = self._encoded(value, field)
+        if encoded is None or encoded.size_bytes <= self._inline_bytes:
+            return _inline(encoded)
+        return await asyncio.to_thread(self._kept, encoded, durable)
+
+    async def unpack_beside(self, payload: Payload | None) -> Any:
+        """`unpack` for code on an event loop, which goes on while a large payload is fetched and checked."""
+        if payload is None or payload.ref is None:
+            return self.unpack(payload)
+        return await asyncio.to_thread(self.unpack, payload)
+
+    def _encoded(self, value: Any, field: str) -> Encoded | None:
         if value is None:
             return None
-        codec, parts, size_bytes = encode_parts(value, field, None if self._plain_only else _pickled)
-        if size_bytes > self._payload_bytes:
+        encoded = encode_parts(value, field, None if self._plain_only else _pickled)
+        if encoded.size_bytes > self._payload_bytes:
             raise PayloadError(
                 field,
-                f"{size_bytes} bytes; the limit is {self._payload_bytes} (limits.payload_bytes). Put it where every "
-                "agent can read it, and send its path",
+                f"{encoded.size_bytes} bytes; the limit is {self._payload_bytes} (limits.payload_bytes). Put it where "
+                "every agent can read it, and send its path",
             )
-        if size_bytes <= self._inline_bytes:
-            return Payload(codec=codec, data=b"".join(parts), size_bytes=size_bytes)
+        return encoded
+
+    def _kept(self, encoded: Encoded, durable: bool) -> Payload:
         shelf = self._shelf()
-        ref = shelf.put(*parts) if durable else shelf.write(*parts)
-        return Payload(codec=codec, ref=ref, size_bytes=size_bytes)
+        ref = shelf.put(*encoded.parts) if durable else shelf.write(*encoded.parts)
+        return Payload(codec=encoded.codec, ref=ref, size_bytes=encoded.size_bytes)
 
     def sync(self, payloads: Iterable[Payload | None]) -> None:
         """Return once all these are on disk; many at once cost little more than one. Raises StoreError."""
@@ -131,6 +160,12 @@ class PayloadDesk:
 
                 self._found = shelf_of(*self._where)
             return self._found
+
+
+def _inline(encoded: Encoded | None) -> Payload | None:
+    if encoded is None:
+        return None
+    return Payload(codec=encoded.codec, data=b"".join(encoded.parts), size_bytes=encoded.size_bytes)
 
 
 def _pickled(value: Any, apart: BufferCallback | None) -> bytes:

@@ -88,6 +88,47 @@ def test_what_is_durable_is_on_disk_and_what_is_not_can_be_put_there(desk: Paylo
     assert [is_on_disk(payload) for payload in later] == [True] * 3
 
 
+async def test_an_event_loop_goes_on_beside_large_payloads(store: PayloadStore, tmp_path: Path) -> None:
+    """The shelf waits for the loop: it would wait for ever if the loop waited for it."""
+    loop_went_on = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Waiting(PayloadStore):
+        def _wait(self) -> None:
+            async def wait() -> None:
+                await loop_went_on.wait()
+
+            asyncio.run_coroutine_threadsafe(wait(), loop).result(60)
+
+        def put(self, *parts: Any) -> str:
+            self._wait()
+            return super().put(*parts)
+
+        def map(self, ref: str) -> memoryview:
+            self._wait()
+            return super().map(ref)
+
+    desk = desk_over(Waiting(tmp_path / "payloads"), tmp_path)
+    assert await desk.pack_beside(None, "payload") is None
+    assert await desk.unpack_beside(None) is None
+    small = await desk.pack_beside("small", "payload")
+    assert await desk.unpack_beside(small) == "small"
+    for _ in range(2):
+        packing = asyncio.create_task(desk.pack_beside(TEXT, "payload"))
+        await asyncio.sleep(0)
+        loop_went_on.set()
+        payload = await packing
+        loop_went_on.clear()
+        assert payload == desk_over(store, tmp_path).pack(TEXT, "payload")
+        unpacking = asyncio.create_task(desk.unpack_beside(payload))
+        await asyncio.sleep(0)
+        loop_went_on.set()
+        assert await unpacking == TEXT
+        loop_went_on.clear()
+    with pytest.raises(PayloadError, match="the limit is"):
+        await desk.pack_beside(b"x" * (LIMIT + 1), "result")
+
+
 def test_what_is_damaged_or_gone_says_so(desk: PayloadDesk, store: PayloadStore) -> None:
     for value in (TEXT, b"x" * 100_000, np.ones(100_000)):
         payload = desk.pack(value, "payload")

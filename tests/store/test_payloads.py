@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -273,6 +274,31 @@ def test_what_is_not_known_to_be_on_disk_is_written_again(tmp_path: Path, monkey
     disk = Disk(monkeypatch)
     payloads.sync([REF])
     assert disk.synced[0] == payloads.path(REF)
+
+
+@pytest.mark.parametrize("synced_meanwhile", [True, False])
+def test_a_file_that_may_not_be_written_again_is_fine_if_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced_meanwhile: bool
+) -> None:
+    payloads = PayloadStore(tmp_path)
+    payloads.write(DATA)
+    os.utime(payloads.path(REF), (0, 0))
+    really = Path.open
+
+    def refused(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if mode != "r+b":
+            return really(path, mode, *rest, **named)
+        if synced_meanwhile:
+            payloads.path(REF).chmod(0o400)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    if synced_meanwhile:
+        assert payloads.write(DATA) == REF
+        assert payloads.path(REF).stat().st_mtime > 0
+    else:
+        with pytest.raises(StoreError, match="Permission denied"):
+            payloads.write(DATA)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
