@@ -26,6 +26,7 @@ RESULTS = HERE / "results"
 BASELINES = HERE / "baselines"
 KEPT = 100  # documents of one member, the newest
 _BESIDE = 3  # with more peers than this, spreads stand below their medians: the table would be too wide
+_LINE = 200  # characters of a reason in the table
 _QUICK = ".quick.json"  # quick documents are kept, but never plotted beside full ones
 
 Document = dict[str, Any]
@@ -148,7 +149,9 @@ def show(found: Document, held_against: Document | None, console: Console) -> No
         caption=(
             f"{machine_['cpu']}, {machine_['cores']} cores, load {machine_['load_average'][0]} at start; "
             + ", ".join(f"{name} {value}" for name, value in versions_.items())
-            + "".join(f"\n[bold]{side} is absent[/]: {escape(why)}" for side, why in found.get("absent", {}).items())
+            + "".join(
+                f"\n[bold]{side} is absent[/]: {escape(_brief(why))}" for side, why in found.get("absent", {}).items()
+            )
             + "\nmedian, and in brackets the least and greatest of the repeats"
         ),
     )
@@ -172,6 +175,12 @@ def show(found: Document, held_against: Document | None, console: Console) -> No
             cells.append(_beside(result, before.get(result["metric"])))
         table.add_row(*cells)
     console.print(table)
+
+
+def _brief(why: str) -> str:
+    """A reason in one line; the document has all of it."""
+    first, *_, last = [line.strip() for line in why.splitlines() if line.strip()] * 2
+    return first[:_LINE] if first == last else f"{first[:_LINE]} ... {last[:_LINE]}"
 
 
 def _figure(value: float | None, spread: Sequence[float] | None, n: int, below: bool) -> str:

@@ -18,6 +18,12 @@ def neighbours(agents: Sequence[T]) -> Iterator[tuple[T, T]]:
     return zip(agents, [*agents[1:], agents[0]], strict=True)
 
 
+def parts(whole: int, largest: int) -> list[int]:
+    """A whole in parts of at most this size."""
+    full, rest = divmod(whole, largest)
+    return [largest] * full + [rest] * (rest > 0)
+
+
 def begin_at(agents: int) -> float:
     """When all begin, in seconds of time.time: late enough for each to have been told, and to have asked once."""
     return time.time() + 2.0 + 0.03 * agents

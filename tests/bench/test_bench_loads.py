@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bench.workers.loads import closed_loop, in_flight, latency, one_way, open_loop
-from bench.workers.ring import neighbours, wait_s
+from bench.workers.ring import neighbours, parts, wait_s
 from bench.workers.ticks import ticks
 
 
@@ -138,3 +138,8 @@ def test_in_a_ring_each_asks_one_and_is_asked_by_one() -> None:
 def test_who_is_told_too_late_says_so() -> None:
     with pytest.raises(RuntimeError, match="after all were to begin"):
         wait_s(0.0)
+
+
+@pytest.mark.parametrize(("whole", "sizes"), [(1, [1]), (24, [24]), (25, [24, 1]), (120, [24] * 5)])
+def test_a_whole_is_cut_into_parts_of_a_largest_size(whole: int, sizes: list[int]) -> None:
+    assert parts(whole, 24) == sizes

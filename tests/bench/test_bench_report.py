@@ -126,6 +126,14 @@ def test_many_peers_have_their_spreads_below_and_a_side_without_the_metric_is_bl
     assert all(f"{15 + n}" in lines[row] and f"[{10 + n}-{20 + n}]" in lines[row + 1] for n in range(6))
 
 
+@pytest.mark.parametrize(
+    ("why", "line"), [("gone", "gone"), ("it ended:\n  Traceback\n  File x\nBad: no\n", "it ended: ... Bad: no")]
+)
+def test_the_table_has_a_reason_in_one_line(why: str, line: str) -> None:
+    assert report._brief(why) == line
+    assert len(report._brief("x" * 5000)) == 200
+
+
 def test_a_baseline_is_marked_only_when_the_spreads_do_not_touch() -> None:
     before = Measurement(metric="m", unit="ms", flowray=[1.0, 2.0]).result()
     same = Measurement(metric="m", unit="ms", flowray=[1.9, 3.0]).result()
