@@ -266,6 +266,19 @@ def test_the_template_is_started_with_the_nodes_agent(world: World, eventually: 
     assert len(world.started()) == 1
 
 
+@pytest.mark.slow
+def test_no_worker_is_started_for_a_raylet_that_has_gone(world: World) -> None:
+    world.template_is(request="os._exit(1)")
+    gone = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])  # not the launcher's parent
+    try:
+        with pytest.raises(AssertionError):  # it ends with 1, as a worker without a raylet does
+            world.worker(RAY_RAYLET_PID=str(gone.pid))
+    finally:
+        gone.kill()
+        gone.wait()
+    assert not any("stock" in file.read_text() for file in world.directory.glob("*.output"))
+
+
 # ── setting up ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -112,9 +112,12 @@ def test_a_killed_driver_leaves_no_process_behind(
             try:
                 process = psutil.Process(pid)
                 if process.create_time() == began_at and process.status() != psutil.STATUS_ZOMBIE:
-                    names.append(name)
+                    names.append(f"{name} {pid} ({process.status()}, parent {process.ppid()})")
             except psutil.NoSuchProcess:
                 continue
         return names
 
-    eventually(lambda: not left(), "all are gone")
+    try:
+        eventually(lambda: not left(), "all are gone")
+    except AssertionError as error:
+        raise AssertionError(f"left behind: {left()}") from error

@@ -327,6 +327,8 @@ def main(python: str, directory: str, template: str, arguments: list[str]) -> No
                 start_ahead(launcher)
             elif attempt(launcher, launcher.run, "this worker starts"):
                 return
+        if is_worker(arguments) and os.getppid() != int(os.environ["RAY_RAYLET_PID"]):
+            os._exit(1)  # the raylet has gone while this looked for a template: a worker would look for it for a minute
     os.execv(python, [python, *arguments])
 
 
