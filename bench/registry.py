@@ -13,6 +13,7 @@ _PLACES = {
     "messaging": "bench.members.messaging:Messaging",
     "tasks": "bench.members.tasks:Tasks",
     "scale": "bench.members.scale:Scale",
+    "payloads": "bench.members.payloads:Payloads",
     "core": "bench.members.core:Core",
     "journal": "bench.members.journal:JournalAlone",
 }

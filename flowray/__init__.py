@@ -20,13 +20,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from flowray import errors
-from flowray.agents import Context, Task, agent
+from flowray.agents import Context, Message, Task, agent
 
 if TYPE_CHECKING:
     from flowray.config import Config
     from flowray.core.model import Outcome
     from flowray.errors import (
+        AgentUnreachable,
+        AskDeadlock,
+        AskError,
+        AskFailed,
+        AskTimeout,
         FlowrayError,
+        NoRoom,
         QueueFull,
         RetryableError,
         TaskCancelled,
@@ -49,7 +55,13 @@ _PLACES = {
     "Outcome": "flowray.core.model",
     **dict.fromkeys(
         (
+            "AgentUnreachable",
+            "AskDeadlock",
+            "AskError",
+            "AskFailed",
+            "AskTimeout",
             "FlowrayError",
+            "NoRoom",
             "QueueFull",
             "RetryableError",
             "TaskCancelled",
@@ -64,11 +76,18 @@ _PLACES = {
 }
 
 __all__ = [
+    "AgentUnreachable",
+    "AskDeadlock",
+    "AskError",
+    "AskFailed",
+    "AskTimeout",
     "Config",
     "Context",
     "FlowrayError",
     "Handle",
     "Handles",
+    "Message",
+    "NoRoom",
     "Outcome",
     "QueueFull",
     "RetryableError",

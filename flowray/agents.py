@@ -50,6 +50,7 @@ class Message(Struct, frozen=True, weakref=False):
     sender: str  # id of the agent or driver
     topic: str = ""  # "" unless it was published
     wants_reply: bool = False  # is the return value of `on_message` awaited?
+    message_id: str = ""  # of the publisher's choosing, to tell a repeat by; "" if it gave none
 
 
 class Awaited(Protocol):
@@ -70,7 +71,7 @@ class Voice(Protocol):
 
     def send(self, receiver: str, body: Any) -> Awaited: ...
 
-    def publish(self, topic: str, body: Any) -> Awaited: ...
+    def publish(self, topic: str, body: Any, message_id: str = "") -> Awaited: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,9 +115,12 @@ class Context:
         """
         return self._speak().send(receiver, body)
 
-    def publish(self, topic: str, body: Any) -> Awaited:
-        """Send a message to all subscribers of a topic, like `send`. The value is how many they were."""
-        return self._speak().publish(topic, body)
+    def publish(self, topic: str, body: Any, *, message_id: str = "") -> Awaited:
+        """Send a message to all subscribers of a topic, like `send`. The value is how many they were.
+
+        `message_id` arrives with it: who publishes a message again gives the same one.
+        """
+        return self._speak().publish(topic, body, message_id)
 
     def _speak(self) -> Voice:
         if self.voice is None:

@@ -21,8 +21,10 @@ from typing import Any, get_args, get_origin
 import msgspec
 from msgspec import Struct, structs
 
+from flowray.bridges.config import BridgeConfig
 from flowray.core.policy import CorePolicy
 from flowray.errors import ConfigError
+from flowray.mesh.lanes import TalkLimits
 from flowray.store.config import StoreConfig
 
 ENVIRONMENT_PREFIX = "FLOWRAY_"
@@ -114,6 +116,7 @@ class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who can reach the runtime."""
 
     listen: str = ""  # host:port for clients outside the cluster, with TLS and a token; "" for none
+    talk: TalkLimits = TalkLimits()  # bounds of what agents say to one another
 
     def __post_init__(self) -> None:
         host, colon, port = self.listen.rpartition(":")
@@ -193,6 +196,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store: StoreConfig = StoreConfig()
     ray: RayConfig = RayConfig()
     mesh: MeshConfig = MeshConfig()
+    bridges: list[BridgeConfig] = []  # for `flowray bridge`: topics to and from Redis or RabbitMQ
     limits: LimitsConfig = LimitsConfig()
     retention: RetentionConfig = RetentionConfig()
     seed: int | None = None  # of the coordinator's choices; left out, a new one each time

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "flowray").rglob("*.py"))
-PEERS = {"routing", "mesh", "store", "memory", "providers", "security", "telemetry", "testing"}
+PEERS = {"bridges", "routing", "mesh", "store", "memory", "providers", "security", "telemetry", "testing"}
 PLAIN = {"errors", "agents", "jobs", "values", "tasks", "attempts", "outcomes"}  # what they are, without a runtime
 ABOVE = {"api", "cli", "notebook"}
 BELOW: dict[str, set[str]] = {

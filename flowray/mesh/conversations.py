@@ -20,7 +20,7 @@ import math
 import sys
 from collections import deque
 
-from flowray.errors import FlowrayError, NotConnected
+from flowray.errors import AgentUnreachable, AskError, AskFailed, AskTimeout, FlowrayError, NoRoom, NotConnected
 from flowray.mesh import envelopes
 from flowray.mesh.deadlocks import Deadlocks
 from flowray.mesh.envelopes import (
@@ -37,7 +37,6 @@ from flowray.mesh.envelopes import (
     Tell,
     Withdrawal,
 )
-from flowray.mesh.failures import AgentUnreachable, AskError, AskFailed, AskTimeout, NoRoom
 from flowray.mesh.lanes import Intake, Lane, OpenAsk, TalkLimits, Turn, cost_bytes
 from flowray.mesh.routes import Outbox, Route, Waiter, counted_bytes
 from flowray.mesh.topics import Changes, DirectoryCopy
@@ -121,7 +120,7 @@ class Conversations:
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def tell(self, sender: str, receiver: str, codec: int, body: bytes, topic: str = "") -> bool:
+    def tell(self, sender: str, receiver: str, codec: int, body: bytes, topic: str = "", message_id: str = "") -> bool:
         """Send one way. False when there is no room: nothing was sent, see `wait_for_room`.
 
         Raises:
@@ -135,14 +134,14 @@ class Conversations:
         cost = OVERHEAD_BYTES + len(body)
         route.sent_bytes += cost
         outbox = route.outbox
-        outbox.envelopes.append(Tell(receiver, sender, codec, body, topic))
+        outbox.envelopes.append(Tell(receiver, sender, codec, body, topic, message_id))
         outbox.size_bytes += cost
         if not outbox.listed:
             outbox.listed = True
             self.flushable.append(outbox)
         return True
 
-    def publish(self, sender: str, topic: str, codec: int, body: bytes) -> int | None:
+    def publish(self, sender: str, topic: str, codec: int, body: bytes, message_id: str = "") -> int | None:
         """Send to all subscribers that can be reached: how many. None, and nothing is sent, if one has no room."""
         receivers = []
         for receiver in self.places.subscribers(topic):
@@ -152,11 +151,19 @@ class Conversations:
                     return None
                 receivers.append(receiver)
         for receiver in receivers:
-            self.tell(sender, receiver, codec, body, topic)
+            self.tell(sender, receiver, codec, body, topic, message_id)
         return len(receivers)
 
     def wait_for_room(
-        self, sender: str, receiver: str, codec: int, body: bytes, topic: str = "", *, token: object
+        self,
+        sender: str,
+        receiver: str,
+        codec: int,
+        body: bytes,
+        topic: str = "",
+        message_id: str = "",
+        *,
+        token: object,
     ) -> Waiter:
         """Send as soon as there is room, after those that wait already; `settled` then says so.
 
@@ -169,7 +176,7 @@ class Conversations:
             raise AgentUnreachable(receiver, f"it is {route.closed}")
         if len(route.waiting) >= self.limits.waiting_sends:
             raise NoRoom(receiver, f"{len(route.waiting)} messages wait already (mesh.talk.waiting_sends)")
-        waiter = Waiter(route, Tell(receiver, sender, codec, body, topic), token)
+        waiter = Waiter(route, Tell(receiver, sender, codec, body, topic, message_id), token)
         route.waiting[waiter] = None
         self._release(route)
         return waiter

@@ -35,8 +35,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from flowray.errors import AskDeadlock
 from flowray.mesh.envelopes import Again, Ask, Confirm, Edge, Probe
-from flowray.mesh.failures import AskDeadlock
 from flowray.mesh.lanes import Lane, OpenAsk, Turn
 
 LONGEST = 256  # agents in a circle

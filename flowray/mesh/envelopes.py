@@ -30,6 +30,7 @@ class Tell(Struct, frozen=True, array_like=True, tag=0, gc=False):
     codec: _Codec
     body: bytes
     topic: str = ""  # "" unless it was published
+    message_id: str = ""  # of the publisher's choosing: the same message published again carries the same one
 
 
 class Ask(Struct, frozen=True, array_like=True, tag=1, gc=False):

@@ -283,7 +283,8 @@ class AgentHost:
             value: Payload | None = None
             failure: Failure | None = None
             try:
-                value = self._pack(self._call(attempt))
+                result = self._call(attempt, self._desk.unpack(attempt.start.task.payload))
+                value = self._desk.pack(result, "result")
             except BaseException as error:  # noqa: BLE001 - user code, SystemExit included
                 failure = failure_of(error, self._description.retry_on, _HOST)
             self._leave(attempt, value, failure)
@@ -297,7 +298,8 @@ class AgentHost:
         value: Payload | None = None
         failure: Failure | None = None
         try:
-            value = self._pack(await self._call(attempt))
+            result = await self._call(attempt, await self._desk.unpack_beside(attempt.start.task.payload))
+            value = await self._desk.pack_beside(result, "result")
         except asyncio.CancelledError:
             failure = Failure(kind="cancelled", message="stopped")
         except BaseException as error:  # noqa: BLE001 - user code, SystemExit included
@@ -307,9 +309,9 @@ class AgentHost:
         while self._waiting and self._busy < self._begin.spec.slots:
             self._begin_async(self._waiting.popleft())
 
-    def _call(self, attempt: Attempt) -> Any:
+    def _call(self, attempt: Attempt, payload: Any) -> Any:
         given = attempt.start.task
-        task = task_for(given, attempt.start.attempt, self._desk.unpack(given.payload))
+        task = task_for(given, attempt.start.attempt, payload)
         if not self._with_context:
             return self._run(task)
         if self._voice is None:
@@ -323,9 +325,6 @@ class AgentHost:
             voice=self._voice,
         )
         return self._run(task, attempt.ctx)
-
-    def _pack(self, value: Any) -> Payload | None:
-        return self._desk.pack(value, "result")
 
     def _enter(self, attempt: Attempt) -> bool:
         """Begin an attempt, unless it was handed back or cancelled while it waited."""

@@ -14,9 +14,8 @@ import warnings
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from flowray.errors import FlowrayError, WaitTimeout
+from flowray.errors import AgentUnreachable, AskError, FlowrayError, NoRoom, WaitTimeout
 from flowray.mesh.envelopes import Answer
-from flowray.mesh.failures import AgentUnreachable, AskError, NoRoom
 
 if TYPE_CHECKING:
     from flowray.mesh.lanes import OpenAsk

@@ -41,9 +41,10 @@ from flowray.core.coordination import Coordination
 from flowray.core.events import AgentLost, AgentsAdded, CancelRequested, TaskSubmitted
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import AgentState, TaskState
-from flowray.errors import ConfigError, FlowrayError, MeshError, StoreError
+from flowray.errors import ConfigError, FlowrayError, MeshError, PayloadError, StoreError
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
+from flowray.mesh.tickets import split_address
 from flowray.runtime import messages
 from flowray.runtime.clients import Client, Clients, Submission
 from flowray.runtime.directory import TalkDirectory
@@ -66,6 +67,7 @@ from flowray.runtime.messages import (
     Subscribe,
     Want,
 )
+from flowray.runtime.payload_keeper import keeper_of
 from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
@@ -80,12 +82,14 @@ from flowray.runtime.views import (
     story_between,
     story_of,
 )
-from flowray.store import SqliteStore
+from flowray.store import PayloadStore, SqliteStore
+from flowray.values import require_plain
 
 _BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused
 _FOR_ALL = frozenset(
     ("introduce", "status", "story", "outcome", "state", "cancel", "dead_letters", "dead_letter", "figures")
 )  # what clients that come over the network may ask
+_FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
 STORE_FAILED = 71  # exit status of a coordinator whose journal failed or belongs to a successor
 
 
@@ -193,6 +197,9 @@ class Coordinator:
             on_messages=self._on_messages,
             on_event=self._on_event,
             gate=self._doorway,
+            # User code that blocks its event loop keeps its process silent for long: that is no reason to give it up.
+            # Its death, and that of its node, are seen otherwise.
+            forget_after_s=_FORGET_S,
         )
         self._pools = Pools(
             self._config,
@@ -207,6 +214,7 @@ class Coordinator:
         self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._keeper: Any = None  # for clients outside
         self._running = loop.create_task(self._run())
         self._sweeping = loop.create_task(
             sweep_for_ever(
@@ -216,7 +224,12 @@ class Coordinator:
 
     async def open(self) -> None:
         """Let agents and clients in."""
-        await self._doorway.open(self._config.mesh.listen)
+        listen = self._config.mesh.listen
+        if listen:
+            host = split_address("mesh.listen", listen)[0]
+            directory = str(self._journal / "payloads")
+            self._keeper = keeper_of(self._config.name, self._node_id, directory, host)
+        await self._doorway.open(listen)
 
     async def _run(self) -> None:
         try:
@@ -306,7 +319,11 @@ class Coordinator:
                 self._take_report(peer, message)
             elif isinstance(message, Submit):
                 self._clients.client(peer.name, peer)
-                self._submit(peer.name, message)
+                try:
+                    self._submit(peer.name, message)
+                except PayloadError as error:
+                    self._endpoint.forget(peer.name, str(error))
+                    return
             elif isinstance(message, Want):
                 self._clients.client(peer.name, peer)
                 self._want(peer.name, message.task_ids)
@@ -372,6 +389,10 @@ class Coordinator:
         submission = Submission(client_id, len(message.tasks), done)
         if not message.tasks:
             done([])
+        if self._doorway.is_outside(client_id):
+            for task in message.tasks:
+                if task.payload is not None:
+                    require_plain(task.payload.codec, "payload")
         behind = self._store.backlog_ratio > _BACKLOG_RATIO
         earlier = self._ended_before(message)
         for position, task in enumerate(message.tasks):
@@ -427,7 +448,7 @@ class Coordinator:
             if self._doorway.is_outside(peer.name) and question.what not in _FOR_ALL:
                 raise ConfigError(question.what, "is not for clients outside the cluster", "do it where the runtime is")
             if question.what == "introduce":
-                view: Any = self._introduction(peer.name)
+                view: Any = await self._introduction(peer.name)
             else:
                 view = await self._answer(question)
         except FlowrayError as error:
@@ -440,11 +461,14 @@ class Coordinator:
                 reply = Reply(msgspec.msgpack.encode(view), number=question.number)
         peer.send_anyway(messages.encode(reply))
 
-    def _introduction(self, client: str) -> Introduction:
+    async def _introduction(self, client: str) -> Introduction:
         config, journal = msgspec.msgpack.encode(self._config), str(self._journal)
         if self._doorway.is_outside(client):
-            return Introduction(config, self._node_id, journal)
-        return Introduction(config, self._node_id, journal, self._doorway.host, self._doorway.issue(client))
+            port = await self._keeper.bulk_port.remote()
+            return Introduction(config, self._node_id, journal, bulk_port=port)
+        identity = PayloadStore(self._journal / "payloads").identity()
+        credentials = self._doorway.issue(client)
+        return Introduction(config, self._node_id, journal, self._doorway.host, credentials, identity)
 
     async def _answer(self, question: Question) -> Any:
         what, task_id = question.what, question.task_id

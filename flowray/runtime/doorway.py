@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flowray.errors import MeshError, NotConnected
 from flowray.mesh.authority import Authority
+from flowray.mesh.doors import OUTSIDE
 from flowray.mesh.doors import Door as TokenDoor
 from flowray.mesh.endpoint import Endpoint
 from flowray.mesh.frames import Hello
@@ -27,6 +28,7 @@ from flowray.runtime.places import COORDINATOR, shared_token, socket_directory
 
 _TICKET_S = 24 * 3600.0
 _RENEW_S = 6 * 3600.0  # certificates and the ticket are renewed long before they expire
+_FORGET_CLIENT_S = 120.0
 _LOOK_S = 1.0  # a revoked token's streams end within this
 
 
@@ -130,11 +132,19 @@ class Doorway:
             await asyncio.sleep(_LOOK_S)
             for name in self._tickets.lapsed():
                 self.endpoint.forget(name, "its token was revoked or has expired")
+            self._forget_silent_clients()
             if time.monotonic() - renewed_at > _RENEW_S:
                 renewed_at = time.monotonic()
                 self._credentials = self._authority.issue(COORDINATOR, [self.host])
                 self._leave_ticket()
                 self.on_renewal()
+
+    def _forget_silent_clients(self) -> None:
+        """What is held for a client that has gone must not be held for long; it finds its outcomes in the store."""
+        limit = asyncio.get_running_loop().time() - _FORGET_CLIENT_S
+        for peer in self.endpoint.peers():
+            if peer.name.startswith(OUTSIDE) and not peer.connected.is_set() and peer.broken_at < limit:
+                self.endpoint.forget(peer.name, f"not heard of for {_FORGET_CLIENT_S:g} s")
 
     def close(self) -> None:
         """Take the ticket back, if it is still this runtime's."""

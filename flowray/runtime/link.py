@@ -23,6 +23,7 @@ from flowray.agents import check_topics
 from flowray.errors import FlowrayError, NotConnected
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamUp
 from flowray.mesh.identities import dns_name_of, outside_credentials
+from flowray.mesh.lanes import TalkLimits
 from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import Ticket
 from flowray.runtime import messages
@@ -46,6 +47,7 @@ from flowray.runtime.places import COORDINATOR
 from flowray.runtime.talks import Talks
 
 _OPEN_S = 10.0
+_FORGET_S = 1e9  # a coordinator that comes back, whenever that is, is the one that this client waits for
 
 
 class Way(Struct, frozen=True, kw_only=True):
@@ -106,6 +108,7 @@ class CoordinatorLink:
         self._renewed = False  # the coordinator we knew is gone, and no new one is connected yet
         self._way = way
         self._introduction: Introduction | None = None
+        self._limits = TalkLimits()
         self._talks: Talks | None = None
         self._subscriptions = itertools.count()
         self._subscribed: dict[str, list[str]] = {}
@@ -125,9 +128,9 @@ class CoordinatorLink:
             raise NotConnected("a client outside the cluster cannot talk to its agents; give them tasks")
         return self._thread.call(self._open_talks, _OPEN_S)
 
-    def introduced(self, found: Introduction) -> None:
-        """The coordinator has said where it is."""
-        self._introduction = found
+    def introduced(self, found: Introduction, limits: TalkLimits) -> None:
+        """The coordinator has said where it is, and what the bounds are."""
+        self._introduction, self._limits = found, limits
 
     async def _open_talks(self) -> Talks:
         found = self._introduction
@@ -139,6 +142,7 @@ class CoordinatorLink:
                 socket=Path(self._way.path).parent / f"{self.name[-8:]}.sock",
                 tell=self._tell,
                 credentials=lambda: found.credentials,
+                limits=self._limits,
                 host=found.host if found.credentials is not None else "",
             )
             self._talks.learn()
@@ -179,6 +183,7 @@ class CoordinatorLink:
             on_event=self._on_event,
             gate=SharedSecret(way.token),
             token=way.token,
+            forget_after_s=_FORGET_S,
         )
         if way.path:
             endpoint.dial(COORDINATOR, f"unix:{way.path}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowray.agents import Message, wants_context
 from flowray.errors import NotConnected, WaitTimeout
-from flowray.mesh.envelopes import Ask
+from flowray.mesh.envelopes import Ask, Tell
 from flowray.mesh.lanes import Lane, Turn
 from flowray.runtime.awaiting import on_a_loop
 
@@ -59,7 +59,7 @@ class Hearing(Listener):
         if type(heard) is Ask:
             message = Message(body, heard.sender, "", True)
         else:
-            message = Message(body, heard.sender, heard.topic)  # type: ignore[union-attr]
+            message = Message(body, heard.sender, heard.topic, False, heard.message_id)  # type: ignore[union-attr]
         if self._context is None:
             return self._on_message(message)
         remaining_s = max(0.0, turn.expires_at - self._talking.clock()) if type(heard) is Ask else None
@@ -239,7 +239,9 @@ class Subscription(Listener):
                 self._talking.turn_refused(turn, "NotImplementedError", f"{self.id} hears messages and answers none")
                 continue
             self._talking.turn_ended(turn, None)
-            return Message(self._talking.decode(heard.codec, heard.body), heard.sender, heard.topic)  # type: ignore[union-attr]
+            assert isinstance(heard, Tell)
+            body = self._talking.decode(heard.codec, heard.body)
+            return Message(body, heard.sender, heard.topic, False, heard.message_id)
         return None
 
     def wake(self) -> None:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from flowray.core.model import AgentSpec, Failure, Outcome, Payload, Running, Task
 from flowray.mesh.identities import Credentials
+from flowray.mesh.lanes import TalkLimits
 from flowray.mesh.topics import Changes
 
 T = TypeVar("T")
@@ -99,6 +100,8 @@ class Introduction(Struct, frozen=True, array_like=True):
     journal: str  # its directory there
     host: str = ""  # of its node, as other nodes know it
     credentials: Credentials | None = None  # for a client of its machine, where there are other nodes
+    payloads: str = ""  # tells the payload directory from any other, for a client that may see it
+    bulk_port: int = 0  # where a client outside sends large payloads
 
 
 class Farewell(Struct, frozen=True, array_like=True, tag="farewell"):
@@ -132,6 +135,7 @@ class Prepare(Struct, frozen=True, array_like=True):
     door: Door  # of the coordinator
     spec: AgentSpec  # of the class it will host
     place: tuple[str, int]  # placement group and bundle: kept for a later coordinator
+    talk: TalkLimits
     credentials: Credentials | None = None  # for a process on another node than the coordinator's
 
 

@@ -11,18 +11,48 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from flowray.mesh.authority import Authority
+from flowray.mesh.bulk import BulkService
+from flowray.mesh.doors import Door
+from flowray.mesh.identities import server_credentials
+from flowray.mesh.private_files import DIRECTORY
+from flowray.mesh.tokens import Tokens
 from flowray.runtime._ray_errors import translated
+from flowray.runtime.loops import LoopThread
 from flowray.store import PayloadStore
 from flowray.values import Buffer
 
 NAMESPACE = "flowray"
 
 
+PAYLOADS = "payloads"  # the keeper's name, for the certificate that clients outside demand of it
+
+
 class Keeper:
     """Keeps large payloads of other nodes. One for each runtime, on the node of its journal. Decodes nothing."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, runtime: str = "", listen_host: str = "") -> None:
+        """With `listen_host` it also serves clients outside the cluster there, with TLS and a token."""
         self._store = PayloadStore(Path(directory))
+        self._bulk_port = 0
+        if listen_host:
+            identity = Path(directory).parent / DIRECTORY
+            door = Door(Tokens(identity))
+            credentials = server_credentials(
+                Authority.open(identity, runtime=runtime).renewing(PAYLOADS), require_client=False
+            )
+            shown = f"[{listen_host}]" if ":" in listen_host else listen_host
+            self._thread = LoopThread("flowray-bulk")
+
+            async def serve() -> int:
+                self._bulk = BulkService(self._store, door.admit)
+                return await self._bulk.serve(f"{shown}:0", credentials)
+
+            self._bulk_port = self._thread.call(serve)
+
+    def bulk_port(self) -> int:
+        """Where clients outside reach it; 0: nowhere."""
+        return self._bulk_port
 
     def keep(self, parts: list[Any]) -> str:
         """Write these buffers, zero-copy from the object store; their reference, once they are on disk."""
@@ -61,22 +91,27 @@ class KeeperShelf:
 
     def _actor(self) -> Any:
         if self._keeper is None:
-            self._keeper = (
-                ray.remote(Keeper)
-                .options(
-                    name=f"{self._runtime}/payloads",
-                    namespace=NAMESPACE,
-                    get_if_exists=True,
-                    lifetime="detached",
-                    max_restarts=-1,
-                    max_task_retries=-1,  # both methods may run twice without harm
-                    max_concurrency=4,
-                    num_cpus=0,
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(self._node_id, soft=False),
-                )
-                .remote(self._directory)
-            )
+            self._keeper = keeper_of(self._runtime, self._node_id, self._directory)
         return self._keeper
+
+
+def keeper_of(runtime: str, node_id: str, directory: str, listen_host: str = "") -> Any:
+    """The keeper of a runtime; started if there is none."""
+    return (
+        ray.remote(Keeper)
+        .options(
+            name=f"{runtime}/payloads",
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            max_restarts=-1,
+            max_task_retries=-1,  # its methods may run twice without harm
+            max_concurrency=4,
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        )
+        .remote(directory, runtime, listen_host)
+    )
 
 
 def shelf_of(runtime: str, node_id: str, directory: str) -> PayloadStore | KeeperShelf:

@@ -231,7 +231,15 @@ class Pools:
         process = Process(ProcessLink(actor, self._endpoint, name), spec.name, place)
         try:
             await self._open_to_nodes()
-            prepare = Prepare(name, self._config.name, self._doorway.door(), spec, place, self._doorway.issue(name))
+            prepare = Prepare(
+                name,
+                self._config.name,
+                self._doorway.door(),
+                spec,
+                place,
+                self._config.mesh.talk,
+                self._doorway.issue(name),
+            )
             process.made = await process.link.prepare(prepare, self._coordinator)
         except BaseException:
             process.link.kill()

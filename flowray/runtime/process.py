@@ -151,6 +151,7 @@ class AgentProcess:
             socket=directory / f"{message.process[-8:]}.sock",
             tell=self._tell,
             credentials=lambda: self._credentials,
+            limits=message.talk,
             host=ray.util.get_node_ip_address() if message.credentials is not None else "",
         )
         peer = self._reach(message.door)

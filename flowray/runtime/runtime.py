@@ -20,17 +20,22 @@ from flowray.agents import Awaited
 from flowray.config import Config, load
 from flowray.core.model import AgentSpec, Payload, Task
 from flowray.errors import ConfigError, FlowrayError, NotConnected, StoreError, UnknownTask, WaitTimeout
-from flowray.mesh.tickets import Ticket
+from flowray.mesh.bulk import BulkClient
+from flowray.mesh.identities import outside_credentials, target_options
+from flowray.mesh.tickets import Ticket, split_address
 from flowray.runtime.driver import Driver
 from flowray.runtime.handle import Handle, Handles
 from flowray.runtime.link import Way
 from flowray.runtime.messages import Introduction, Question, Reply
-from flowray.runtime.payloads import PayloadDesk
+from flowray.runtime.payloads import PayloadDesk, Shelf
 from flowray.runtime.specs import make_spec
 from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, Status, Story
+from flowray.store import PayloadStore
 from flowray.tasks import make_task, new_task_id
 
 if TYPE_CHECKING:
+    from flowray.bridges import BridgeConfig
+    from flowray.bridges.bridge import Bridge
     from flowray.runtime.listening import Subscription
     from flowray.runtime.starting import Started
     from flowray.runtime.talking import Speaker
@@ -114,15 +119,32 @@ class Runtime:
         except BaseException:
             self._driver.close("it could not be reached")
             raise
-        self._driver.link.introduced(found)
         config = self.config = msgspec.msgpack.decode(found.config, type=Config)
+        self._driver.link.introduced(found, config.mesh.talk)
         self._driver.limits = config.limits
-        self._desk = PayloadDesk(
-            runtime=config.name,
+        self._desk = self._make_desk(found, way)
+
+    def _make_desk(self, found: Introduction, way: Way) -> PayloadDesk:
+        """Large payloads: into the runtime's own directory where this process sees it, else to the payload keeper."""
+        directory = Path(found.journal) / "payloads"
+        shelf: Shelf | None = PayloadStore.found(directory, found.payloads) if found.payloads else None
+        if found.bulk_port:
+            host = split_address("address", way.address)[0]
+            shelf = BulkClient(
+                f"[{host}]:{found.bulk_port}" if ":" in host else f"{host}:{found.bulk_port}",
+                token=way.token,
+                credentials=outside_credentials(way.roots_pem),
+                server_options=target_options(way.runtime, "payloads"),
+            )
+        limits = self.config.limits
+        return PayloadDesk(
+            runtime=self.name,
             node_id=found.node_id,
-            directory=str(Path(found.journal) / "payloads"),
-            inline_bytes=config.limits.inline_bytes,
-            payload_bytes=config.limits.payload_bytes,
+            directory=str(directory),
+            inline_bytes=limits.inline_bytes,
+            payload_bytes=limits.payload_bytes,
+            shelf=shelf,
+            plain_only=not way.path,
         )
 
     # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────
@@ -338,9 +360,9 @@ class Runtime:
         """Send an agent a message that nobody answers. See Context.send."""
         return self._speaker().send(agent, body)
 
-    def publish(self, topic: str, body: Any) -> Awaited:
+    def publish(self, topic: str, body: Any, *, message_id: str = "") -> Awaited:
         """Send a message to all subscribers of a topic; the value is how many they were. See Context.publish."""
-        return self._speaker().publish(topic, body)
+        return self._speaker().publish(topic, body, message_id)
 
     @contextlib.contextmanager
     def subscribe(self, *topics: str) -> Iterator[Subscription]:
@@ -353,6 +375,18 @@ class Runtime:
             yield subscription
         finally:
             self._driver.link.unsubscribe(subscription)
+
+    @contextlib.contextmanager
+    def bridge(self, config: BridgeConfig) -> Iterator[Bridge]:
+        """Carry topics to and from a Redis or RabbitMQ server while the block runs, in a thread of this process.
+
+        Raises:
+            ConfigError: the configuration, or its secret, is wrong. MissingExtra: `pip install 'flowray[bus]'`.
+        """
+        from flowray.runtime.bridging import running
+
+        with running(self, config) as bridge:
+            yield bridge
 
     def _speaker(self) -> Speaker:
         if self._voice is None:

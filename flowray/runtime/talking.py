@@ -16,10 +16,9 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from flowray.errors import ConfigError, FlowrayError, MeshError, PayloadError
+from flowray.errors import AgentUnreachable, ConfigError, FlowrayError, MeshError, NoRoom, PayloadError
 from flowray.mesh.conversations import Conversations
 from flowray.mesh.envelopes import BYTES, MSGPACK, PICKLE
-from flowray.mesh.failures import AgentUnreachable, NoRoom
 from flowray.mesh.lanes import Lane, TalkLimits, Turn
 from flowray.mesh.routes import Outbox
 from flowray.mesh.topics import Changes
@@ -225,10 +224,12 @@ class Talking:
             pending.result()
         return pending
 
-    def _wait_for_room(self, pending: Pending, sender: str, codec: int, data: bytes, topic: str) -> None:
+    def _wait_for_room(
+        self, pending: Pending, sender: str, codec: int, data: bytes, topic: str, message_id: str = ""
+    ) -> None:
         def wait() -> None:
             pending.waiter = self._conversations.wait_for_room(
-                sender, pending.receiver, codec, data, topic, token=pending
+                sender, pending.receiver, codec, data, topic, message_id, token=pending
             )
 
         self._change(wait)
@@ -238,22 +239,24 @@ class Talking:
         with self.lock:
             return pending.waiter is not None and self._conversations.give_up_waiting(pending.waiter)
 
-    def publish(self, sender: str, topic: str, codec: int, data: bytes) -> Done | PendingPublish:
+    def publish(self, sender: str, topic: str, codec: int, data: bytes, message_id: str = "") -> Done | PendingPublish:
         """Send to all subscribers: done at once if all have room."""
         with self.lock:
-            sent = self._conversations.publish(sender, topic, codec, data)
+            sent = self._conversations.publish(sender, topic, codec, data, message_id)
             if sent is not None:
                 if sent and not self._flush_due:
                     self._flush_soon()
                 return Done(sent)
-        pending = PendingPublish(topic, lambda: self._publish_waiting(sender, topic, codec, data))
+        pending = PendingPublish(topic, lambda: self._publish_waiting(sender, topic, codec, data, message_id))
         return pending if on_a_loop() else Done(pending.result())
 
-    def _publish_waiting(self, sender: str, topic: str, codec: int, data: bytes) -> list[Pending]:
+    def _publish_waiting(self, sender: str, topic: str, codec: int, data: bytes, message_id: str) -> list[Pending]:
         """Send to all subscribers, to each as soon as it has room."""
         sends: list[Pending] = []
         for receiver in self.subscribers(topic):
-            pending = Pending(self, receiver, lambda it: self._wait_for_room(it, sender, codec, data, topic))
+            pending = Pending(
+                self, receiver, lambda it: self._wait_for_room(it, sender, codec, data, topic, message_id)
+            )
             with contextlib.suppress(AgentUnreachable):  # it went away a moment ago: no subscriber any more
                 pending.start()
                 sends.append(pending)
@@ -444,7 +447,7 @@ class Speaker:
         codec, data = self._talking.encode(body)
         return self._talking.send(self._agent, receiver, codec, data)
 
-    def publish(self, topic: str, body: Any) -> Done | PendingPublish:
+    def publish(self, topic: str, body: Any, message_id: str = "") -> Done | PendingPublish:
         """See Context.publish."""
         codec, data = self._talking.encode(body)
-        return self._talking.publish(self._agent, topic, codec, data)
+        return self._talking.publish(self._agent, topic, codec, data, message_id)

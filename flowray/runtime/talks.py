@@ -15,6 +15,7 @@ from typing import Any
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.frames import BadFrame
 from flowray.mesh.identities import Credentials, channel_credentials, server_credentials
+from flowray.mesh.lanes import TalkLimits
 from flowray.mesh.peer import Peer
 from flowray.mesh.topics import Changes
 from flowray.runtime.messages import Learn, Listening, Reach, Reached
@@ -35,6 +36,7 @@ class Talks:
         tell: Callable[[Any], None],
         credentials: Callable[[], Credentials | None],
         host: str = "",
+        limits: TalkLimits,
     ) -> None:
         """`node` names this machine, `socket` is where to listen, `tell` sends a message to the coordinator;
         `host` is this node's address for processes of other nodes, which need `credentials`."""
@@ -51,6 +53,7 @@ class Talks:
             self,
             first_number=random.getrandbits(48),
             trusts=lambda peer: not peer.startswith(_CLIENT),
+            limits=limits,
         )
 
     # ── the directory ────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 from collections import deque
 
+from flowray.errors import AgentUnreachable, AskDeadlock, NoRoom
 from flowray.mesh.conversations import Conversations
 from flowray.mesh.envelopes import BYTES, OVERHEAD_BYTES, Answer, Ask, Tell
-from flowray.mesh.failures import AgentUnreachable, AskDeadlock, NoRoom
 from flowray.mesh.lanes import OpenAsk, TalkLimits, Turn
 from flowray.mesh.topics import Directory
 

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talk_world import World
 
-from flowray.errors import ConfigError
+from flowray.errors import AgentUnreachable, AskDeadlock, AskTimeout, ConfigError, FlowrayError, NoRoom
 from flowray.mesh import envelopes, failures
 from flowray.mesh.conversations import Conversations
 from flowray.mesh.envelopes import BYTES, PICKLE, Answer, Ask, Confirm, Edge, Probe, Refusal, Room, Tell
-from flowray.mesh.failures import AgentUnreachable, AskDeadlock, AskTimeout, FlowrayError, NoRoom
 from flowray.mesh.frames import BadFrame
 from flowray.mesh.lanes import TalkLimits
 from flowray.mesh.topics import Changes, Listing

@@ -14,9 +14,20 @@ from typing import Any
 import pytest
 
 from flowray.agents import Context, Message
-from flowray.errors import ConfigError, MeshError, NotConnected, PayloadError, WaitTimeout
+from flowray.errors import (
+    AgentUnreachable,
+    AskDeadlock,
+    AskError,
+    AskFailed,
+    AskTimeout,
+    ConfigError,
+    MeshError,
+    NoRoom,
+    NotConnected,
+    PayloadError,
+    WaitTimeout,
+)
 from flowray.mesh.envelopes import PICKLE, Tell, encode_parcel
-from flowray.mesh.failures import AgentUnreachable, AskDeadlock, AskError, AskFailed, AskTimeout, NoRoom
 from flowray.mesh.frames import BadFrame
 from flowray.mesh.lanes import TalkLimits
 from flowray.mesh.topics import Directory

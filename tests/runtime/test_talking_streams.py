@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flowray.agents import Context
+from flowray.errors import AgentUnreachable
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret
-from flowray.mesh.failures import AgentUnreachable
 from flowray.mesh.peer import Peer
 from flowray.mesh.topics import Directory
 from flowray.runtime.talking import Talking
