@@ -108,6 +108,8 @@ def _type(wanted: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             definitions[wanted.__name__] = {}  # its place, so that a structure within itself ends
             definitions[wanted.__name__] = _structure(wanted, definitions)
         return {"$ref": f"#/$defs/{wanted.__name__}"}
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
     if origin in (typing.Union, types.UnionType):
         return _any_of([_type(one, definitions) for one in arguments])
     if origin is list or (origin is tuple and arguments[1:] == (...,)):

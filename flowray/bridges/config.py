@@ -97,7 +97,7 @@ class BridgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One bridge to one server."""
 
     name: str  # different for all bridges that meet at one server: group, origin and window go by it
-    kind: Kind
+    kind: Kind  # redis-streams, redis-pubsub or rabbitmq
     url: str  # env:NAME, file:PATH, or a URL without a password
     inbound: list[InboundConfig] = []
     outbound: list[OutboundConfig] = []

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flowray import errors
-from flowray.cli import lifecycle, run, settings, tasks, tokens
+from flowray.cli import bridges, lifecycle, run, settings, tasks, tokens
 from flowray.errors import FlowrayError
 
 _HINTS: tuple[tuple[type[FlowrayError], str], ...] = (
@@ -47,6 +47,7 @@ lifecycle.add_to(app)
 tasks.add_to(app)
 run.add_to(app)
 tokens.add_to(app)
+bridges.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

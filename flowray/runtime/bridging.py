@@ -7,12 +7,14 @@ import contextlib
 import itertools
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from flowray.bridges import BridgeConfig, open_bridge
 from flowray.bridges.bridge import Bridge
+from flowray.bridges.figures import Figures
 from flowray.bridges.topics import OnMessage, TopicMessage
 from flowray.runtime.listening import Subscription
 from flowray.runtime.loops import LoopThread
@@ -81,15 +83,33 @@ def as_bytes(body: Any) -> bytes:
     return body.encode() if isinstance(body, str) else msgspec.json.encode(body)
 
 
+class RunningBridge:
+    """A bridge in a thread of its own."""
+
+    def __init__(self, bridge: Bridge, ended: Future[None]) -> None:
+        self.name = bridge.config.name
+        self._bridge = bridge
+        self._ended = ended
+
+    def figures(self) -> Figures:
+        """What it has carried so far."""
+        return self._bridge.figures()
+
+    def check(self) -> None:
+        """Raise what ended it, if it did not run any more."""
+        if self._ended.done():
+            self._ended.result()
+
+
 @contextlib.contextmanager
-def running(runtime: Runtime, config: BridgeConfig) -> Iterator[Bridge]:
-    """A bridge that runs in a thread of its own until the block ends."""
+def running(runtime: Runtime, config: BridgeConfig) -> Iterator[RunningBridge]:
+    """A bridge that runs until the block ends."""
     bridge = open_bridge(config, RuntimeTopics(runtime))
     thread = LoopThread(f"bridge-{config.name}")
     try:
         thread.call(bridge.start)
         try:
-            yield bridge
+            yield RunningBridge(bridge, asyncio.run_coroutine_threadsafe(bridge.wait(), thread.loop))
         finally:
             thread.call(bridge.stop)
     finally:

@@ -35,7 +35,7 @@ from flowray.tasks import make_task, new_task_id
 
 if TYPE_CHECKING:
     from flowray.bridges import BridgeConfig
-    from flowray.bridges.bridge import Bridge
+    from flowray.runtime.bridging import RunningBridge
     from flowray.runtime.listening import Subscription
     from flowray.runtime.starting import Started
     from flowray.runtime.talking import Speaker
@@ -377,7 +377,7 @@ class Runtime:
             self._driver.link.unsubscribe(subscription)
 
     @contextlib.contextmanager
-    def bridge(self, config: BridgeConfig) -> Iterator[Bridge]:
+    def bridge(self, config: BridgeConfig) -> Iterator[RunningBridge]:
         """Carry topics to and from a Redis or RabbitMQ server while the block runs, in a thread of this process.
 
         Raises:
