@@ -66,11 +66,11 @@ class BridgeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     batch: int = 256  # messages in one round trip; RabbitMQ's prefetch is twice that
     batch_bytes: int = 4 << 20  # of one batch, once the sizes of the last one are known
     buffer_messages: int = 4096  # from flowray, waiting to be sent
-    buffer_bytes: int = 16 << 20
+    buffer_bytes: int = 16 << 20  # of those
     window_ids: int = 50_000  # ids remembered: a message is recognised until this many others came after it
     dead_letters: int = 10_000  # kept, the oldest go first
     reconnect_min_s: float = 0.1  # the first wait; doubled each time, with jitter
-    reconnect_max_s: float = 30.0
+    reconnect_max_s: float = 30.0  # the longest wait
     answer_within_s: float = 10.0  # a server that does not answer for so long counts as lost
     claim_after_s: float = 60.0  # Streams: entries that another consumer left lying so long are taken from it
     drain_s: float = 10.0  # how long `stop` lets messages in hand finish
@@ -99,8 +99,8 @@ class BridgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str  # different for all bridges that meet at one server: group, origin and window go by it
     kind: Kind  # redis-streams, redis-pubsub or rabbitmq
     url: str  # env:NAME, file:PATH, or a URL without a password
-    inbound: list[InboundConfig] = []
-    outbound: list[OutboundConfig] = []
+    inbound: list[InboundConfig] = []  # from the server into topics
+    outbound: list[OutboundConfig] = []  # from topics to the server
     group: str = ""  # Streams: the consumer group; "" takes the name
     consumer: str = ""  # Streams: a name for each process that runs this bridge at once; "" takes the name
     start: Literal["oldest", "new"] = "oldest"  # Streams: where a group that does not exist yet begins
@@ -108,7 +108,7 @@ class BridgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     declare: bool = True  # RabbitMQ: make missing queues (durable); false wants them to be there
     window_file: str = ""  # RabbitMQ: SQLite file of the ids seen, on a local disk; needed
     dead_letters: str = ""  # stream, or exchange and queue, of what cannot be passed on; "" takes "flowray.dead.<name>"
-    limits: BridgeLimits = BridgeLimits()
+    limits: BridgeLimits = BridgeLimits()  # sizes and waits
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
