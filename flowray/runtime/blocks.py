@@ -16,6 +16,8 @@ from ray.util.placement_group import PlacementGroup, get_placement_group, placem
 from flowray.config import Config, TierConfig
 from flowray.core.model import AgentSpec
 
+_IN_PLACE = "CREATED"  # Ray's word
+
 
 class Place(NamedTuple):
     """Room for one process: a bundle of a placement group."""
@@ -41,24 +43,69 @@ class Blocks:
         return self._config.tiers.get(spec.tier, TierConfig())
 
     def take(self, spec: AgentSpec) -> tuple[PlacementGroup, Place]:
-        """A place for a process of this class; a block is added where there is none."""
+        """A place for a process of this class; a block is added where there is none.
+
+        A place that is there goes before one that Ray has found no room for yet.
+        """
         with self._lock:
             self._learn(spec)
             free = self._free[spec.name]
             if not free:
                 self._add_block(spec)
-            place = free.pop(0)
+            place = free[0]
+            if len(free) > 1:
+                there = self._states()
+                place = next((one for one in free if there.get(one.block) == _IN_PLACE), place)
+            free.remove(place)
             return self._groups[place.block], place
 
-    def has_room(self, spec: AgentSpec) -> bool:
-        """Could one more process be placed now, as far as the cluster's free resources say?"""
+    def take_spare(self, spec: AgentSpec, wait_s: float) -> Place | None:
+        """A place that nobody needs, for a process that is only to be ready. None when there is none in `wait_s`.
+
+        A block that is not in place by then is removed: it would wait for room that agents need later, and take it
+        from them. (Ray's free resources alone do not tell: they may lie on nodes where the tier is not allowed.)
+        """
         with self._lock:
             self._learn(spec)
-            if self._free[spec.name]:
-                return True
-            bundle = self.bundle(spec)
-            free = ray.available_resources()
-            return all(free.get(name, 0.0) >= amount for name, amount in bundle.items())
+            free = self._free[spec.name]
+            there = self._states() if free else {}
+            for place in free:
+                if there.get(place.block) == _IN_PLACE:
+                    free.remove(place)
+                    return place
+            available = ray.available_resources()
+            if free or any(available.get(name, 0.0) < amount for name, amount in self.bundle(spec).items()):
+                return None
+            self._add_block(spec, 1)
+            place = free.pop()
+            group = self._groups[place.block]
+        if group.wait(wait_s):
+            return place
+        self.remove(spec.name, place)
+        return None
+
+    def group(self, place: Place) -> PlacementGroup:
+        """The placement group that a taken place is in."""
+        with self._lock:
+            return self._groups[place.block]
+
+    def waits_for_room(self, place: Place) -> bool:
+        """Is its block one that Ray has not found room for yet? (One whose node was lost is another matter.)"""
+        return self._states().get(place.block) == "PENDING"
+
+    def remove(self, spec_name: str, place: Place) -> None:
+        """Give up a place that nobody has; its block goes if that was all of it."""
+        with self._lock:
+            free = self._free.setdefault(spec_name, [])
+            group = self._groups.get(place.block)
+            if group is None:
+                return
+            others = {Place(place.block, bundle) for bundle in range(group.bundle_count)} - {place}
+            if not others.issubset(free):
+                return
+            self._free[spec_name] = [one for one in free if one.block != place.block]
+            del self._groups[place.block]
+        remove_placement_group(group)
 
     def give_back(self, spec_name: str, place: Place) -> None:
         """The process there is gone."""
@@ -88,11 +135,14 @@ class Blocks:
 
     def missing(self) -> dict[str, str]:
         """Blocks that are not in place -> their state."""
-        tables = ray.util.placement_group_table().values()
+        return {name.removeprefix(self._prefix): state for name, state in self._states().items() if state != _IN_PLACE}
+
+    def _states(self) -> dict[str, str]:
+        """Every block of this runtime -> Ray's word for its state."""
         return {
-            t["name"].removeprefix(self._prefix): t["state"]
-            for t in tables
-            if t["name"].startswith(self._prefix) and t["state"] not in ("CREATED", "REMOVED")
+            table["name"]: table["state"]
+            for table in ray.util.placement_group_table().values()
+            if table["name"].startswith(self._prefix) and table["state"] != "REMOVED"
         }
 
     def remove_all(self) -> None:
@@ -120,11 +170,12 @@ class Blocks:
         places.sort()
         self._made[spec.name] = number
 
-    def _add_block(self, spec: AgentSpec) -> None:
+    def _add_block(self, spec: AgentSpec, size: int = 0) -> None:
         tier, number = self.tier(spec), self._made[spec.name]
-        known = sum(1 for name in self._groups if name.startswith(self._class_prefix(spec)))
+        prefix = self._class_prefix(spec)
+        known = sum(group.bundle_count for name, group in self._groups.items() if name.startswith(prefix))
         wanted = -(-spec.count // tier.agents_per_actor)  # processes
-        size = max(1, min(tier.agents_per_block, wanted - known * tier.agents_per_block))
+        size = size or max(1, min(tier.agents_per_block, wanted - known))
         name = f"{self._class_prefix(spec)}{number}"
         self._groups[name] = placement_group(
             [self.bundle(spec)] * size,

@@ -254,6 +254,7 @@ class Found(Struct, frozen=True, array_like=True):
     spec_name: str = ""
     place: tuple[str, int] = ("", 0)
     held: list[Held] = []
+    warm: bool = False  # nobody has ever asked it to begin an agent
 
 
 # ── for agents and drivers that talk to one another ──────────────────────────────────────────────────────────────────

@@ -32,6 +32,7 @@ from flowray.runtime.process import AgentActor
 from flowray.runtime.transport import ProcessLink
 
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
+_ROOM_S = 1.0  # for Ray to find room for a block, where there is some
 _ATTEND_S = 3.0  # a process that does not answer a new coordinator within this is ended
 
 
@@ -224,10 +225,12 @@ class Pools:
         opening.set_result(process)
         return process
 
-    async def _create(self, spec: AgentSpec) -> Process:
-        """Start a process, and have it load the class."""
+    async def _create(self, spec: AgentSpec, spare: Place | None = None) -> Process:
+        """Start a process, in this place or in one that is found for it, and have it load the class."""
         name = f"{spec.name}-{secrets.token_hex(4)}"
-        actor, place = await asyncio.to_thread(self._create_actor, name, spec)
+        actor, place = await asyncio.to_thread(self._create_actor, name, spec, spare)
+        if spare is None and any(self._warm.values()):
+            self._spawn(self._give_way(place))
         process = Process(ProcessLink(actor, self._endpoint, name), spec.name, place)
         try:
             await self._open_to_nodes()
@@ -250,9 +253,9 @@ class Pools:
         self._spawn(self._watch(process))
         return process
 
-    def _create_actor(self, name: str, spec: AgentSpec) -> tuple[Any, Place]:
+    def _create_actor(self, name: str, spec: AgentSpec, spare: Place | None) -> tuple[Any, Place]:
         """Blocking calls to Ray's control plane; runs in a thread."""
-        group, place = self._blocks.take(spec)
+        group, place = self._blocks.take(spec) if spare is None else (self._blocks.group(spare), spare)
         try:
             actor = (
                 ray.remote(AgentActor)
@@ -295,15 +298,27 @@ class Pools:
 
     async def _warm_one(self, spec: AgentSpec) -> None:
         try:
-            if not await asyncio.to_thread(self._blocks.has_room, spec):
+            place = await asyncio.to_thread(self._blocks.take_spare, spec, _ROOM_S)
+            if place is None:
                 return
-            process = await self._create(spec)
+            process = await self._create(spec, place)
         except (*LOST, *NOT_CREATED, *REFUSED):
             return  # nobody waits for it; the next start says what is wrong
         finally:
             self._warming.discard(spec.name)
         self._warm.setdefault(spec.name, []).append(process)
         self._keep_warm(spec)
+
+    async def _give_way(self, place: Place) -> None:
+        """An agent is to be started there: if there is no room, warm processes go, of whatever class."""
+        await asyncio.sleep(_ROOM_S)
+        if not await asyncio.to_thread(self._blocks.waits_for_room, place):
+            return
+        for process in [process for warm in self._warm.values() for process in warm]:
+            process.stopped = True
+            process.link.kill()
+            self._lost(process, "its room was needed")
+            await asyncio.to_thread(self._blocks.remove, process.spec_name, process.place)
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -362,17 +377,20 @@ class Pools:
             found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), _ATTEND_S)
         except _UNREACHABLE:
             found = Found()
-        if found.made is None or not found.held:
+        spec = self._spec_of(found.spec_name)
+        warm = found.warm and spec is not None
+        if found.made is None or not (found.held or warm):
             # Hung, or not even begun, or nobody's: not worth waiting for.
             link.kill()
             self._endpoint.forget(name, "it did not answer a new coordinator")
             return
         process = Process(link, found.spec_name, Place(*found.place))
         process.made = found.made
-        spec = self._spec_of(found.spec_name)
         if spec is not None:
             await asyncio.to_thread(self._blocks.claim, spec, process.place)
         self._processes[name] = process
+        if warm:
+            self._warm.setdefault(found.spec_name, []).append(process)
         for held in found.held:
             process.agents[held.agent_id] = held.incarnation
             newest = self._at.get(held.agent_id)

@@ -84,6 +84,7 @@ class AgentProcess:
         self._talks: Talks | None = None
         self._listening: asyncio.Task[None] | None = None
         self._another = False  # the coordinator we knew is gone
+        self._warm = True  # no agent was ever begun here
         # A thread that computes would keep the loop waiting for the interpreter for 5 ms at a time.
         sys.setswitchinterval(0.001)
         self._thread = LoopThread("flowray-mesh")
@@ -106,6 +107,7 @@ class AgentProcess:
 
     async def begin(self, message: Begin) -> Begun:
         """Construct an agent. A failure of the user's code is an answer, not an exception."""
+        self._warm = False
         host = AgentHost(message, self)
         failure = await asyncio.to_thread(host.construct)
         if failure is None:
@@ -129,7 +131,7 @@ class AgentProcess:
         self._coordinator = coordinator
         held = [host.attend(epoch) for host in self._hosts.values()]
         self.loop.call_soon_threadsafe(self._reach, door)
-        return Found(self._made, self._prepare.spec.name, self._prepare.place, held)
+        return Found(self._made, self._prepare.spec.name, self._prepare.place, held, self._warm)
 
     # ── the mesh ─────────────────────────────────────────────────────────────────────────────────────────────────
 

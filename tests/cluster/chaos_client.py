@@ -139,7 +139,7 @@ def watch_status(rt: fr.Runtime, path: Path, ended: threading.Event) -> None:
             agents = [[a.agent_id, a.state, a.incarnation, a.node, a.pid, a.held] for a in status.agents]
             open_now = status.queued + status.running + status.backing_off
             line = {"at": time.monotonic(), "epoch": status.epoch, "pid": status.pid, "open": open_now}
-            file.write(json.dumps({**line, "agents": agents}) + "\n")
+            file.write(json.dumps({**line, "agents": agents, "no_room": status.blocks}) + "\n")
 
 
 def write(settings: dict[str, Any]) -> None:
@@ -151,8 +151,10 @@ def write(settings: dict[str, Any]) -> None:
         "seed": settings["seed"],
         "tiers.primary.labels": {"node": "0"},
         "tiers.primary.agents": settings["head_agents"],
+        "tiers.primary.cpu_share": 0.25,  # half a node: on each there is room for a warm process besides
         "tiers.secondary.labels": {"node": "1"},
         "tiers.secondary.agents": settings["far_agents"],
+        "tiers.secondary.cpu_share": 0.25,
         "tiers.secondary.agents_per_block": 2,
     }
     ended = threading.Event()

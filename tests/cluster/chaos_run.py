@@ -143,7 +143,16 @@ class Chaos:
                     raise ClusterFailed(f"{program.output_path.stem} ended early:\n{tail(program.output)}")
             return condition()
 
-        return wait_until(now, timeout_s, what, poll_s=0.01)
+        try:
+            return wait_until(now, timeout_s, what, poll_s=0.01)
+        except ClusterFailed as error:
+            raise ClusterFailed(f"{error}\nlast status: {json.dumps(self._status)}\n{self._said()}") from None
+
+    def _said(self) -> str:
+        """What the coordinators printed, the newest last: for a run that fails."""
+        files = sorted(self.cluster.logs(HEAD, "worker-*.err"), key=lambda file: file.stat().st_mtime)
+        texts = [(file.name, file.read_text(errors="replace")) for file in files]
+        return "\n".join(f"{name}:\n{tail(text)}" for name, text in texts if text.strip())
 
     def finish(self) -> Verdict:
         """Let the clients finish what is open and read everything once more; then judge."""
