@@ -37,6 +37,7 @@ test-ray: $(VENV)/.dev  ## the tests on real Ray processes
 
 chaos: $(VENV)/.dev  ## kill agents, coordinators and nodes of a real two-node cluster, in full counts (needs root)
 	$(BIN)/pytest tests/cluster -m cluster --chaos-full -s
+	$(BIN)/pytest tests/mesh/test_namespaces.py tests/mesh/test_faults.py --chaos-full -s
 
 check: $(VENV)/.dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -52,10 +53,13 @@ sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutant
 	$(BIN)/python -m flowray.testing --seeds $(SEEDS)
 	$(BIN)/python tests/simulation/mutants.py
 
-bench: $(VENV)/.dev  ## measure flowray beside plain Ray
+bench: $(VENV)/.dev  ## measure flowray beside plain Ray, gRPC, xoscar and AutoGen
 	$(BIN)/python -m bench core
 	$(BIN)/python -m bench journal
+	$(BIN)/python -m bench messaging
 	$(BIN)/python -m bench tasks
+	$(BIN)/python -m bench scale
+	$(BIN)/python -m bench payloads
 
 docs: $(VENV)/.dev  ## run every command and example of README, ARCHITECTURE and CHANGELOG; remake the editor schema
 	$(BIN)/flowray config schema > clusters/flowray.schema.json

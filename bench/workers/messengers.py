@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import flowray as fr
-from bench.processes import ABSENT
 from bench.workers.loads import by_the_clock, one_at_a_time, one_way
 from bench.workers.ring import ask_all_along
 
 ECHO, ASKER, MEMBER = "echo", "asker", "member"
 _COUNT = b""  # what a receiver answers with the number of those that came one way
 _TIMEOUT_S = 60
-
-
-def mute(ctx: Any) -> str:
-    """Why this agent cannot talk to another one; "" when it can."""
-    if not hasattr(ctx, "ask"):
-        return f"flowray {version('flowray')} has no messages between agents: Context has no `ask`"
-    return "" if ctx.voice is not None else f"flowray {version('flowray')} starts its agents without a mesh"
 
 
 @fr.agent(capabilities={"echo"}, num_cpus=0.001)
@@ -44,8 +35,6 @@ class Asker:
     """Asks Echo in every way that is measured."""
 
     async def run(self, task: fr.Task, ctx: Any) -> dict[str, Any]:
-        if why := mute(ctx):
-            return {ABSENT: why}
         settings, echo = task.payload, f"{ECHO}-0"
 
         async def ask(body: bytes) -> object:
@@ -71,7 +60,7 @@ class Member:
 
     async def run(self, task: fr.Task, ctx: Any) -> int | None:
         settings = task.payload
-        if settings is None or mute(ctx):  # without settings: one of the tasks that do nothing
+        if settings is None:  # without settings: one of the tasks that do nothing
             return None
         number = int(ctx.agent_id.rpartition("-")[2])
         neighbour = f"{MEMBER}-{(number + 1) % settings['agents']}"
