@@ -44,6 +44,13 @@ def test_the_example_of_a_simulation_runs(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_example_of_agents_that_talk_prints_what_was_said(tmp_path: Path) -> None:
+    printed = run_script(blocks(README, "python")[2], tmp_path).splitlines()
+    assert printed == ["['yes', 'yes', 'yes']", "longer breaks: 3 of 3"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
     """On a small input, in a home of their own."""
     source = tmp_path / "src"
