@@ -11,7 +11,8 @@ prefetched, and an agent that gets stuck hands back what it has not begun (`Atte
 
 A message costs about as much as many such tasks take to run. So the tasks that arrive within a moment of one another
 go together to the agent that got the first of them, up to `batch_s` of work by its average: a task waits that long at
-most, and the processes at both ends of the message have much less to do.
+most, and the processes at both ends of the message have much less to do. And where that agent has nothing to do when
+the next one comes, it gets it: its process is awake, which makes more of a difference than who else is idle.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ class PlacementPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def choose_agent(lane: Lane, policy: PlacementPolicy, now: float, rng: Rng) -> tuple[Agent, Choice] | None:
     """The agent for the next task of a lane, and why; None when no capable agent has room."""
     last = lane.last_chosen
-    if last is not None and now < lane.last_chosen_at + policy.batch_within_s and _may_batch(last, policy):
-        return last, Choice("batch", 1, ((last.id, last.load),))
+    if last is not None and _may_batch(last, policy):
+        if not last.held:  # it has just done such a task, and its processor's caches still hold what that needs
+            lane.last_chosen_at = now
+            return last, Choice("same", 1, ((last.id, last.load),))
+        if now < lane.last_chosen_at + policy.batch_within_s:
+            return last, Choice("batch", 1, ((last.id, last.load),))
     if lane.free:
         found = _two_choices(lane.free, False, rng)
     elif lane.spare:
@@ -61,7 +66,7 @@ def choose_agent(lane: Lane, policy: PlacementPolicy, now: float, rng: Rng) -> t
 
 def _may_batch(agent: Agent, policy: PlacementPolicy) -> bool:
     held = agent.held
-    if agent.service_s < 0 or held * agent.service_s >= policy.batch_s:
+    if agent.service_s < 0 or max(held, 1) * agent.service_s >= policy.batch_s:
         return False
     one = agent.agent_class
     return agent in one.spare or agent in one.free

@@ -58,6 +58,8 @@ def why(choice: Choice, agent_id: str) -> str:
         return "found running there by a restarted coordinator"
     if choice.policy == "power_of_two" and others and mine is not None:
         return f"power of two choices: load {mine:.1f} against {others[0][1]:.1f}, {among}"
+    if choice.policy == "same":
+        return "idle, and it had just done such a task"
     if choice.policy == "batch":
         return "with the task before it, in one message: its tasks are short"
     if choice.policy == "prefetch":
@@ -122,6 +124,8 @@ def _started(story: Story, line: StoryLine) -> str:
     if choice.policy == "adopted":
         return f"{text}: a restarted coordinator found it running there and left it."
     others = [(agent, load) for agent, load in choice.considered if agent != line.agent_id]
+    if choice.policy == "same":
+        return f"{text}: it had nothing to do and had just done such a task, so it was the quickest to reach."
     if choice.policy == "batch":
         return f"{text}: it had just been given such a task, and they are so short that they share a message."
     if choice.policy == "prefetch":

@@ -117,6 +117,7 @@ def test_nothing_goes_together_that_is_slow_unknown_late_or_has_no_room():
     for service_s, now in ((0.001, 10.0), (-1.0, 10.0), (0.00005, 10.1)):
         first.service_s, lane.last_chosen, lane.last_chosen_at = service_s, first, 10.0
         assert choose_agent(lane, POLICY, now, Random(1))[1].policy == "power_of_two"
+    first.outstanding.clear()
     first.service_s, first.state = 0.00005, AgentState.STOPPED
     first.agent_class.update(first)
     lane.last_chosen, lane.last_chosen_at = first, 10.0
@@ -127,6 +128,19 @@ def test_nothing_goes_together_that_is_slow_unknown_late_or_has_no_room():
     lane.last_chosen, lane.last_chosen_at = first, 10.0
     off = PlacementPolicy(batch_s=0)
     assert choose_agent(lane, off, 10.0, Random(1))[1].policy == "power_of_two"
+
+
+def test_an_idle_agent_that_is_quick_gets_the_next_one_too_however_much_later():
+    lane, registry = lane_of(a=8)
+    first, _ = choose_agent(lane, POLICY, 10.0, Random(0))
+    drawn = {choose_agent(lane, POLICY, 10.0, Random(seed))[0].id for seed in range(20)}
+    assert len(drawn) > 1, "how quick it is, nobody knows yet"
+    first.service_s, first.prefetch, lane.last_chosen = 0.00005, 64, first
+    for seed in range(20):
+        agent, choice = choose_agent(lane, POLICY, 99.0 + seed, Random(seed))
+        assert (agent, choice.policy) == (first, "same")
+    first.service_s = 0.001
+    assert {choose_agent(lane, POLICY, 99.0, Random(seed))[0].id for seed in range(20)} != {first.id}
 
 
 @pytest.mark.parametrize("wrong", [{"prefetch_s": -1}, {"max_prefetch": -1}, {"batch_s": -1}, {"batch_within_s": -1}])
