@@ -131,7 +131,7 @@ def test_nothing_goes_together_that_is_slow_unknown_late_or_has_no_room():
 
 
 def test_an_idle_agent_that_is_quick_gets_the_next_one_too_however_much_later():
-    lane, registry = lane_of(a=8)
+    lane, _ = lane_of(a=8)
     first, _ = choose_agent(lane, POLICY, 10.0, Random(0))
     drawn = {choose_agent(lane, POLICY, 10.0, Random(seed))[0].id for seed in range(20)}
     assert len(drawn) > 1, "how quick it is, nobody knows yet"
