@@ -16,7 +16,9 @@ from ray.util.placement_group import PlacementGroup, get_placement_group, placem
 from flowray.config import Config, TierConfig
 from flowray.core.model import AgentSpec
 
-_IN_PLACE = "CREATED"  # Ray's word
+# Ray's words for what becomes of a placement group, and which is to be preferred.
+_IN_PLACE, _ITS_NODE_WAS_LOST, _WAITS = "CREATED", "RESCHEDULING", "PENDING"
+_RANK = {_IN_PLACE: 0, _ITS_NODE_WAS_LOST: 1}
 
 
 class Place(NamedTuple):
@@ -54,8 +56,8 @@ class Blocks:
                 self._add_block(spec)
             place = free[0]
             if len(free) > 1:
-                there = self._states()
-                place = next((one for one in free if there.get(one.block) == _IN_PLACE), place)
+                states = self._states()
+                place = min(free, key=lambda one: _RANK.get(states.get(one.block, ""), len(_RANK)))
             free.remove(place)
             return self._groups[place.block], place
 
@@ -68,9 +70,9 @@ class Blocks:
         with self._lock:
             self._learn(spec)
             free = self._free[spec.name]
-            there = self._states() if free else {}
+            states = self._states() if free else {}
             for place in free:
-                if there.get(place.block) == _IN_PLACE:
+                if states.get(place.block) == _IN_PLACE:
                     free.remove(place)
                     return place
             available = ray.available_resources()
@@ -91,7 +93,7 @@ class Blocks:
 
     def waits_for_room(self, place: Place) -> bool:
         """Is its block one that Ray has not found room for yet? (One whose node was lost is another matter.)"""
-        return self._states().get(place.block) == "PENDING"
+        return self._states().get(place.block) == _WAITS
 
     def remove(self, spec_name: str, place: Place) -> None:
         """Give up a place that nobody has; its block goes if that was all of it."""
@@ -155,18 +157,22 @@ class Blocks:
         return f"{self._prefix}{spec.tier}/{spec.name}/"
 
     def _learn(self, spec: AgentSpec) -> None:
-        """The blocks that an earlier coordinator made."""
+        """The blocks that an earlier coordinator made, and got."""
         if spec.name in self._made:
             return
         prefix = self._class_prefix(spec)
         places: list[Place] = self._free.setdefault(spec.name, [])
         number = 0
-        for table in ray.util.placement_group_table().values():
-            if table["name"].startswith(prefix) and table["state"] != "REMOVED":
-                group = get_placement_group(table["name"])
-                self._groups[table["name"]] = group
-                places.extend(Place(table["name"], index) for index in range(group.bundle_count))
-                number = max(number, int(table["name"].removeprefix(prefix)) + 1)
+        for name, state in self._states().items():
+            if not name.startswith(prefix):
+                continue
+            group = get_placement_group(name)
+            number = max(number, int(name.removeprefix(prefix)) + 1)
+            if state == _WAITS:
+                remove_placement_group(group)  # nobody is there, and nobody may want it any more
+                continue
+            self._groups[name] = group
+            places.extend(Place(name, index) for index in range(group.bundle_count))
         places.sort()
         self._made[spec.name] = number
 

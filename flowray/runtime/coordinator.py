@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,6 +73,7 @@ from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
 from flowray.runtime.retention import sweep_for_ever
+from flowray.runtime.standin import StandIn
 from flowray.runtime.views import (
     AgentView,
     DeadLetter,
@@ -90,6 +92,7 @@ _FOR_ALL = frozenset(
     ("introduce", "status", "story", "outcome", "state", "cancel", "dead_letters", "dead_letter", "figures")
 )  # what clients that come over the network may ask
 _FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
+_TRY_AGAIN_S = 2.0  # to open a journal that could not be used
 STORE_FAILED = 71  # exit status of a coordinator whose journal failed or belongs to a successor
 
 
@@ -121,16 +124,36 @@ class CoordinatorActor:
 
     async def __init__(self, body: bytes, journal: str, life: str, owner_job: str) -> None:  # type: ignore[misc]
         self._unusable: StoreError | None = None
+        self._trying: asyncio.Task[None] | None = None
         try:
             self._coordinator = Coordinator(body, journal, life)
             await self._coordinator.open()
         except StoreError as error:
             self._unusable = error  # told to whoever calls: an exception here would only say that an actor died
+            self._trying = asyncio.get_running_loop().create_task(self._try_again(body, journal, life))
         self._leaving = asyncio.get_running_loop().create_task(leave_with_owner(owner_job, self._leave))
 
     async def _leave(self) -> None:
         await self.shut_down()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    async def _try_again(self, body: bytes, journal: str, life: str) -> None:
+        """Tell those who come why the journal cannot be used, until it can. (A full disk has room again one day.)"""
+        assert self._unusable is not None
+        config = msgspec.msgpack.decode(body, type=Config)
+        standin = await StandIn.open(config, Path(journal), self._unusable)
+        while type(self._unusable) is StoreError:  # what is corrupt, or does not fit, stays so
+            await asyncio.sleep(_TRY_AGAIN_S)
+            try:
+                self._coordinator = Coordinator(body, journal, life)
+            except StoreError as error:
+                self._unusable = error
+                standin.reason = str(error)
+                continue
+            await standin.close()
+            self._unusable = None
+            await self._coordinator.open()
+            return
 
     def _usable(self) -> Coordinator:
         if self._unusable is not None:
@@ -149,6 +172,8 @@ class CoordinatorActor:
 
     async def shut_down(self) -> None:
         """See Coordinator.shut_down."""
+        if self._trying is not None:
+            self._trying.cancel()
         if self._unusable is None:
             await self._coordinator.shut_down()
 
@@ -169,21 +194,13 @@ class Coordinator:
         gc.set_threshold(20_000, 50, 100)
         loop = asyncio.get_running_loop()
         self._store = SqliteStore.open(self._journal, self._config.store)
-        earlier_life = self._store.owner()[1]
-        recovery = self._store.begin_epoch(life)
-        self._epoch = recovery.epoch
-        clock = time_line(recovery.last_at)
-        self._clock = clock
-        core = Coordination.recover(
-            epoch=recovery.epoch,
-            rng=random.Random(self._config.seed),
-            now=clock(),
-            policy=self._config.core,
-            snapshot=recovery.snapshot,
-            commands=recovery.commands,
-            keep_agents=earlier_life == life,
-        )
+        try:
+            core = self._recover(life)
+        except StoreError:
+            self._store.close()
+            raise
         self._core = core
+        clock = self._clock
         self._figures = Figures()
         self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
         self._cancels: dict[str, list[asyncio.Future[str]]] = {}
@@ -203,15 +220,14 @@ class Coordinator:
         )
         self._pools = Pools(
             self._config,
-            recovery.epoch,
+            self._epoch,
             context.current_actor,
             self._doorway,
             str(self._journal / "payloads"),
             self._pump.put,
             lambda name: self._core.book.specs.get(name),
-            TalkDirectory(recovery.epoch, self._send, self._lives, loop.call_later),
+            TalkDirectory(self._epoch, self._send, self._lives, loop.call_later),
         )
-        self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._keeper: Any = None  # for clients outside
@@ -221,6 +237,28 @@ class Coordinator:
                 self._config.retention, core, self._store, self._journal / "payloads", clock, self._store_failed
             )
         )
+
+    def _recover(self, life: str) -> Coordination:
+        """Begin an epoch with what the journal has. Raises StoreError, also when nothing more can be written there."""
+        earlier_life = self._store.owner()[1]
+        recovery = self._store.begin_epoch(life)
+        self._epoch = recovery.epoch
+        self._clock = time_line(recovery.last_at)
+        core = Coordination.recover(
+            epoch=recovery.epoch,
+            rng=random.Random(self._config.seed),
+            now=self._clock(),
+            policy=self._config.core,
+            snapshot=recovery.snapshot,
+            commands=recovery.commands,
+            keep_agents=earlier_life == life,
+        )
+        # Waited for: on a full disk this process would otherwise let everybody in, fail at the first task, and end.
+        saved: Future[StoreError | None] = Future()
+        self._store.save_snapshot(core.snapshot(), saved.set_result)
+        if (error := saved.result()) is not None:
+            raise error
+        return core
 
     async def open(self) -> None:
         """Let agents and clients in."""
@@ -248,10 +286,6 @@ class Coordinator:
             if agent.state is AgentState.STARTING and self._pools.process(agent.id, agent.incarnation) is None:
                 cause = "it was gone when the coordinator came back"
                 self._pump.put(AgentLost(agent.id, agent.incarnation, cause))
-
-    def _snapshot_saved(self, error: StoreError | None) -> None:
-        if error is not None:
-            self._store_failed(error)
 
     def _store_failed(self, error: StoreError) -> None:
         print(f"flowray coordinator stops: {error}", file=sys.stderr, flush=True)  # noqa: T201

@@ -102,6 +102,7 @@ class Doorway:
             if not self._port:
                 credentials = server_credentials(lambda: self._credentials, require_client=True)
                 self._port = await self.endpoint.listen_tcp(self.host, 0, credentials)
+                self.on_renewal()  # those that are here already may have to talk to processes of other nodes, too
 
     def door(self) -> Door:
         """Where this coordinator is, for a process of its runtime."""

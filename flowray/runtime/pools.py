@@ -229,7 +229,7 @@ class Pools:
         """Start a process, in this place or in one that is found for it, and have it load the class."""
         name = f"{spec.name}-{secrets.token_hex(4)}"
         actor, place = await asyncio.to_thread(self._create_actor, name, spec, spare)
-        if spare is None and any(self._warm.values()):
+        if spare is None:
             self._spawn(self._give_way(place))
         process = Process(ProcessLink(actor, self._endpoint, name), spec.name, place)
         try:
@@ -288,9 +288,15 @@ class Pools:
     # ── warm processes ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _keep_warm(self, spec: AgentSpec) -> None:
-        """Have as many warm processes of this class as its tier wants, once no agent waits for a process."""
+        """Have as many warm processes of this class as its tier wants, once no agent waits for a process.
+
+        Nor may one of its agents be lost that is not started again yet: it will want the place that it had.
+        """
         wanted = self._blocks.tier(spec).warm
         if self._starting or self._closed or spec.name in self._warming:
+            return
+        there = sum(len(one.agents) for one in self._processes.values() if one.spec_name == spec.name)
+        if there < (self._spec_of(spec.name) or spec).count:
             return
         if len(self._warm.get(spec.name, ())) < wanted:
             self._warming.add(spec.name)
@@ -311,14 +317,15 @@ class Pools:
 
     async def _give_way(self, place: Place) -> None:
         """An agent is to be started there: if there is no room, warm processes go, of whatever class."""
-        await asyncio.sleep(_ROOM_S)
-        if not await asyncio.to_thread(self._blocks.waits_for_room, place):
-            return
-        for process in [process for warm in self._warm.values() for process in warm]:
-            process.stopped = True
-            process.link.kill()
-            self._lost(process, "its room was needed")
-            await asyncio.to_thread(self._blocks.remove, process.spec_name, process.place)
+        while self._warming or any(self._warm.values()):
+            await asyncio.sleep(_ROOM_S)
+            if not await asyncio.to_thread(self._blocks.waits_for_room, place):
+                return
+            for process in [process for warm in self._warm.values() for process in warm]:
+                process.stopped = True
+                process.link.kill()
+                self._lost(process, "its room was needed")
+                await asyncio.to_thread(self._blocks.remove, process.spec_name, process.place)
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
 

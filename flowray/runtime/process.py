@@ -154,7 +154,7 @@ class AgentProcess:
             tell=self._tell,
             credentials=lambda: self._credentials,
             limits=message.talk,
-            host=ray.util.get_node_ip_address() if message.credentials is not None else "",
+            host=ray.util.get_node_ip_address(),
         )
         peer = self._reach(message.door)
         await asyncio.wait_for(peer.connected.wait(), _REACH_S)
@@ -207,6 +207,7 @@ class AgentProcess:
         assert self._talks is not None
         if isinstance(message, Renewed):
             self._credentials = message.credentials
+            self._listening = self.loop.create_task(self._talks.renewed())
         elif isinstance(message, Told):
             self._talks.learnt(message.changes)
         elif isinstance(message, Reached):

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.frames import BadFrame
 from flowray.mesh.identities import Credentials, channel_credentials, server_credentials
@@ -45,6 +47,7 @@ class Talks:
         self._tell = tell
         self._credentials = credentials
         self._listening: Listening | None = None
+        self._opening = asyncio.Lock()
         self._asked: set[str] = set()  # processes whose address has been asked for
         self._learning = False
         self.has_learnt = asyncio.Event()  # the directory is here
@@ -115,15 +118,20 @@ class Talks:
 
     async def listen(self) -> None:
         """Another process wants to dial this one: tell where."""
-        if self._listening is None:
-            await self._endpoint.listen_unix(self._socket)
-            port = 0
-            if self._host and self._credentials() is not None:
-                port = await self._endpoint.listen_tcp(
-                    self._host, 0, server_credentials(self._current, require_client=True)
-                )
-            self._listening = Listening(self._node, str(self._socket), self._host, port)
+        async with self._opening:
+            if self._listening is None:
+                await self._endpoint.listen_unix(self._socket)
+                self._listening = Listening(self._node, str(self._socket), self._host)
+            if not self._listening.port and self._host and self._credentials() is not None:
+                credentials = server_credentials(self._current, require_client=True)
+                port = await self._endpoint.listen_tcp(self._host, 0, credentials)
+                self._listening = msgspec.structs.replace(self._listening, port=port)
         self._tell(self._listening)
+
+    async def renewed(self) -> None:
+        """There is a new certificate. If it is the first, other nodes can reach this process from now on."""
+        if self._listening is not None and not self._listening.port:
+            await self.listen()
 
     def _current(self) -> Credentials:
         credentials = self._credentials()

@@ -238,6 +238,7 @@ class NamespaceCluster:
             "RAY_AUTH_TOKEN_PATH": str(self.directory / "token"),
             "RAY_ADDRESS": self.address,
             "HOME": str(self.inner_home),
+            "FLOWRAY_SOCKETS": str(self.inner_home / "s"),  # /tmp is one for all nodes, as it is on no real machines
             **self._extra,
         }
 
@@ -316,27 +317,47 @@ class NamespaceCluster:
         """Undo `partition`."""
         _ip("link", "set", self._names.link(node), "up")
 
+    def lives(self, node: int) -> bool:
+        """Is a node that was started still there? Ray leaves a node that was away for too long by itself."""
+        return node in self._started and self._started[node].poll() is None
+
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(
-        self, node: int, program: Sequence[str] | str, environment: Mapping[str, str] | None = None, name: str = ""
+        self,
+        node: int,
+        program: Sequence[str] | str,
+        environment: Mapping[str, str] | None = None,
+        name: str = "",
+        *,
+        beside: bool = False,
     ) -> Process:
-        """Start a program (arguments, or the text of a Python script) inside a node. It dies with node and harness."""
+        """Start a program (arguments, or the text of a Python script) inside a node. It dies with node and harness.
+
+        With `beside` it only shares the node's cable, as another machine behind the same switch: it is cut off with
+        the node, but sees other processes and files, survives the node's death, and knows no Ray.
+        """
         arguments = [sys.executable, "-c", program] if isinstance(program, str) else list(program)
         label = name or f"program-{len(self._programs)}"
         output = self.directory / f"{label}.log"
+        if beside:
+            enter = ["nsenter", f"--net=/run/netns/{self._names.space(node)}"]
+        else:
+            enter = ["nsenter", "--target", str(self._initial[node]), "--net", "--pid", "--mount"]
+            enter.append(f"--wdns={self.inner_home}")
+        inherited = self.environment()
+        if beside:
+            inherited = {name: value for name, value in inherited.items() if not name.startswith("RAY_")}
         with output.open("wb") as log:
             popen = subprocess.Popen(
                 [
-                    *("setpriv", "--pdeathsig", "KILL"),
-                    *("nsenter", "--target", str(self._initial[node]), "--net", "--pid", "--mount"),
-                    f"--wdns={self.inner_home}",
+                    *("setpriv", "--pdeathsig", "KILL", *enter),
                     *("setpriv", "--pdeathsig", "KILL", *arguments),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**self.environment(), **(environment or {})},
+                env={**inherited, **(environment or {})},
                 start_new_session=True,
             )
         process = Process(popen, output, label)
