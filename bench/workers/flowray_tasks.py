@@ -29,6 +29,7 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
         load.run_until(time.perf_counter() + settings["measure_s"])
         figures = between(start, Moment.now(load.done, groups))
         load.drain()
+        time.sleep(_SETTLE_S)
         single = one_at_a_time(rt, settings["single"])
         figures["one_task_p50_ms"] = percentile(single, 0.50) * 1e3
         figures["one_task_p99_ms"] = percentile(single, 0.99) * 1e3
