@@ -80,7 +80,7 @@ async def _greet(peers: Peers, peer: Peer, stream: DialledStream) -> Hello | Non
             return None
         hello = frames.decode(data)
         if isinstance(hello, Bye):
-            peer.refused = hello.reason[: frames.REASON_CHARACTERS]
+            peer.refused, peer.unwelcome = hello.reason[: frames.REASON_CHARACTERS], hello.unwelcome
             return None
         if not isinstance(hello, Hello):
             raise BadFrame("it sent something before it greeted")

@@ -158,7 +158,12 @@ class Endpoint:
             hello = frames.decode(data) if data is not grpc.aio.EOF else None
             if not isinstance(hello, Hello):
                 raise BadFrame("no greeting")
-            refusal = self._refusal(hello, context)
+            if unfit := self._peers.refusal(hello) or ("this process is leaving" if self._peers.closed else ""):
+                return frames.farewell(unfit)
+            certified = identities.peer_name(context.auth_context(), runtime=hello.runtime)
+            if unwelcome := self._gate.refusal(hello, certified, context.peer()):
+                return frames.farewell(unwelcome, unwelcome=True)
+            refusal = self._refusal(hello)
             return frames.farewell(refusal) if refusal else self._judged(hello)
         except TimeoutError:
             return frames.farewell(f"no greeting within {GREET_S:g} s")
@@ -167,16 +172,8 @@ class Endpoint:
         finally:
             self._ungreeted -= 1
 
-    def _refusal(self, hello: Hello, context: Any) -> str:
-        refusal = self._peers.refusal(hello)
-        if refusal:
-            return refusal
-        if self._peers.closed:
-            return "this process is leaving"
-        certified = identities.peer_name(context.auth_context(), runtime=hello.runtime)
-        refusal = self._gate.refusal(hello, certified, context.peer())
-        if refusal:
-            return refusal
+    def _refusal(self, hello: Hello) -> str:
+        """Why there is no room for whoever may come in; "" if there is."""
         try:
             identities.check_name("its name", hello.name)
         except ConfigError as error:

@@ -79,6 +79,7 @@ class Bye(Struct, frozen=True, array_like=True, tag=2):
     """The speaker ends this stream, and why."""
 
     reason: str
+    unwelcome: bool = False  # its gate does not let the other side in: to dial again as before is of no use
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -90,9 +91,9 @@ def encode(frame: Hello | Frame | Bye) -> bytes:
     return _encode(frame)
 
 
-def farewell(reason: str) -> bytes:
+def farewell(reason: str, *, unwelcome: bool = False) -> bytes:
     """The last thing to say on a stream. A reason may quote what a peer sent, so it is cut to a bearable length."""
-    return _encode(Bye(reason[:REASON_CHARACTERS]))
+    return _encode(Bye(reason[:REASON_CHARACTERS], unwelcome))
 
 
 def decode(data: bytes) -> Hello | Frame | Bye:

@@ -46,6 +46,7 @@ class Peer:
         "nudge",
         "pending",
         "refused",
+        "unwelcome",
         "wake",
         "way",
     )
@@ -66,6 +67,7 @@ class Peer:
         self.wake = asyncio.Event()  # there may be something to write
         self.broken_at = 0.0  # loop time at which the last stream was lost
         self.refused = ""  # why the last dial came to nothing
+        self.unwelcome = False  # because the other side does not let this process in
         self.gone = ""  # why nothing can be sent any more; "" while it can
         self._released = asyncio.Event()  # only ever set to be cleared at once
         self._waiting = 0  # for room

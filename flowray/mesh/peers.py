@@ -95,7 +95,7 @@ class Peers:
         opening = frames.encode(self.greeting(peer)) if answer else b""
         conversation = Conversation(peer, stream, self._on_messages, opening)
         peer.conversation = conversation
-        peer.refused = ""
+        peer.refused, peer.unwelcome = "", False
         peer.connected.set()
         peer.release_room()  # the greeting has confirmed messages
         self._on_event(StreamUp(peer.name))

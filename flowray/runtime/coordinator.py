@@ -53,6 +53,7 @@ from flowray.runtime.doorway import Doorway
 from flowray.runtime.lifetime import leave_with_owner
 from flowray.runtime.messages import (
     Acknowledge,
+    Admission,
     Answer,
     Cancel,
     Farewell,
@@ -61,6 +62,7 @@ from flowray.runtime.messages import (
     Listening,
     Question,
     Reach,
+    Renewed,
     Reply,
     Report,
     Start,
@@ -166,6 +168,10 @@ class CoordinatorActor:
             return messages.encode(Reply(error=type(self._unusable).__name__, detail=str(self._unusable)))
         return self._coordinator.introduce()
 
+    async def admit(self, client: str) -> bytes:
+        """A client on another node will come, called this: where to, and with which certificate."""
+        return await self._usable().admit(client)
+
     async def report(self, body: bytes) -> None:
         """An agent whose event loop is blocked reports this way."""
         await self._usable().report(messages.decode_to_coordinator(body))
@@ -228,6 +234,7 @@ class Coordinator:
             lambda name: self._core.book.specs.get(name),
             TalkDirectory(self._epoch, self._send, self._lives, loop.call_later),
         )
+        self._doorway.on_renewal = self._renew_certificates
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._keeper: Any = None  # for clients outside
@@ -274,6 +281,7 @@ class Coordinator:
             if self._epoch > 1:
                 await self._pools.find()
                 self._miss_agents()
+            self._pools.directory.complete()
             await self._pump.run()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported and ends the process
             # A core that broke an invariant must not go on: its successor starts again from the journal.
@@ -342,6 +350,14 @@ class Coordinator:
         """Where its door is, for a driver that starts it or finds it through Ray."""
         return messages.encode(Reply(messages.encode(self._doorway.door())))
 
+    async def admit(self, client: str) -> bytes:
+        """See CoordinatorActor.admit. Only who is in the Ray cluster can ask for this."""
+        await self._doorway.open_to_nodes()
+        door, credentials = self._doorway.door(), self._doorway.issue(client)
+        assert credentials is not None  # the port is open
+        host = f"[{door.host}]" if ":" in door.host else door.host
+        return messages.encode(Admission(f"{host}:{door.port}", credentials))
+
     def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
         for body in batch:
             try:
@@ -379,6 +395,13 @@ class Coordinator:
             directory.listening(peer.name, message)
         else:
             directory.subscribe(peer.name, message)
+
+    def _renew_certificates(self) -> None:
+        """Of all who belong to the cluster."""
+        self._pools.renew_certificates()
+        for client in self._clients.names():
+            if not self._doorway.is_outside(client):
+                self._send(client, Renewed(self._doorway.issued(client)))
 
     def _send(self, process: str, message: Any) -> None:
         peer = self._endpoint.known(process)

@@ -7,7 +7,7 @@ from typing import Any
 
 from flowray.errors import ConfigError
 from flowray.mesh.topics import Directory
-from flowray.runtime.messages import Learn, Listen, Listening, Reach, Reached, Subscribe, Told
+from flowray.runtime.messages import Learn, Listen, Listening, Lost, Reach, Reached, Subscribe, Told
 
 _TOGETHER_S = 0.005  # changes within this time travel together: many agents start at once
 
@@ -29,9 +29,19 @@ class TalkDirectory:
         self._later = later
         self._told: dict[str, tuple[int, int]] = {}  # process that keeps a copy -> (epoch, version) it has
         self._due = False
+        self._complete = False
         self._then: list[Callable[[], None]] = []  # to call when they have been told
         self._places: dict[str, Listening] = {}  # where processes listen
         self._wanted: dict[str, list[str]] = {}  # process that was told to listen -> those who want to reach it
+
+    def complete(self) -> None:
+        """All who were there before this coordinator are listed.
+
+        Nobody is told anything before: whom a new directory does not list counts as gone, and would only not have been
+        found yet.
+        """
+        self._complete = True
+        self._tell_all()
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -47,7 +57,9 @@ class TalkDirectory:
 
     def process_gone(self, process: str, reason: str) -> None:
         """A process is gone, with all who were in it."""
-        self._told.pop(process, None)
+        if self._told.pop(process, None) is not None:  # others may talk to it
+            for other in self._told:
+                self._send(other, Lost(process, reason))
         self._places.pop(process, None)
         for asker in self._wanted.pop(process, ()):
             self._send(asker, Reached(process, reason=reason))
@@ -71,10 +83,11 @@ class TalkDirectory:
     def learn(self, process: str, message: Learn) -> None:
         """A process wants to be told of every change from now on."""
         self._told[process] = (message.epoch, message.version)
-        self._tell(process)
+        if self._complete:
+            self._tell(process)
 
     def _tell_soon(self) -> None:
-        if not self._due and self._told:
+        if not self._due and self._complete and self._told:
             self._due = True
             self._later(_TOGETHER_S, self._tell_all)
 
@@ -83,7 +96,7 @@ class TalkDirectory:
 
         What is sent to them after that arrives later: whoever is given a task when an agent is ready knows that agent.
         """
-        if self._due:
+        if self._due or not self._complete:
             self._then.append(call)
         else:
             call()

@@ -50,7 +50,7 @@ class Driver:
         self._submitting: set[str] = set()  # of those, the ones whose acceptance is not known yet
         self._renewals = 0  # times that another coordinator took over
         self.closed = False
-        self._link = CoordinatorLink(way, self._take, self._renewed, self._farewell)
+        self._link = CoordinatorLink(way, self._take, self._renewed, self._farewell, self._outage)
 
     @property
     def link(self) -> CoordinatorLink:
@@ -78,8 +78,8 @@ class Driver:
                 self._submitting.difference_update(task.id for task in tasks)
                 renewed = self._renewals != renewals
                 still_open = [task.id for task in tasks if task.id in self._open] if renewed else []
-            if still_open and not self.closed:  # the coordinator may have restarted between accepting and now
-                self._link.want(still_open)
+            if still_open:  # the coordinator may have restarted between accepting and now
+                self._want(still_open)
         return handles
 
     def _submit(self, tasks: Sequence[Task], *, wait_for_room: bool) -> list[Handle]:
@@ -138,7 +138,7 @@ class Driver:
             try:
                 return self._link.request(message(), max(0.1, min(_CALL_S, left)))
             except LinkGone as error:
-                raise CoordinatorUnavailable(f"{doing}: the coordinator is gone: {error}") from None
+                raise CoordinatorUnavailable(f"{doing}: there is no way to the coordinator any more: {error}") from None
             except LinkLost as error:
                 if left <= 0:
                     waited = self.limits.unavailable_after_s
@@ -155,9 +155,14 @@ class Driver:
             if known is not None:
                 return known
             handle = self._expect(task_id)
-        if not self.closed:
-            self._link.want([task_id])
+        self._want([task_id])
         return handle
+
+    def _want(self, task_ids: Sequence[str]) -> None:
+        try:
+            self._link.want(task_ids)
+        except LinkGone as error:
+            self._farewell(str(error))
 
     def _expect(self, task_id: str) -> Handle:
         handle = Handle(self._runtime, task_id, self._condition)
@@ -199,18 +204,26 @@ class Driver:
         with self._condition:
             self._renewals += 1
             want = [task_id for task_id in self._open if task_id not in self._submitting]
-        self._link.want(want)
+        self._want(want)
 
     def _farewell(self, reason: str) -> None:
         self._fail(
             NotConnected(reason)
             if self.closed
-            else CoordinatorUnavailable(f"the coordinator is gone: {reason}", "accepted")
+            else CoordinatorUnavailable(f"there is no way to the coordinator any more: {reason}", "accepted")
         )
+
+    def _outage(self, lasted_s: float, reason: str) -> None:
+        """Nobody waits for a result longer than for an answer: the coordinator may never come back."""
+        if lasted_s >= self.limits.unavailable_after_s:
+            detail = f"the coordinator could not be reached for {lasted_s:.0f} s: {reason}"
+            self._fail(CoordinatorUnavailable(detail, "accepted"))
 
     def _fail(self, error: FlowrayError) -> None:
         with self._condition:
-            handles, self._open = list(self._open.values()), {}
+            # A submit under way is told by its own call.
+            kept = {} if self.closed else {i: h for i, h in self._open.items() if i in self._submitting}
+            handles, self._open = [h for i, h in self._open.items() if i not in kept], kept
             calls = [(handle, handle._resolve(None, error)) for handle in handles]
             self._condition.notify_all()
         for handle, callbacks in calls:

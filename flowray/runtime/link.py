@@ -7,11 +7,12 @@ fails with `LinkLost`, to be asked again, and `on_renewed` tells the driver to s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ import msgspec
 from msgspec import Struct
 
 from flowray.agents import check_topics
-from flowray.errors import FlowrayError, NotConnected
-from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamUp
-from flowray.mesh.identities import dns_name_of, outside_credentials
+from flowray.errors import CoordinatorUnavailable, FlowrayError, NotConnected
+from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, SharedSecret, StreamBroken, StreamUp
+from flowray.mesh.identities import Credentials, channel_credentials, dns_name_of, outside_credentials
 from flowray.mesh.lanes import TalkLimits
 from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import Ticket
@@ -34,30 +35,44 @@ from flowray.runtime.messages import (
     Farewell,
     Introduction,
     Listen,
+    Lost,
     Outcomes,
     Question,
     Reached,
+    Renewed,
     Reply,
     Submit,
     Subscribe,
     Told,
     Want,
 )
-from flowray.runtime.places import COORDINATOR
+from flowray.runtime.places import COORDINATOR, socket_directory
 from flowray.runtime.talks import Talks
 
 _OPEN_S = 10.0
+_LOOK_S = 0.1  # how often a link without a stream looks what becomes of its dialling
 _FORGET_S = 1e9  # a coordinator that comes back, whenever that is, is the one that this client waits for
 
 
 class Way(Struct, frozen=True, kw_only=True):
-    """How to reach a coordinator: by its socket on its own machine, else by its TLS door."""
+    """How to reach a coordinator: by its socket on its own machine, else by TLS.
+
+    On another node of the cluster by a certificate, which is for one name; from outside by a token.
+    """
 
     runtime: str
     token: str
     path: str = ""
     address: str = ""  # host:port
-    roots_pem: str = ""
+    roots_pem: str = ""  # for a client outside
+    credentials: Credentials | None = None  # of a client on another node,
+    node_id: str = ""  # Ray's id of that node,
+    host: str = ""  # and its address
+
+    @property
+    def outside(self) -> bool:
+        """Does it lead into the cluster from outside?"""
+        return not self.path and self.credentials is None
 
     @classmethod
     def by_ticket(cls, ticket: Ticket) -> Way:
@@ -85,6 +100,11 @@ class LinkGone(FlowrayError):
     """The coordinator has left for good."""
 
 
+def new_name() -> str:
+    """What a client is called in the mesh: no other one is, ever."""
+    return f"client-{secrets.token_hex(8)}"
+
+
 class CoordinatorLink:
     """One driver's link. Its methods may be called from any thread."""
 
@@ -94,11 +114,14 @@ class CoordinatorLink:
         on_outcomes: Callable[[Outcomes], None],
         on_renewed: Callable[[], None],
         on_farewell: Callable[[str], None],
+        on_outage: Callable[[float, str], None],
     ) -> None:
-        self.name = f"client-{secrets.token_hex(8)}"
+        """`on_outage` is told, now and then, for how many seconds there has been no stream, and why."""
+        self.name = way.credentials.name if way.credentials is not None else new_name()
         self._on_outcomes = on_outcomes
         self._on_renewed = on_renewed
         self._on_farewell = on_farewell
+        self._on_outage = on_outage
         self._numbers = itertools.count(1)
         self._calls: dict[int, Future[Any]] = {}
         self._queue: deque[bytes] = deque()  # messages from other threads
@@ -108,11 +131,13 @@ class CoordinatorLink:
         self._renewed = False  # the coordinator we knew is gone, and no new one is connected yet
         self._way = way
         self._introduction: Introduction | None = None
+        self._credentials = way.credentials
         self._limits = TalkLimits()
         self._talks: Talks | None = None
         self._subscriptions = itertools.count()
         self._subscribed: dict[str, list[str]] = {}
         self._listening: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None  # for another stream
         self._thread = LoopThread("flowray-mesh")
         try:
             self._endpoint = self._thread.call(lambda: self._open(way), _OPEN_S)
@@ -122,15 +147,18 @@ class CoordinatorLink:
 
     def talks(self) -> Talks:
         """To talk to agents from this process. Raises NotConnected where they cannot be reached."""
+        if self._gone:
+            raise NotConnected(f"there is no way to the agents any more: {self._gone}")
         if self._talks is not None and self._talks.has_learnt.is_set():
             return self._talks
-        if not self._way.path:
+        if self._way.outside:
             raise NotConnected("a client outside the cluster cannot talk to its agents; give them tasks")
-        return self._thread.call(self._open_talks, _OPEN_S)
+        return self._thread.call(self._open_talks)
 
     def introduced(self, found: Introduction, limits: TalkLimits) -> None:
         """The coordinator has said where it is, and what the bounds are."""
         self._introduction, self._limits = found, limits
+        self._credentials = found.credentials or self._credentials
 
     async def _open_talks(self) -> Talks:
         found = self._introduction
@@ -138,19 +166,23 @@ class CoordinatorLink:
         if self._talks is None:
             self._talks = Talks(
                 self._endpoint,
-                node=found.node_id,
-                socket=Path(self._way.path).parent / f"{self.name[-8:]}.sock",
+                node=self._way.node_id or found.node_id,
+                socket=socket_directory(self._way.runtime, found.journal) / f"{self.name[-8:]}.sock",
                 tell=self._tell,
-                credentials=lambda: found.credentials,
+                credentials=lambda: self._credentials,
                 limits=self._limits,
-                host=found.host if found.credentials is not None else "",
+                host=self._way.host or found.host,
             )
             self._talks.learn()
-        await self._talks.has_learnt.wait()
+        async with _answered("talking to agents"):
+            await self._talks.has_learnt.wait()
         return self._talks
 
     def subscribe(self, topics: Iterable[str]) -> Subscription:
-        """What is published to these topics from now on, as an iterator."""
+        """What is published to these topics from now on, as an iterator.
+
+        Whoever is given a task after this knows of it. Raises CoordinatorUnavailable, NotConnected.
+        """
         names = check_topics(topics)
         talks = self.talks()
         with self._lock:
@@ -159,17 +191,26 @@ class CoordinatorLink:
 
         async def begin() -> Subscription:
             subscription = talks.talking.subscribe(agent_id)
+            self._subscribed[agent_id] = list(names)
             self._tell(Subscribe(agent_id, list(names)))
+            try:
+                async with _answered("subscribing"):
+                    await talks.until_listed(agent_id)
+            except BaseException:
+                self._unsubscribe(subscription)
+                raise
             return subscription
 
-        subscription = self._thread.call(begin)
-        self._subscribed[agent_id] = list(names)
-        return subscription
+        return self._thread.call(begin)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Hear nothing more of it."""
-        if self._subscribed.pop(subscription.id, None) is not None:
-            self._thread.soon(self._tell, Subscribe(subscription.id, gone=True))
+        self._thread.soon(self._unsubscribe, subscription)
+        subscription.close()
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        if self._subscribed.pop(subscription.id, None) is not None and not self._gone:
+            self._tell(Subscribe(subscription.id, gone=True))
         subscription.close()
 
     def _tell(self, message: Any) -> None:
@@ -187,20 +228,26 @@ class CoordinatorLink:
         )
         if way.path:
             endpoint.dial(COORDINATOR, f"unix:{way.path}")
+        elif way.credentials is not None:
+            endpoint.dial(COORDINATOR, way.address, self._channel_credentials)
         else:
             server_name = dns_name_of(way.runtime, COORDINATOR)
             endpoint.dial(COORDINATOR, way.address, outside_credentials(way.roots_pem), server_name)
         return endpoint
+
+    def _channel_credentials(self) -> Any:
+        assert self._credentials is not None  # once there are some, there are always newer ones
+        return channel_credentials(self._credentials)
 
     def wait_connected(self, timeout_s: float) -> None:
         """Wait for the first stream. Raises LinkLost with the reason when there is none in time."""
 
         async def wait() -> str:
             peer = self._endpoint.peer(COORDINATOR)
-            try:
-                await asyncio.wait_for(peer.connected.wait(), timeout_s)
-            except TimeoutError:
-                return peer.refused or "it does not answer"
+            give_up_at = self._thread.loop.time() + timeout_s
+            while not await _is_connected(peer):
+                if peer.unwelcome or self._thread.loop.time() > give_up_at:
+                    return peer.refused or "it does not answer"
             return ""
 
         problem = self._thread.call(wait)
@@ -216,8 +263,6 @@ class CoordinatorLink:
             LinkLost: no answer within `timeout_s`, or the coordinator was replaced meanwhile.
             LinkGone: it has left for good.
         """
-        if self._gone:
-            raise LinkGone(self._gone)
         number = next(self._numbers)
         answer: Future[Any] = Future()
         with self._lock:
@@ -232,7 +277,7 @@ class CoordinatorLink:
                 self._calls.pop(number, None)
 
     def want(self, task_ids: Sequence[str]) -> None:
-        """Have the outcomes of these tasks sent."""
+        """Have the outcomes of these tasks sent. Raises LinkGone."""
         for first in range(0, len(task_ids), 4096):
             self._post(messages.encode(Want(list(task_ids[first : first + 4096]))))
 
@@ -246,6 +291,8 @@ class CoordinatorLink:
             self._thread.end()
 
     def _post(self, body: bytes) -> None:
+        if self._gone:
+            raise LinkGone(self._gone)
         with self._lock:
             self._queue.append(body)
             asked, self._asked = self._asked, True
@@ -276,10 +323,17 @@ class CoordinatorLink:
             elif isinstance(message, Reply):
                 self._answer(message.number, message)
             elif isinstance(message, Farewell):
-                self._leave(message.reason)
+                self._dismissed(message.reason)
+            elif isinstance(message, Renewed):
+                self._renewed_credentials(message.credentials)
             elif self._talks is not None:
                 self._help_to_talk(self._talks, message)
         peer.consumed(len(batch), sum(map(len, batch)))
+
+    def _renewed_credentials(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        if self._talks is not None:
+            self._listening = self._thread.loop.create_task(self._talks.renewed())
 
     def _answer(self, number: int, value: Any) -> None:
         with self._lock:
@@ -287,9 +341,11 @@ class CoordinatorLink:
         if call is not None and not call.done():
             call.set_result(value)
 
-    def _help_to_talk(self, talks: Talks, message: Listen | Reached | Told) -> None:
+    def _help_to_talk(self, talks: Talks, message: Listen | Reached | Told | Lost) -> None:
         if isinstance(message, Told):
             talks.learnt(message.changes)
+        elif isinstance(message, Lost):
+            talks.lost(message)
         elif isinstance(message, Reached):
             talks.reached(message)
         else:
@@ -303,6 +359,9 @@ class CoordinatorLink:
         if isinstance(event, PeerGone):
             self._renewed = True
             self._fail_calls(LinkLost(f"the coordinator was replaced: {event.reason}"))
+        elif isinstance(event, StreamBroken):
+            if not self._gone and (self._waiting is None or self._waiting.done()):
+                self._waiting = self._thread.loop.create_task(self._wait_for_stream(event.reason))
         elif isinstance(event, StreamUp) and self._renewed:
             self._renewed = False
             if self._talks is not None:
@@ -310,6 +369,24 @@ class CoordinatorLink:
                 for agent_id, topics in self._subscribed.items():
                     self._tell(Subscribe(agent_id, topics))
             self._on_renewed()
+
+    async def _wait_for_stream(self, reason: str) -> None:
+        """The stream is lost. Somebody should hear when there will be no other one, or none for long."""
+        peer, lost_at = self._endpoint.peer(COORDINATOR), self._thread.loop.time()
+        while not peer.connected.is_set() and not self._gone:
+            if await _is_connected(peer):
+                continue  # unless it is lost again already
+            if peer.unwelcome:
+                self._dismissed(peer.refused)  # its token was revoked, or has expired
+            else:
+                self._on_outage(self._thread.loop.time() - lost_at, peer.refused or reason)
+
+    def _dismissed(self, reason: str) -> None:
+        """There is no runtime any more, or not for this client: nobody must wait for it, nor dial it."""
+        self._leave(reason)
+        if self._talks is not None:
+            self._talks.talking.close()
+        self._thread.loop.call_soon(self._endpoint.forget, COORDINATOR, reason)
 
     def _leave(self, reason: str) -> None:
         if not self._gone:
@@ -323,3 +400,22 @@ class CoordinatorLink:
         for call in calls:
             if not call.done():
                 call.set_exception(error)
+
+
+@contextlib.asynccontextmanager
+async def _answered(doing: str) -> AsyncIterator[None]:
+    """For what only the coordinator can bring about. Raises CoordinatorUnavailable when it takes too long."""
+    try:
+        async with asyncio.timeout(_OPEN_S):
+            yield
+    except TimeoutError:
+        raise CoordinatorUnavailable(f"{doing}: the coordinator did not answer for {_OPEN_S:g} s") from None
+
+
+async def _is_connected(peer: Peer) -> bool:
+    """Whether there is a stream, once there is one or a moment has passed."""
+    try:
+        await asyncio.wait_for(peer.connected.wait(), _LOOK_S)
+    except TimeoutError:
+        return False
+    return True

@@ -104,6 +104,13 @@ class Introduction(Struct, frozen=True, array_like=True):
     bulk_port: int = 0  # where a client outside sends large payloads
 
 
+class Admission(Struct, frozen=True, array_like=True):
+    """For a client on another node than the coordinator: where to go, and what to show there."""
+
+    address: str  # host:port
+    credentials: Credentials
+
+
 class Farewell(Struct, frozen=True, array_like=True, tag="farewell"):
     """The coordinator leaves for good."""
 
@@ -311,9 +318,16 @@ class Told(Struct, frozen=True, array_like=True, tag="told"):
     changes: Changes
 
 
+class Lost(Struct, frozen=True, array_like=True, tag="lost"):
+    """This process is gone: whoever waits for it waits in vain."""
+
+    process: str
+    reason: str
+
+
 ToCoordinator = Submit | Want | Question | Report | Learn | Reach | Listening | Subscribe
-ToClient = Answers | Outcomes | Reply | Farewell | Listen | Reached | Told
-ToAgent = Start | Cancel | Acknowledge | Retire | Renewed | Listen | Reached | Told
+ToClient = Renewed | Answers | Outcomes | Reply | Farewell | Listen | Reached | Told | Lost
+ToAgent = Start | Cancel | Acknowledge | Retire | Renewed | Listen | Reached | Told | Lost
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

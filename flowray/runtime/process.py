@@ -32,6 +32,7 @@ from flowray.runtime.messages import (
     Door,
     Found,
     Listen,
+    Lost,
     Prepare,
     Prepared,
     Reached,
@@ -185,7 +186,7 @@ class AgentProcess:
             return
         for body in batch:
             message = messages.decode_to_agent(body)
-            if isinstance(message, Renewed | Listen | Reached | Told):
+            if isinstance(message, Renewed | Listen | Reached | Told | Lost):
                 self._be_told(message)
                 continue
             host = self._hosts.get(message.agent_id)
@@ -203,13 +204,15 @@ class AgentProcess:
                 self._talks.talking.leave(message.agent_id)
         peer.consumed(len(batch), sum(map(len, batch)))
 
-    def _be_told(self, message: Renewed | Listen | Reached | Told) -> None:
+    def _be_told(self, message: Renewed | Listen | Reached | Told | Lost) -> None:
         assert self._talks is not None
         if isinstance(message, Renewed):
             self._credentials = message.credentials
             self._listening = self.loop.create_task(self._talks.renewed())
         elif isinstance(message, Told):
             self._talks.learnt(message.changes)
+        elif isinstance(message, Lost):
+            self._talks.lost(message)
         elif isinstance(message, Reached):
             self._talks.reached(message)
         else:

@@ -176,6 +176,11 @@ class Talking:
         """(epoch, version) of the directory that this process knows."""
         return self._conversations.places.epoch, self._conversations.places.version
 
+    def place_of(self, agent: str) -> str:
+        """The process that an agent is in; "" if that is not known."""
+        with self.lock:
+            return self._conversations.places.process_of(agent)
+
     def subscribers(self, topic: str) -> tuple[str, ...]:
         """Whom a message to this topic would go to."""
         with self.lock:

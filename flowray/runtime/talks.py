@@ -20,10 +20,9 @@ from flowray.mesh.identities import Credentials, channel_credentials, server_cre
 from flowray.mesh.lanes import TalkLimits
 from flowray.mesh.peer import Peer
 from flowray.mesh.topics import Changes
-from flowray.runtime.messages import Learn, Listening, Reach, Reached
+from flowray.runtime.messages import Learn, Listening, Lost, Reach, Reached
+from flowray.runtime.places import COORDINATOR
 from flowray.runtime.talking import Talking
-
-_CLIENT = "client-"
 
 
 class Talks:
@@ -51,11 +50,12 @@ class Talks:
         self._asked: set[str] = set()  # processes whose address has been asked for
         self._learning = False
         self.has_learnt = asyncio.Event()  # the directory is here
+        self._changed = asyncio.Event()  # so is more of it; another one each time
         self.talking = Talking(
             endpoint.name,
             self,
             first_number=random.getrandbits(48),
-            trusts=lambda peer: not peer.startswith(_CLIENT),
+            trusts=lambda peer: True,  # who gets here has the runtime's secret or certificate; clients outside do not
             limits=limits,
         )
 
@@ -71,8 +71,15 @@ class Talks:
         """The coordinator says what has changed."""
         if self.talking.learn(changes):
             self.has_learnt.set()
+            self._changed.set()
+            self._changed = asyncio.Event()
         else:
             self._tell(Learn(*self.talking.known))
+
+    async def until_listed(self, agent: str) -> None:
+        """Wait until the directory knows that this agent (or driver) is here."""
+        while self.talking.place_of(agent) != self._endpoint.name:
+            await self._changed.wait()
 
     def another_coordinator(self) -> None:
         """It knows nothing of what the one before was told."""
@@ -80,7 +87,9 @@ class Talks:
             self._tell(Learn(*self.talking.known))
         if self._listening is not None:
             self._tell(self._listening)
-        for process in self._asked:
+        # It may say of some that they died while there was none to see it.
+        away = {peer.name for peer in self._endpoint.peers() if not peer.connected.is_set()} - {COORDINATOR}
+        for process in self._asked | away:
             self._tell(Reach(process))
 
     # ── ways to other processes ──────────────────────────────────────────────────────────────────────────────────
@@ -111,6 +120,11 @@ class Talks:
             self._endpoint.forget(message.process, "it is on another node, where this process cannot reach it")
         else:
             self._endpoint.dial(message.process, f"{message.host}:{message.port}", self._channel)
+
+    def lost(self, message: Lost) -> None:
+        """A process is gone. Its stream alone does not say so: that may be the network."""
+        if self._endpoint.known(message.process) is not None:
+            self._endpoint.forget(message.process, message.reason)
 
     def _channel(self) -> Any:
         credentials = self._credentials()
