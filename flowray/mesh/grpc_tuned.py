@@ -11,18 +11,19 @@ from __future__ import annotations
 import os
 import sys
 
-_NAME = "GRPC_EXPERIMENTS"
-_SETTING = "-event_engine_client,-event_engine_listener"
+_SETTINGS = {
+    "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
+    "GRPC_VERBOSITY": "ERROR",  # that a peer went away is said by this package, where it matters
+}
 
-if "grpc" not in sys.modules and _NAME not in os.environ:
-    # Not left in the environment: child processes with another gRPC inside (Ray's) would read it too.
-    os.environ[_NAME] = _SETTING
-    try:
-        import grpc
-    finally:
-        del os.environ[_NAME]
-else:
+_mine = {} if "grpc" in sys.modules else {name: v for name, v in _SETTINGS.items() if name not in os.environ}
+os.environ.update(_mine)
+try:
     import grpc
+finally:
+    # Not left in the environment: child processes with another gRPC inside (Ray's) would read it too.
+    for _name in _mine:
+        del os.environ[_name]
 
 import grpc.aio  # noqa: E402 - after the choice above
 
