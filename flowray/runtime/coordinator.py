@@ -43,6 +43,7 @@ from flowray.core.events import AgentLost, AgentsAdded, CancelRequested, TaskSub
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import AgentState, TaskState
 from flowray.errors import ConfigError, FlowrayError, MeshError, PayloadError, StoreError
+from flowray.mesh.doors import OUTSIDE
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import split_address
@@ -399,9 +400,9 @@ class Coordinator:
     def _renew_certificates(self) -> None:
         """Of all who belong to the cluster."""
         self._pools.renew_certificates()
-        for client in self._clients.names():
-            if not self._doorway.is_outside(client):
-                self._send(client, Renewed(self._doorway.issued(client)))
+        for peer in self._endpoint.peers():
+            if peer.name.startswith(OUTSIDE) and not self._doorway.is_outside(peer.name):
+                self._send(peer.name, Renewed(self._doorway.issued(peer.name)))
 
     def _send(self, process: str, message: Any) -> None:
         peer = self._endpoint.known(process)

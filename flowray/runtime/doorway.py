@@ -8,10 +8,12 @@ names it, with a token.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flowray.errors import MeshError, NotConnected
 from flowray.mesh.authority import Authority
@@ -45,6 +47,7 @@ class Doorway:
         self._socket = socket_directory(runtime, str(journal)) / "coordinator.sock"
         self._credentials = self._authority.issue(COORDINATOR, [host])
         self._node_id = node_id
+        self._last_port = journal / "mesh_port"
         self._port = 0  # for processes of other nodes; 0 while none needs it
         self._listen = ""  # for clients outside
         self._opening = asyncio.Lock()
@@ -93,6 +96,8 @@ class Doorway:
             credentials = server_credentials(lambda: self._credentials, require_client=False)
             bound = await self.endpoint.listen_tcp(host, port, credentials)
             self._listen = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        if self._last_port.exists():
+            await self.open_to_nodes()  # clients on other nodes may wait for it
         self._leave_ticket()
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
@@ -101,16 +106,29 @@ class Doorway:
         async with self._opening:
             if not self._port:
                 credentials = server_credentials(lambda: self._credentials, require_client=True)
-                self._port = await self.endpoint.listen_tcp(self.host, 0, credentials)
+                self._port = await self._listen_again(credentials)
                 self.on_renewal()  # those that are here already may have to talk to processes of other nodes, too
+
+    async def _listen_again(self, credentials: Any) -> int:
+        """At the port of the coordinator before this one, if that is free: there are clients who know no other."""
+        with contextlib.suppress(OSError, ValueError, MeshError):
+            return await self.endpoint.listen_tcp(self.host, int(self._last_port.read_text()), credentials)
+        port = await self.endpoint.listen_tcp(self.host, 0, credentials)
+        with contextlib.suppress(OSError):  # on a full disk: then those clients have to connect again
+            self._last_port.write_text(str(port))
+        return port
 
     def door(self) -> Door:
         """Where this coordinator is, for a process of its runtime."""
         return Door(self.endpoint.instance, self._node_id, str(self._socket), self._secret, self.host, self._port)
 
-    def issue(self, process: str, host: str = "") -> Credentials | None:
-        """A certificate for a process of another node; None as long as nobody is on one."""
-        return self._authority.issue(process, [host] if host else []) if self._port else None
+    def issue(self, process: str) -> Credentials | None:
+        """A certificate for a process that may have to do with other nodes; None as long as nobody is on one."""
+        return self.issued(process) if self._port else None
+
+    def issued(self, process: str) -> Credentials:
+        """A certificate for a process."""
+        return self._authority.issue(process)
 
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,7 +156,8 @@ class Doorway:
                 renewed_at = time.monotonic()
                 self._credentials = self._authority.issue(COORDINATOR, [self.host])
                 self._leave_ticket()
-                self.on_renewal()
+                if self._port:
+                    self.on_renewal()
 
     def _forget_silent_clients(self) -> None:
         """What is held for a client that has gone must not be held for long; it finds its outcomes in the store."""

@@ -86,7 +86,6 @@ class Pools:
         self._starting = 0  # agents
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        doorway.on_renewal = self._renew_certificates
 
     # ── what the coordinator asks for ────────────────────────────────────────────────────────────────────────────
 
@@ -366,11 +365,10 @@ class Pools:
             process.link.kill()
             self._lost(process, event.reason)
 
-    def _renew_certificates(self) -> None:
+    def renew_certificates(self) -> None:
+        """Send every process a new one."""
         for name, process in self._processes.items():
-            credentials = self._doorway.issue(name)
-            if credentials is not None:
-                process.link.send(Renewed(credentials))
+            process.link.send(Renewed(self._doorway.issued(name)))
 
     # ── finding ──────────────────────────────────────────────────────────────────────────────────────────────────
 

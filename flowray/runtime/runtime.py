@@ -144,7 +144,7 @@ class Runtime:
             inline_bytes=limits.inline_bytes,
             payload_bytes=limits.payload_bytes,
             shelf=shelf,
-            plain_only=not way.path,
+            plain_only=way.outside,
         )
 
     # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────

@@ -21,8 +21,8 @@ from flowray.runtime import messages
 from flowray.runtime._ray_errors import LOST, brief
 from flowray.runtime.cluster import NAMESPACE, join_or_start
 from flowray.runtime.coordinator import CoordinatorActor
-from flowray.runtime.link import Way
-from flowray.runtime.messages import Door, Reply
+from flowray.runtime.link import Way, new_name
+from flowray.runtime.messages import Admission, Door, Reply
 
 _READY_S = 60.0  # for the coordinator's process to start
 _END_S = 10.0  # for it to end
@@ -124,7 +124,21 @@ def _ready(name: str, actor: Any) -> Way:
             raise kind(reply.detail)
         raise FlowrayError(f"{reply.error}: {reply.detail}")
     door = messages.decode(reply.body, Door)
-    return Way(runtime=name, token=door.token, path=door.path)
+    node_id = ray.get_runtime_context().get_node_id()
+    if door.node_id == node_id:
+        return Way(runtime=name, token=door.token, path=door.path)
+    try:
+        admission = messages.decode(ray.get(actor.admit.remote(new_name()), timeout=_READY_S), Admission)
+    except LOST as error:
+        raise NotConnected(f"the coordinator lets nobody in from another node: {brief(error)}") from error
+    return Way(
+        runtime=name,
+        token=door.token,
+        address=admission.address,
+        credentials=admission.credentials,
+        node_id=node_id,
+        host=ray.util.get_node_ip_address(),
+    )
 
 
 def _scratch_directory(name: str) -> Path:

@@ -83,6 +83,11 @@ class Process:
         self.output_path = output
 
     @property
+    def pid(self) -> int:
+        """As the host calls it."""
+        return self._popen.pid
+
+    @property
     def returncode(self) -> int | None:
         """Its exit status; None while it runs."""
         return self._popen.poll()
@@ -292,7 +297,8 @@ class NamespaceCluster:
         while _STARTED not in (text := output.read_text(errors="replace")):
             if self._started[node].poll() is not None or "Traceback" in text or time.monotonic() > deadline:
                 self.kill_node(node)
-                raise ClusterFailed(f"node {node} does not start:\n{tail(text)}")
+                raylet = "\n".join(tail(file.read_text(errors="replace")) for file in self.logs(node, "raylet.*"))
+                raise ClusterFailed(f"node {node} does not start:\n{tail(text)}\n{raylet}")
             time.sleep(_POLL_S)
         self._initial[node] = _only_child(self._started[node].pid)
 
