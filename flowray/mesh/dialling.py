@@ -21,6 +21,7 @@ from flowray.mesh.streams import DialledStream, StreamLost, brief, options
 
 GREET_S = 5.0  # for the other side to greet
 _RETRY_S = (0.005, 0.5)  # between two dials: first, and at most
+_UNWELCOME_S = 2.0  # after having been turned away: who insists is taken for somebody who guesses tokens
 _LASTING_S = 1.0  # a stream that lasts as long was worth its dial
 
 
@@ -42,7 +43,7 @@ async def keep_dialling(peers: Peers, peer: Peer) -> None:
                 raise
             # Not this task was cancelled but its stream, because another one took over.
         wait_s = _RETRY_S[0] if loop.time() - began_at > _LASTING_S else min(wait_s * 2, _RETRY_S[1])
-        await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+        await asyncio.sleep(_UNWELCOME_S if peer.unwelcome else wait_s * random.uniform(0.5, 1.0))
 
 
 async def _dial(peers: Peers, peer: Peer) -> None:
