@@ -2,6 +2,7 @@
 
     python chaos_client.py write {...}   starts the runtime, keeps many tasks open, reads every outcome, later again
     python chaos_client.py read  {...}   another process: reads outcomes by id again and again, in the end all of them
+    python chaos_client.py visit {...}   beside the other node, without Ray, by a ticket: keeps some tasks open as well
 
 What the checker judges is in the history files; the writer also notes the runtime's status several times a second,
 from which the chaos run learns whom it may kill and when something is back. A file named `phase` says what to do next.
@@ -14,18 +15,24 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from chaos_work import FarWork, HeadWork, answer
+from msgspec import structs
 
 import flowray as fr
 from flowray.errors import CoordinatorUnavailable, UnknownTask
+from flowray.mesh.private_files import DIRECTORY
+from flowray.mesh.tickets import Ticket
+from flowray.mesh.tokens import Tokens
 
 BATCH = 100
 REPEAT_RATIO = 0.02  # of the submits: the same key once more
+ASK_RATIO = 0.1  # of the tasks: their agents ask one of the other node
 STATUS_S = 0.1
 
 
@@ -66,27 +73,30 @@ def seen(handle: fr.Handle) -> dict[str, Any]:
 class Writer:
     """Keeps `open` tasks open, and hears of every outcome."""
 
-    def __init__(self, rt: fr.Runtime, settings: dict[str, Any]) -> None:
+    def __init__(self, rt: fr.Runtime, settings: dict[str, Any], name: str = "writer") -> None:
         self._rt = rt
         self._settings = settings
+        self._name = name
         self._rng = random.Random(settings["seed"])
-        self._journal = Journal(Path(settings["directory"]) / "writer.jsonl", "writer")
+        self._journal = Journal(Path(settings["directory"]) / f"{name}.jsonl", name)
         self._arrived: SimpleQueue[tuple[float, int, fr.Handle]] = SimpleQueue()
         self._asked: list[str] = []
         self.tasks: list[str] = []
         self.missing = 0  # tasks whose outcome has not come
+        self.on_unavailable: Callable[[CoordinatorUnavailable], None] = lambda _: None
 
     def request(self, key: str) -> dict[str, Any]:
         low, high = self._settings["wait_s"]
-        wait_s = random.Random(key).uniform(low, high)  # a repeat must ask for the same
-        return {"payload": {"key": key, "wait_s": wait_s}, "key": key}
+        rng = random.Random(key)  # a repeat must ask for the same
+        payload = {"key": key, "wait_s": rng.uniform(low, high), "ask": rng.random() < ASK_RATIO}
+        return {"payload": payload, "key": key}
 
     def fill(self) -> bool:
         """Submit one batch if there is room; False when there is none."""
         room = self._settings["open"] - self.missing
-        if room < BATCH // 4:
+        if room < min(BATCH, self._settings["open"]) // 4:
             return False
-        keys = [f"{self._settings['seed']}-{len(self._asked) + n}" for n in range(min(room, BATCH))]
+        keys = [f"{self._name}-{self._settings['seed']}-{len(self._asked) + n}" for n in range(min(room, BATCH))]
         self._asked.extend(keys)
         repeated = self._rng.choices(self._asked, k=max(1, int(len(keys) * REPEAT_RATIO)))
         self._submit(keys, wait=True)
@@ -101,17 +111,18 @@ class Writer:
             except CoordinatorUnavailable as error:
                 for op, key in zip(ops, keys, strict=True):
                     self._journal.write(op, "info", "submit", time.monotonic(), key=key, error=str(error))
+                self.on_unavailable(error)
                 continue  # the same keys again: whatever had been accepted must be recognised
             at = time.monotonic()
             for op, key, handle in zip(ops, keys, handles, strict=True):
                 self._journal.write(op, "ok", "submit", at, key=key, task=handle.task_id)
                 if wait:
+                    self.tasks.append(handle.task_id)
                     self.wait_for(handle)
             return
 
     def wait_for(self, handle: fr.Handle) -> None:
         """Write the outcome down when it comes."""
-        self.tasks.append(handle.task_id)
         self.missing += 1
         op = self._journal.invoke("read", task=handle.task_id)
         handle.add_done_callback(lambda h: self._arrived.put((time.monotonic(), op, h)))
@@ -121,8 +132,12 @@ class Writer:
         try:
             at, op, handle = self._arrived.get(timeout=timeout_s)
             while True:
-                self._journal.write(op, "ok", "read", at, task=handle.task_id, outcome=seen(handle))
                 self.missing -= 1
+                try:
+                    self._journal.write(op, "ok", "read", at, task=handle.task_id, outcome=seen(handle))
+                except CoordinatorUnavailable as error:  # cut off for too long: ask again
+                    self._journal.write(op, "info", "read", at, task=handle.task_id, error=str(error))
+                    self.wait_for(self._rt.handle(handle.task_id))
                 at, op, handle = self._arrived.get_nowait()
         except Empty:
             return
@@ -149,12 +164,16 @@ def write(settings: dict[str, Any]) -> None:
         "journal": settings["journal"],
         "store.allow_filesystems": ["overlay", "overlayfs"],  # of a container that runs the tests
         "seed": settings["seed"],
+        "mesh.listen": settings["listen"],
+        "limits.unavailable_after_s": 10.0,  # less than the longest cut, so that clients have to try again themselves
         "tiers.primary.labels": {"node": "0"},
         "tiers.primary.agents": settings["head_agents"],
         "tiers.primary.cpu_share": 0.25,  # half a node: on each there is room for a warm process besides
+        "tiers.primary.memory_share": 0.1,
         "tiers.secondary.labels": {"node": "1"},
         "tiers.secondary.agents": settings["far_agents"],
         "tiers.secondary.cpu_share": 0.25,
+        "tiers.secondary.memory_share": 0.1,
         "tiers.secondary.agents_per_block": 2,
     }
     ended = threading.Event()
@@ -162,22 +181,39 @@ def write(settings: dict[str, Any]) -> None:
         rt.agents.add(HeadWork, tier="primary", count=settings["head_agents"])
         rt.agents.add(FarWork, tier="secondary", count=settings["far_agents"])
         rt.wait_ready()
+        own = Ticket.load("chaos")
+        token, _ = Tokens(Path(settings["journal"]) / DIRECTORY).create("client", hours=1.0, label="chaos")
+        structs.replace(own, socket="", token=token).save(directory / "ticket.json")
         watcher = threading.Thread(target=watch_status, args=(rt, directory / "status.jsonl", ended))
         watcher.start()
         writer = Writer(rt, settings)
         phase = directory / "phase"
-        while not phase.exists():
-            if not writer.fill():
-                writer.take(0.02)
-            writer.take(0.0)
-        deadline = time.monotonic() + settings["drain_s"]
-        while writer.missing and time.monotonic() < deadline:
-            writer.take(0.1)
+        load_until(writer, phase, settings)
         ended.set()
         watcher.join()
         (directory / "drained").write_text(f"{len(writer.tasks)} {writer.missing} {json.dumps(rt.figures())}")
         while phase.read_text() != "end":
             time.sleep(0.05)
+
+
+def load_until(writer: Writer, phase: Path, settings: dict[str, Any]) -> None:
+    """Keep tasks open until the phase changes; then wait for all outcomes."""
+    while not phase.exists():
+        if not writer.fill():
+            writer.take(0.02)
+        writer.take(0.0)
+    deadline = time.monotonic() + settings["drain_s"]
+    while writer.missing and time.monotonic() < deadline:
+        writer.take(0.1)
+
+
+def visit(settings: dict[str, Any]) -> None:
+    directory = Path(settings["directory"])
+    with fr.Runtime.connect(address=str(directory / "ticket.json")) as rt:
+        assert "ray" not in sys.modules
+        writer = Writer(rt, {**settings, "open": settings["visitor_open"]}, "visitor")
+        load_until(writer, directory / "phase", settings)
+        (directory / "visited").write_text(f"{len(writer.tasks)} {writer.missing}")
 
 
 def read(settings: dict[str, Any]) -> None:
@@ -222,4 +258,4 @@ def look_again(rt: fr.Runtime, journal: Journal, tasks: list[str], *, last: bool
 
 
 if __name__ == "__main__":
-    {"write": write, "read": read}[sys.argv[1]](json.loads(sys.argv[2]))
+    {"write": write, "read": read, "visit": visit}[sys.argv[1]](json.loads(sys.argv[2]))

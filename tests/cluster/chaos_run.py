@@ -1,7 +1,8 @@
 """One chaos run: a two-node cluster, clients, faults one after the other, the checker's verdict, recovery times.
 
-The head node has the coordinator with its journal, the clients and some agents; the other node has agents only, and
-it is the one that is killed. (Losing the head is another matter: Ray's own control store goes with it.)
+The head node has the coordinator with its journal, two clients and some agents; the other node has agents only, and
+it is the one that is killed, or cut off for a while. Beside it, behind the same cable, is a client without Ray. (Losing
+the head is another matter: Ray's own control store goes with it.)
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from checker import Record, Verdict, check, read_history
 
 from flowray.testing.cluster import ClusterFailed, NamespaceCluster, Process, tail, wait_until
 
 HERE = Path(__file__).parent
 HEAD, FAR = 0, 1
+LISTEN_PORT = 7443  # for the client without Ray; in a network of its own
 BACK_S = 90.0  # longest wait for something killed to be back, before the run fails
 
 
@@ -36,22 +40,24 @@ class Plan:
     coordinators: int = 3
     nodes: int = 1
     both: int = 1  # a coordinator and an agent at nearly the same time: nobody is there to see the agent die
+    cuts_s: tuple[float, ...] = (5.0,)  # for how long the other node is cut off, each time
     head_agents: int = 2
     far_agents: int = 2
-    open: int = 1000  # tasks kept open
+    open: int = 1000  # tasks kept open by the client in the head node
+    visitor_open: int = 20  # and by the one without Ray
     wait_s: tuple[float, float] = (0.002, 0.05)  # how long a task takes
     calm_s: float = 0.7  # longest wait between two faults
     seed: int = 0
 
 
-FULL = Plan(agents=20, coordinators=10, nodes=3, both=5, head_agents=3, far_agents=3, calm_s=2.0)
+FULL = Plan(agents=20, coordinators=10, nodes=3, both=5, cuts_s=(5.0, 60.0), head_agents=3, far_agents=3, calm_s=2.0)
 
 
 @dataclass
 class Fault:
     """One kill, and what the clients saw of it."""
 
-    kind: str  # agent | coordinator | node | both
+    kind: str  # agent | coordinator | node | both | cut
     victims: list[str]  # agent ids; for a coordinator its epoch
     at: float  # monotonic
     at_utc: float
@@ -61,6 +67,9 @@ class Fault:
     first_s: float | None = None  # until the first outcome of a task that was running on the victim
     last_s: float | None = None  # and the last one of them
     rerun: int = 0  # attempts that were lost with it and made again
+    resident_mb: dict[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # cut: of processes, before and the most since
 
 
 @dataclass
@@ -72,13 +81,15 @@ class Report:
     verdict: Verdict
     faults: list[Fault] = field(default_factory=list)
     executed_again: int = 0
+    asked: dict[str, int] = field(default_factory=dict)  # what became of the questions to the other node
+    visitor: str = ""  # tasks of the client without Ray, and how many of them it never heard of again
 
     def table(self) -> str:
         """For people: one row for each kind of fault, times in seconds."""
         head = f"{'fault':<12} {'n':>3} {'lost':>5} {'twice':>6}   {'first outcome p50':>17} {'p99':>6} {'max':>6}"
         head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}"
         rows = [head]
-        for kind in ("agent", "coordinator", "node", "both"):
+        for kind in ("agent", "coordinator", "node", "both", "cut"):
             faults = [f for f in self.faults if f.kind == kind]
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
@@ -86,7 +97,14 @@ class Report:
             row += f"{quantile(first, 0.5):>17} {quantile(first, 0.99):>6} {quantile(first, 1.0):>6}   "
             row += f"{quantile(back, 0.5):>8} {quantile(back, 0.99):>6} {quantile(back, 1.0):>6} "
             rows.append(row + f"{sum(f.rerun for f in faults):>6}")
-        return "\n".join([*rows, f"(lost and twice: of the whole run and its {self.verdict.accepted} tasks)"])
+        rows.append(f"(lost and twice: of the whole run and its {self.verdict.accepted} tasks)")
+        rows.append(
+            f"questions to the other node: {self.asked}; the client without Ray, tasks and missing: {self.visitor}"
+        )
+        rows.extend(
+            f"resident MB around a cut, before and at most: {f.resident_mb}" for f in self.faults if f.resident_mb
+        )
+        return "\n".join(rows)
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -122,6 +140,8 @@ class Chaos:
             "directory": str(self.directory),
             "journal": str(self.cluster.inner_home / "journal"),
             "address": self.cluster.address,
+            "listen": f"{self.cluster.ip(HEAD)}:{LISTEN_PORT}",
+            "visitor_open": self.plan.visitor_open,
             "head_agents": self.plan.head_agents,
             "far_agents": self.plan.far_agents,
             "open": self.plan.open,
@@ -133,6 +153,8 @@ class Chaos:
             program = [sys.executable, str(HERE / "chaos_client.py"), role, json.dumps(settings)]
             self._programs.append(self.cluster.run(HEAD, program, name=f"client-{role}"))
             self.until(self.busy if role == "write" else lambda: True, "the clients are at work", 120.0)
+        program = [sys.executable, str(HERE / "chaos_client.py"), "visit", json.dumps(settings)]
+        self._programs.append(self.cluster.run(FAR, program, name="client-visit", beside=True))
 
     def until(self, condition: Callable[[], Any], what: str, timeout_s: float = BACK_S) -> Any:
         """Wait for something; at once an error when a client has ended."""
@@ -156,14 +178,15 @@ class Chaos:
 
     def finish(self) -> Verdict:
         """Let the clients finish what is open and read everything once more; then judge."""
-        writer, reader = self._programs
+        writer, reader, visitor = self._programs
         (self.directory / "phase").write_text("drain")
         wait_until((self.directory / "drained").exists, 150.0, "all open tasks end")
+        visitor.check(150.0)
         self.say(f"drained (tasks, missing, figures): {(self.directory / 'drained').read_text()}")
         reader.check(150.0)
         (self.directory / "phase").write_text("end")
         writer.check(60.0)
-        self.history = read_history(*sorted(self.directory.glob("*er.jsonl")))
+        self.history = read_history(*sorted(self.directory.glob("*r.jsonl")))
         return check(self.history)
 
     # ── what the runtime says ────────────────────────────────────────────────────────────────────────────────────
@@ -288,6 +311,52 @@ class Chaos:
             f"node ({fault.open} open): in the cluster after {returned_s:.2f} s, agents after {fault.back_s:.2f} s"
         )
 
+    def cut(self, away_s: float) -> None:
+        """The other node is cut off: what is on it goes on, and nothing of it reaches anybody."""
+        status = self.calm()
+        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == FAR}
+        fault = self.note("cut", sorted(there), status)
+        watched = self._processes_to_measure(status)
+        before = {name: _resident_mb(process) for name, process in watched.items()}
+        most = dict(before)
+        self.cluster.partition(FAR)
+        try:
+            while time.monotonic() < fault.at + away_s:
+                self.until(lambda: True, "the clients are there")
+                most = {name: max(mb, _resident_mb(watched[name])) for name, mb in most.items()}
+                time.sleep(0.05)
+        finally:
+            self.cluster.heal(FAR)
+        # Ray gives up a node that was away for some seconds, and the node leaves as soon as it hears of that.
+        self.until(lambda: not self.cluster.lives(FAR) or self._settled(there), "the node is back, or gone for good")
+        left = not self.cluster.lives(FAR)
+        if left:
+            self.cluster.kill_node(FAR)
+            self.cluster.start_node(FAR)
+        self.until(self.ready, "all agents are ready")
+        fault.back_s = time.monotonic() - fault.at
+        most = {name: max(mb, _resident_mb(watched[name])) for name, mb in most.items()}
+        fault.resident_mb = {name: (before[name], most[name]) for name in before}
+        went = "Ray gave the node up" if left else "the node stayed"
+        self.say(f"cut for {away_s:g} s ({fault.open} open, {went}): all agents ready after {fault.back_s:.2f} s")
+
+    def _settled(self, there: dict[str, int]) -> bool:
+        """Has the cut been noticed by nobody, or been dealt with?"""
+        return self.ready() and self._status["at"] > self.faults[-1].at + 8.0
+
+    def _processes_to_measure(self, status: dict[str, Any]) -> dict[str, psutil.Process]:
+        """Those that live through a cut: the coordinator, the clients and the agents of the head node."""
+        found = {"coordinator": psutil.Process(self.cluster.host_pid(HEAD, status["pid"]))}
+        for agent_id, _, _, node, pid, _ in status["agents"]:
+            if self.cluster.node_of(node) == HEAD:
+                found[agent_id] = psutil.Process(self.cluster.host_pid(HEAD, pid))
+        return found | {program.output_path.stem: psutil.Process(program.pid) for program in self._programs}
+
+
+def _resident_mb(process: psutil.Process) -> int:
+    """With its children: a client hangs below the program that has put it into its node."""
+    return sum(int(one.memory_info().rss) for one in (process, *process.children(recursive=True))) >> 20
+
 
 def _ready_again(status: dict[str, Any], before: dict[str, int]) -> bool:
     """Is each of these agents ready with a later incarnation?"""
@@ -327,6 +396,14 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
     return sum(max(0, outcome["attempts"] - 1) for _, outcome in outcomes)
 
 
+def questions(history: list[Record]) -> dict[str, int]:
+    """What became of the questions that agents asked one another, by the answers that were recorded."""
+    said = {
+        r["task"]: (r["outcome"]["value"] or {}).get("asked") for r in history if r["type"] == "ok" and r["f"] == "read"
+    }
+    return dict(Counter(word for word in said.values() if word))
+
+
 def _lost(line: list[Any]) -> bool:
     """Does this line of a story say that an attempt was lost (and not only handed back unstarted)?"""
     return line[1] == "requeued" and bool(line[4])
@@ -346,11 +423,13 @@ def run(plan: Plan, say: Callable[[str], None]) -> Report:
         faults += [chaos.kill_coordinator] * (plan.coordinators - 2 * twice)
         faults += [chaos.kill_both] * plan.both
         faults += [partial(chaos.kill_coordinator, twice=True)] * twice
+        faults += [partial(chaos.cut, away_s) for away_s in plan.cuts_s]
         chaos.rng.shuffle(faults)
         for fault in faults:
             fault()
         verdict = chaos.finish()
         again = measure(chaos.faults, chaos.history)
-        report = Report(plan.seed, time.monotonic() - began, verdict, chaos.faults, again)
+        asked, visitor = questions(chaos.history), (chaos.directory / "visited").read_text()
+        report = Report(plan.seed, time.monotonic() - began, verdict, chaos.faults, again, asked, visitor)
         say(f"\n{verdict}\n\n{report.table()}\n")
     return report

@@ -1,4 +1,7 @@
-"""The agents of the chaos runs: sync code of a few milliseconds, with an answer that follows from the key."""
+"""The agents of the chaos runs: sync code of a few milliseconds, with an answer that follows from the key.
+
+Some tasks ask an agent of the other node for that answer. They are to succeed whatever becomes of the question.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 
 import flowray as fr
 
+ASK_S = 2.0  # how long a task waits for another agent
+
 
 def answer(key: str) -> str:
     """What every agent has to answer for this key."""
@@ -20,15 +25,30 @@ class Work:
     """Sleeps as told and answers. `by` and `nonce` differ between two executions of one task, so that readers who
     see two of them can tell."""
 
-    def run(self, task: fr.Task) -> dict[str, Any]:
+    other = ""  # an agent of the other node
+
+    def run(self, task: fr.Task, ctx: fr.Context) -> dict[str, Any]:
         key, wait_s = task.payload["key"], task.payload["wait_s"]
         time.sleep(wait_s)
-        return {"of": key, "answer": answer(key), "by": os.getpid(), "nonce": secrets.token_hex(4)}
+        said = ""
+        if task.payload.get("ask"):
+            try:
+                said = "answered" if ctx.ask(self.other, key, timeout_s=ASK_S).result() == answer(key) else "wrong"
+            except (fr.AskTimeout, fr.AgentUnreachable, fr.NoRoom) as error:
+                said = type(error).__name__
+        return {"of": key, "answer": answer(key), "by": os.getpid(), "nonce": secrets.token_hex(4), "asked": said}
+
+    def on_message(self, message: fr.Message) -> str:
+        return answer(message.body)
 
 
 class HeadWork(Work):
     """Of the tier that lives on the head node."""
 
+    other = "farwork-0"
+
 
 class FarWork(Work):
     """Of the tier that lives on the other node."""
+
+    other = "headwork-0"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -50,14 +49,6 @@ def links() -> str:
 
 def spaces() -> str:
     return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[NamespaceCluster]:
-    if cluster_missing():
-        pytest.skip(cluster_missing())
-    with NamespaceCluster(nodes=2, cpus=1, labels=[{}, {"zone": "far"}]) as running:
-        yield running
 
 
 def test_the_nodes_are_one_cluster_with_labels_and_a_token(cluster: NamespaceCluster) -> None:
@@ -145,7 +136,7 @@ def test_living_clusters_are_not_swept(cluster: NamespaceCluster) -> None:
 
 
 def test_a_cluster_leaves_nothing(cluster: NamespaceCluster) -> None:
-    """Closing twice is fine. Runs last in this module: the cluster is gone after it."""
+    """Closing twice is fine. Runs last of all with this cluster: it is gone after it."""
     name = cluster.directory.name.partition("-")[0]
     processes = [psutil.Process(pid) for pid in [*cluster.processes(0), *cluster.processes(1)]]
     cluster.close()
