@@ -554,7 +554,8 @@ class Coordinator:
             return await self._purge(task_id)
         if what == "figures":
             f = self._figures
-            return {"attempts": f.attempts, "failovers": f.failovers, "retries": f.retries, "restarts": f.restarts}
+            counts = {"attempts": f.attempts, "failovers": f.failovers, "retries": f.retries, "restarts": f.restarts}
+            return {**counts, "warm": self._pools.warm()}
         if what == "add_agents" and question.spec is not None:
             return await self._add_agents(question.spec)
         if what == "process":

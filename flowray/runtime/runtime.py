@@ -400,7 +400,10 @@ class Runtime:
         return self._ask(Question("status"), Status)
 
     def figures(self) -> dict[str, int]:
-        """Counts since the coordinator began: attempts, failovers, retries, restarts (of agents)."""
+        """Counts since the coordinator began: attempts, failovers, retries, restarts (of agents).
+
+        And how many processes are warm at this moment: started, their class loaded, and without an agent.
+        """
         return self._ask(Question("figures"), dict[str, int])
 
     def __repr__(self) -> str:
