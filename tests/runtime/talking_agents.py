@@ -128,3 +128,21 @@ class SyncTalker:
         if message.body["do"] == "who":
             return {"agent": ctx.agent_id, "pid": os.getpid(), "asker": message.sender}
         return message.body["value"]
+
+
+@fr.agent(capabilities={"bridged"}, topics={"orders"})
+class Clerk:
+    """Takes orders, and publishes what it did with them."""
+
+    def __init__(self) -> None:
+        self.orders: list[list[str]] = []
+
+    async def run(self, task: fr.Task, ctx: fr.Context) -> int:
+        return int(await ctx.publish(task.payload["topic"], task.payload["body"], message_id=task.payload["id"]))
+
+    async def on_message(self, message: fr.Message, ctx: fr.Context) -> Any:
+        if message.topic != "orders":
+            return self.orders
+        self.orders.append([message.message_id, message.body.decode()])
+        await ctx.publish("done", f"did {message.body.decode()}", message_id=f"done-{len(self.orders)}")
+        return None
