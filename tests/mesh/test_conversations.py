@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talk_world import World
 
+from flowray import errors
 from flowray.errors import AgentUnreachable, AskDeadlock, AskTimeout, ConfigError, FlowrayError, NoRoom
-from flowray.mesh import envelopes, failures
+from flowray.mesh import envelopes
 from flowray.mesh.conversations import Conversations
 from flowray.mesh.envelopes import BYTES, PICKLE, Answer, Ask, Confirm, Edge, Probe, Refusal, Room, Tell
 from flowray.mesh.frames import BadFrame
@@ -411,8 +412,8 @@ def test_a_budget_is_a_number_of_seconds(nonsense):
 
 def test_errors_travel_between_processes():
     examples: list[FlowrayError] = [
-        AgentUnreachable("a", "gone"), NoRoom("a", "full"), failures.AskError("a", "odd"), AskTimeout("a", "late"),
-        failures.AskFailed("a", "KeyError", "'x'"), AskDeadlock("a", ("b", "a")),
+        AgentUnreachable("a", "gone"), NoRoom("a", "full"), errors.AskError("a", "odd"), AskTimeout("a", "late"),
+        errors.AskFailed("a", "KeyError", "'x'"), AskDeadlock("a", ("b", "a")),
     ]  # fmt: skip
     for error in examples:
         copy = pickle.loads(pickle.dumps(error))
