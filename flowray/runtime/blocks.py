@@ -37,6 +37,7 @@ class Blocks:
         self._groups: dict[str, PlacementGroup] = {}
         self._free: dict[str, list[Place]] = {}  # class -> places that nobody has
         self._made: dict[str, int] = {}  # class -> number of its next block
+        self._tried: set[str] = set()  # blocks for which room is looked for that nobody needs
         self._lock = threading.Lock()
         self._cluster: dict[str, float] = {}
 
@@ -81,10 +82,14 @@ class Blocks:
             self._add_block(spec, 1)
             place = free.pop()
             group = self._groups[place.block]
-        if group.wait(wait_s):
-            return place
-        self.remove(spec.name, place)
-        return None
+            self._tried.add(place.block)
+        try:
+            if group.wait(wait_s):
+                return place
+            self.remove(spec.name, place)
+            return None
+        finally:
+            self._tried.discard(place.block)
 
     def group(self, place: Place) -> PlacementGroup:
         """The placement group that a taken place is in."""
@@ -136,8 +141,12 @@ class Blocks:
         return bundle
 
     def missing(self) -> dict[str, str]:
-        """Blocks that are not in place -> their state."""
-        return {name.removeprefix(self._prefix): state for name, state in self._states().items() if state != _IN_PLACE}
+        """Blocks that are not in place, and are needed -> their state."""
+        return {
+            name.removeprefix(self._prefix): state
+            for name, state in self._states().items()
+            if state != _IN_PLACE and name not in self._tried
+        }
 
     def _states(self) -> dict[str, str]:
         """Every block of this runtime -> Ray's word for its state."""

@@ -271,7 +271,9 @@ class CoordinatorLink:
             self._post(messages.encode(msgspec.structs.replace(message, number=number)))
             return answer.result(timeout_s)
         except TimeoutError:
-            raise LinkLost(f"no answer for {timeout_s:g} s") from None
+            peer = self._endpoint.known(COORDINATOR)
+            refused = f"; the last thing heard from there: {peer.refused}" if peer is not None and peer.refused else ""
+            raise LinkLost(f"no answer for {timeout_s:g} s{refused}") from None
         finally:
             with self._lock:
                 self._calls.pop(number, None)

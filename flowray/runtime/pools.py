@@ -82,6 +82,7 @@ class Pools:
         self._opening: dict[str, asyncio.Future[Process]] = {}  # class -> a process being started that has room
         self._rooms: dict[str, int] = {}  # class -> how many more agents that one may take
         self._warm: dict[str, list[Process]] = {}  # class -> processes without an agent
+        self._classes: dict[str, AgentSpec] = {}  # that agents were started of
         self._warming: set[str] = set()  # classes for which one is being started
         self._starting = 0  # agents
         self._closed = False
@@ -105,6 +106,7 @@ class Pools:
     def start(self, agent_id: AgentId, incarnation: int, spec: AgentSpec) -> None:
         """Begin to start an agent; how it went arrives as an event."""
         self._starting += 1
+        self._classes[spec.name] = spec
         self._spawn(self._start(agent_id, incarnation, spec))
 
     def stop(self, agent_id: str, incarnation: int) -> None:
@@ -189,7 +191,8 @@ class Pools:
                 process.stopped = True
                 process.link.kill()
             self._put(AgentStartFailed(agent_id, incarnation, failure))
-        self._keep_warm(spec)
+        for one in self._classes.values():  # of all: some may have made way for this agent
+            self._keep_warm(one)
 
     def _is_ready(self, process: Process, agent_id: AgentId, incarnation: int) -> None:
         if not process.gone:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import time
 from typing import Any
@@ -35,7 +36,7 @@ class Work:
             try:
                 said = "answered" if ctx.ask(self.other, key, timeout_s=ASK_S).result() == answer(key) else "wrong"
             except (fr.AskTimeout, fr.AgentUnreachable, fr.NoRoom) as error:
-                said = type(error).__name__
+                said = f"{type(error).__name__}: {re.sub('[0-9a-f]{8}', '*', error.detail)}"
         return {"of": key, "answer": answer(key), "by": os.getpid(), "nonce": secrets.token_hex(4), "asked": said}
 
     def on_message(self, message: fr.Message) -> str:

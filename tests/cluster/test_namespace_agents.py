@@ -41,11 +41,10 @@ def without_certificate(host, port):
         with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw) as tls:
             version = tls.version()
             tls.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n")
-            while tls.recv(4096):  # TLS 1.3 says only now that a certificate was wanted
-                pass
-            return f"{version}: ended"
-    except ssl.SSLError as error:
-        return f"refused: {error.reason}"
+            data = tls.recv(4096)  # TLS 1.3 says only now that a certificate was wanted
+            return f"{version}: let in, {data!r}" if data else f"{version}: refused without a word"
+    except (ssl.SSLError, ConnectionError) as error:
+        return f"refused: {error}"
 
 host, port = sys.argv[1], int(sys.argv[2])
 print(asyncio.run(plain(f"{host}:{port}")))
@@ -123,7 +122,7 @@ def test_agents_and_drivers_of_two_nodes_talk_tls(cluster: NamespaceCluster) -> 
         stranger = cluster.run(FAR, [sys.executable, "-c", STRANGER, ip, str(door)])
         plain, bare = stranger.check(60).splitlines()[-2:]
         assert plain == "UNAVAILABLE"
-        assert bare.startswith("refused"), bare
+        assert "refused" in bare, bare
 
 
 def test_a_coordinator_that_was_killed_finds_the_agents_of_the_other_node(cluster: NamespaceCluster) -> None:
