@@ -132,12 +132,20 @@ def test_a_bridge_outlives_its_coordinator_and_its_server(
         server.kill()
         rt.submit({"topic": "done", "body": "kept", "id": "kept"}, agent="clerk").result(WAIT_S)
         server.start()
+        eventually(lambda: has_loaded(client), "the server has read its file")
         eventually(
             lambda: b"kept" in [fields[b"message_id"] for _, fields in client.xrange("orders-done")], "it was kept"
         )
         bridge.check()
     ids = [fields[b"message_id"] for _, fields in client.xrange("orders-done")]
     assert ids.count(b"again") == 1 and ids.count(b"kept") == 1
+
+
+def has_loaded(client: Any) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.BusyLoadingError:
+        return False
 
 
 def test_a_bridge_whose_secret_is_missing_is_refused(
