@@ -52,6 +52,7 @@ from flowray.runtime.clients import Client, Clients, Submission
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
 from flowray.runtime.lifetime import leave_with_owner
+from flowray.runtime.lookout import Lookout
 from flowray.runtime.messages import (
     Acknowledge,
     Admission,
@@ -81,7 +82,6 @@ from flowray.runtime.views import (
     AgentView,
     DeadLetter,
     DeadLetters,
-    NodeView,
     Status,
     Story,
     story_between,
@@ -236,6 +236,7 @@ class Coordinator:
             TalkDirectory(self._epoch, self._send, self._lives, loop.call_later),
         )
         self._doorway.on_renewal = self._renew_certificates
+        self._lookout = Lookout(self._pools.blocks)
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._keeper: Any = None  # for clients outside
@@ -616,31 +617,22 @@ class Coordinator:
     async def _status(self) -> Status:
         core = self._core
         states = [entry.state for entry in core.book.open.values()]
-        nodes, blocks = await asyncio.to_thread(lambda: (ray.nodes(), self._pools.blocks()))
+        sight = await self._lookout.look()
         return Status(
             name=self._config.name,
             epoch=self._epoch,
             at_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
             journal=str(self._journal),
             journal_failed=str(self._store.failure or ""),
+            ray_failed=sight.failed,
             queued=states.count(TaskState.QUEUED),
             running=states.count(TaskState.RUNNING),
             backing_off=states.count(TaskState.BACKING_OFF),
             ended={state.value: count for state, count in self._store.counts().items()},
             open_bytes=core.admission.open_bytes,
             agents=self._agents(),
-            nodes=tuple(
-                NodeView(
-                    node_id=n["NodeID"],
-                    address=n["NodeManagerAddress"],
-                    alive=n["Alive"],
-                    cpus=n["Resources"].get("CPU", 0.0),
-                    memory_bytes=int(n["Resources"].get("memory", 0)),
-                    labels=n.get("Labels", {}),
-                )
-                for n in nodes
-            ),
-            blocks=blocks,
+            nodes=sight.nodes,
+            blocks=sight.blocks,
             pid=os.getpid(),
             node=self._node_id,
         )

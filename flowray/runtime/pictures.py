@@ -200,6 +200,8 @@ def _status(status: Status) -> Picture:
     blocks: list[Block] = [Line(tuple(head)), Line(tuple(open_tasks))]
     blocks.append(Line((Cell("ended", "faint"), *(ended or [Cell("none yet", "faint")]))))
     blocks.append(Line((Cell("journal", "faint"), Cell(status.journal or "goes with this run"))))
+    if status.ray_failed:
+        blocks.append(Line((Cell("Ray's control store", "bad"), Cell(status.ray_failed))))
     if status.journal_failed:
         blocks.append(Line((Cell("journal failed", "bad"), Cell(status.journal_failed))))
     waiting = sorted(status.blocks.items())

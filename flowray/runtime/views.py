@@ -67,6 +67,7 @@ class Status(View, frozen=True, kw_only=True, omit_defaults=True):
     epoch: int
     at_utc: str  # ISO 8601
     journal: str  # directory
+    ray_failed: str = ""  # why Ray says nothing; `nodes` and `blocks` are as last known then
     journal_failed: str = ""  # why the journal takes nothing any more; "" while it does
     queued: int = 0
     running: int = 0

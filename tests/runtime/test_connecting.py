@@ -341,6 +341,8 @@ def test_a_client_survives_the_death_of_rays_control_store_and_then_of_the_coord
         with fr.Runtime.connect("headless") as client:
             coordinator = client.status().pid
             store.kill()
+            status = client.status()
+            assert status.ray_failed.startswith("no answer") and [a.state for a in status.agents] == ["ready"]
             for number in range(50):
                 assert client.submit(f"n{number}", needs={"tools"}).result(WAIT_S) == f"N{number}"
             waiting = client.submit(tool("echo", value=1), needs={"tools"})
