@@ -252,6 +252,8 @@ class Pools:
             self._blocks.give_back(spec.name, place)
             raise
         self._processes[name] = process
+        if prepare.credentials is None and (credentials := self._doorway.issue(name)) is not None:
+            process.link.send(Renewed(credentials))  # another node was seen while it started
         self._spawn(self._watch(process))
         return process
 
@@ -283,9 +285,9 @@ class Pools:
         """Before a process is told where the coordinator is: it may be on another node."""
         if not self._several:
             nodes = await asyncio.to_thread(ray.nodes)
-            self._several = sum(node["Alive"] for node in nodes) > 1
-            if self._several:
+            if sum(node["Alive"] for node in nodes) > 1:
                 await self._doorway.open_to_nodes()
+                self._several = True  # not before: whoever relies on it wants a certificate next
 
     # ── warm processes ───────────────────────────────────────────────────────────────────────────────────────────
 
