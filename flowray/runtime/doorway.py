@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,9 +168,10 @@ class Doorway:
                 self.endpoint.forget(peer.name, f"not heard of for {_FORGET_CLIENT_S:g} s")
 
     def close(self) -> None:
-        """Take the ticket back, if it is still this runtime's."""
+        """Take the ticket back, if it is still this runtime's, and the sockets of all its processes here."""
         if self._keeping is not None:
             self._keeping.cancel()
+        shutil.rmtree(self._socket.parent, ignore_errors=True)  # who is connected stays so
         try:
             ticket = Ticket.load(self._runtime)
         except (MeshError, NotConnected):

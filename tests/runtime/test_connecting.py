@@ -193,6 +193,8 @@ def test_clients_of_a_stopped_runtime_are_told_at_once_and_live_on(
         waiting = client.submit(tool("wait", gate=str(tmp_path / "never")), needs={"tools"})
         subscription = client.subscribe("news")
         messages = subscription.__enter__()
+        sockets = Path(Ticket.load("stopped").socket).parent
+        assert sockets.is_dir()
         rt.stop()
         with pytest.raises(CoordinatorUnavailable, match="the runtime was stopped"):
             waiting.result(WAIT_S)
@@ -203,6 +205,7 @@ def test_clients_of_a_stopped_runtime_are_told_at_once_and_live_on(
             client.handle("some-task").result(WAIT_S)
         with pytest.raises(NotConnected):
             client.ask("tool-0", 1).result(WAIT_S)
+        assert not sockets.exists(), "nothing is left behind"
         subscription.__exit__(None, None, None)
         client.disconnect()
         with pytest.raises(NotConnected, match="closed"):
