@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -50,6 +52,7 @@ from flowray.runtime.places import COORDINATOR, socket_directory
 from flowray.runtime.talks import Talks
 
 _OPEN_S = 10.0
+_RESTART_S = 3.0  # a coordinator is back within about a second
 _LOOK_S = 0.1  # how often a link without a stream looks what becomes of its dialling
 _FORGET_S = 1e9  # a coordinator that comes back, whenever that is, is the one that this client waits for
 
@@ -77,7 +80,7 @@ class Way(Struct, frozen=True, kw_only=True):
     @classmethod
     def by_ticket(cls, ticket: Ticket) -> Way:
         """The way that a ticket opens."""
-        here = ticket.socket if ticket.socket and Path(ticket.socket).exists() else ""
+        here = ticket.socket if ticket.socket and _is_answered(ticket.socket) else ""
         if not here and not ticket.address:
             raise NotConnected(f"the runtime {ticket.runtime!r} does not run any more: nothing is at {ticket.socket}")
         return cls(
@@ -90,6 +93,19 @@ class Way(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Way(to {self.runtime!r} at {self.path or self.address})"
+
+
+def _is_answered(path: str) -> bool:
+    """Does somebody listen at this socket? One that nobody answers may be a coordinator's that is being restarted."""
+    deadline = time.monotonic() + _RESTART_S
+    while Path(path).exists():
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) == 0:
+                return True
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return False
 
 
 class LinkLost(FlowrayError):

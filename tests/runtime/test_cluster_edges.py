@@ -39,6 +39,8 @@ def rt(start_runtime: Callable[..., fr.Runtime], node_id: str) -> Iterator[fr.Ru
         tiers__secondary__labels=labels,
         tiers__secondary__agents=4,
         tiers__specialist__labels={"ray.io/node-id": f"!{node_id}"},
+        tiers__primary__warm=0,
+        tiers__secondary__warm=0,
     ) as runtime:
         runtime.agents.add(Tool, name="first", tier="primary", count=2, capabilities={"first"})
         runtime.agents.add(Tool, name="second", tier="secondary", capabilities={"second"})
