@@ -258,7 +258,7 @@ class NamespaceCluster:
         ray = [
             sys.executable,
             "-m",
-            "ray.scripts.scripts",
+            "flowray.runtime.template.cli",
             "start",
             *(
                 ["--head", f"--port={self._port}", f"--include-dashboard={'true' if self._dashboard else 'false'}"]
