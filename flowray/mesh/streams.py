@@ -166,10 +166,6 @@ class Conversation:
             peer.release_room()
             if messages:
                 handler(peer, messages)
-                # Asking gRPC for the next frame costs as much as answering this one: first whoever was woken may
-                # answer, and the writer send it (a round trip takes a tenth less).
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
 
     async def _write(self) -> None:
         peer, link = self._peer, self._link
