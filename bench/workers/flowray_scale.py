@@ -18,7 +18,8 @@ _IN_FLIGHT = 1_000
 def work(settings: dict[str, Any]) -> dict[str, float]:
     agents = settings["agents"]
     began_at = time.perf_counter()
-    with fr.Runtime.start(overrides={"ray.agent_output": False}) as rt:
+    # The tier's share is for as many agents as there are, and the one that is kept warm.
+    with fr.Runtime.start(overrides={"ray.agent_output": False, "tiers.secondary.agents": agents + 1}) as rt:
         started_at = time.perf_counter()
         rt.agents.add("bench.workers.messengers:Member", name=MEMBER, count=agents)
         rt.wait_ready(timeout_s=400, agents=agents)
