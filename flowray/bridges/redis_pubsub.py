@@ -126,13 +126,7 @@ class RedisPubSubBridge(RedisBridge):
             await client.ping()
             lane.up()
             while go_on():
-                batch = await outbox.take(self.limits.batch, self.limits.batch_bytes)
-                for sending in (sending for sending in batch if sending.reason):
-                    message = sending.message
-                    fields = {"message_id": message.message_id.encode(), "body": message.body}
-                    await self._bury(client, f"topic {message.topic}", sending.reason, fields)
-                    outbox.confirm([sending])
-                good = [sending for sending in batch if not sending.reason]
+                good = await self._sendable(client, outbox)
                 if not good:
                     continue
                 await client.ping()  # not part of what may be lost: a connection that broke while idle shows here

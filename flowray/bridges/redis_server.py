@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 
 from flowray.bridges import trail
 from flowray.bridges.bridge import Bridge, Lane
+from flowray.bridges.outbox import Outbox, Sending
 from flowray.errors import ConfigError
 
 # A word of what a server says when it cannot do something now.
@@ -62,6 +63,16 @@ class RedisBridge(Bridge, ABC):
             if "WRONGTYPE" in words:
                 return ConfigError("source or target", f"{lane.name}: this key of Redis is no stream")
         return error
+
+    async def _sendable(self, client: Redis, outbox: Outbox) -> list[Sending]:
+        """The next batch, without what cannot be passed on: that goes to the dead letters."""
+        batch = await outbox.take(self.limits.batch, self.limits.batch_bytes)
+        for sending in (sending for sending in batch if sending.reason):
+            message = sending.message
+            fields = {"message_id": message.message_id.encode(), "body": message.body}
+            await self._bury(client, f"topic {message.topic}", sending.reason, fields)
+            outbox.confirm([sending])
+        return [sending for sending in batch if not sending.reason]
 
     async def _bury(self, client: Redis, source: str, reason: str, fields: dict[str, bytes]) -> None:
         """Add an entry to the dead-letter stream."""

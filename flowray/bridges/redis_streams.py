@@ -212,13 +212,7 @@ class RedisStreamBridge(RedisBridge):
             keys = (route.target, f"flowray:sent:{{{route.target}}}:{self.config.name}")
             limits = self.limits
             while go_on():
-                batch = await outbox.take(limits.batch, limits.batch_bytes)
-                for sending in (sending for sending in batch if sending.reason):
-                    message = sending.message
-                    fields = {"message_id": message.message_id.encode(), "body": message.body}
-                    await self._bury(client, f"topic {message.topic}", sending.reason, fields)
-                    outbox.confirm([sending])
-                good = [sending for sending in batch if not sending.reason]
+                good = await self._sendable(client, outbox)
                 if not good:
                     continue
                 arguments: list[Any] = [self.config.name, limits.window_ids, route.max_entries]

@@ -175,7 +175,7 @@ class CoordinatorActor:
 
     async def report(self, body: bytes) -> None:
         """An agent whose event loop is blocked reports this way."""
-        await self._usable().report(messages.decode_to_coordinator(body))
+        await self._usable().report(messages.decode(body, Report))
 
     async def shut_down(self) -> None:
         """See Coordinator.shut_down."""
@@ -601,16 +601,18 @@ class Coordinator:
 
     def _take_report(self, peer: Peer, message: Report) -> None:
         """An agent's results. Acknowledged once they are on disk: until then the agent keeps them."""
-        for event in results_as_events(message.agent_id, message.results):
-            self._pump.put(event)
+        self._put_results(message)
         body = messages.encode(Acknowledge(message.agent_id, message.last))
         self._pump.when_synced(lambda: peer.send_anyway(body))
 
-    async def report(self, message: Any) -> None:
+    async def report(self, message: Report) -> None:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""
+        self._put_results(message)
+        await self._pump.synced()
+
+    def _put_results(self, message: Report) -> None:
         for event in results_as_events(message.agent_id, message.results):
             self._pump.put(event)
-        await self._pump.synced()
 
     # ── views ────────────────────────────────────────────────────────────────────────────────────────────────────
 

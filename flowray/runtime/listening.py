@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ MakeContext = Callable[["Speaker", float | None], Any]  # (how to speak, remaini
 _SLICE_S = 0.0005  # a lane that is never empty lets the loop's other work pass this often
 
 
-class Listener:
+class Listener(ABC):
     """What all three have in common."""
 
     def __init__(self, talking: Talking, lane: Lane) -> None:
@@ -35,13 +36,13 @@ class Listener:
         self._lane = lane
         self._left = False
 
+    @abstractmethod
     def wake(self) -> None:
         """A turn can begin. Called from any thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self) -> None:
         """No further turn. Called from the mesh's loop, after the lane has left."""
-        raise NotImplementedError
 
 
 class Hearing(Listener):
