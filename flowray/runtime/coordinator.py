@@ -13,11 +13,8 @@ import gc
 import os
 import random
 import sys
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +29,27 @@ from flowray.core.commands import (
     Command,
     KnownTask,
     RefuseTask,
-    RequeueTask,
     ResolveTask,
     StartAgent,
     StartAttempt,
     StopAgent,
 )
 from flowray.core.coordination import Coordination
-from flowray.core.events import AgentLost, AgentsAdded, CancelRequested, TaskSubmitted
-from flowray.core.model import AgentSpec, Outcome, Task, TaskId
-from flowray.core.states import AgentState, TaskState
-from flowray.errors import ConfigError, FlowrayError, MeshError, PayloadError, StoreError
+from flowray.core.events import AgentLost
+from flowray.core.model import Outcome
+from flowray.core.states import AgentState
+from flowray.errors import MeshError, PayloadError, StoreError
 from flowray.mesh.doors import OUTSIDE
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import split_address
 from flowray.runtime import messages
-from flowray.runtime.clients import Client, Clients, Submission
+from flowray.runtime.clients import Client, Clients
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
+from flowray.runtime.figures import Figures
+from flowray.runtime.intake import Intake
 from flowray.runtime.lifetime import leave_with_owner
-from flowray.runtime.lookout import Lookout
 from flowray.runtime.messages import (
     Acknowledge,
     Admission,
@@ -72,54 +69,19 @@ from flowray.runtime.messages import (
     Subscribe,
     Want,
 )
+from flowray.runtime.overview import Overview
 from flowray.runtime.payload_keeper import keeper_of
 from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Pump, time_line
+from flowray.runtime.questions import Questions
 from flowray.runtime.retention import sweep_for_ever
 from flowray.runtime.standin import StandIn
-from flowray.runtime.views import (
-    AgentView,
-    DeadLetter,
-    DeadLetters,
-    Status,
-    Story,
-    story_between,
-    story_of,
-)
 from flowray.store import PayloadStore, SqliteStore
-from flowray.values import require_plain
 
-_BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused
-_FOR_ALL = frozenset(
-    ("introduce", "status", "story", "outcome", "state", "cancel", "dead_letters", "dead_letter", "figures")
-)  # what clients that come over the network may ask
 _FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
 _TRY_AGAIN_S = 2.0  # to open a journal that could not be used
 STORE_FAILED = 71  # exit status of a coordinator whose journal failed or belongs to a successor
-
-
-@dataclass(slots=True)
-class Figures:
-    """Counts since this coordinator began; an observer of the pump."""
-
-    attempts: int = 0
-    failovers: int = 0  # attempts lost with their agent
-    retries: int = 0  # attempts that failed and are tried again
-    restarts: int = 0  # agents started again
-    resolved: int = 0
-    started_at: float = field(default_factory=time.monotonic)
-
-    def __call__(self, command: Command) -> None:
-        if isinstance(command, StartAttempt):
-            self.attempts += 1
-        elif isinstance(command, ResolveTask):
-            self.resolved += 1
-        elif isinstance(command, RequeueTask):
-            self.retries += command.arrow == "failed"
-            self.failovers += command.counts in ("kills", "losses")
-        elif isinstance(command, StartAgent):
-            self.restarts += command.incarnation > 1
 
 
 class CoordinatorActor:
@@ -208,10 +170,10 @@ class Coordinator:
             raise
         self._core = core
         clock = self._clock
-        self._figures = Figures()
+        figures = Figures()
         self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
-        self._cancels: dict[str, list[asyncio.Future[str]]] = {}
-        self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, [self._figures])
+        self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, [figures])
+        self._intake = Intake(core, self._store, self._clients, self._pump.put)
         context = ray.get_runtime_context()
         self._node_id = context.get_node_id()
         self._doorway = Doorway(self._config.name, self._journal, self._node_id, ray.util.get_node_ip_address())
@@ -236,7 +198,19 @@ class Coordinator:
             TalkDirectory(self._epoch, self._send, self._lives, loop.call_later),
         )
         self._doorway.on_renewal = self._renew_certificates
-        self._lookout = Lookout(self._pools.blocks)
+        overview = Overview(
+            self._config.name, self._epoch, self._node_id, self._journal, core, self._store, self._pools
+        )
+        self._questions = Questions(
+            core,
+            self._store,
+            self._pump,
+            self._pools,
+            figures,
+            overview,
+            introduce=self._introduction,
+            stop=self._stop,
+        )
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._keeper: Any = None  # for clients outside
@@ -312,7 +286,7 @@ class Coordinator:
             self._clients.answer(command.task.id, Answer(command.task.id))
         elif isinstance(command, KnownTask):
             self._clients.answer(command.submitted_id, Answer(command.task_id))
-            self._catch_up(command.task_id)
+            self._intake.catch_up(command.task_id)
         elif isinstance(command, RefuseTask):
             answer = Answer(command.task_id, command.reason, command.detail, command.retry_after_s)
             self._clients.answer(command.task_id, answer)
@@ -323,9 +297,7 @@ class Coordinator:
                     Cancel(command.agent_id, command.task_id, command.attempt, command.epoch, self._epoch)
                 )
         elif isinstance(command, AnswerCancel):
-            for future in self._cancels.pop(command.task_id, ()):
-                if not future.done():
-                    future.set_result(command.state.value if command.state is not None else "")
+            self._questions.cancelled(command.task_id, command.state.value if command.state is not None else "")
         elif isinstance(command, StartAgent):
             self._pools.start(command.agent_id, command.incarnation, self._core.book.specs[command.spec_name])
         elif isinstance(command, StopAgent):
@@ -338,13 +310,6 @@ class Coordinator:
         task = self._core.task(command.task_id)
         if process is not None and task is not None:
             process.link.send(Start(command.agent_id, task, command.attempt, self._epoch, command.remaining_s))
-
-    def _catch_up(self, task_id: str) -> None:
-        """A repeat of a task that has ended: its outcome is in the store already."""
-        if self._core.task(TaskId(task_id)) is None:
-            outcome = self._store.outcome(task_id)
-            if outcome is not None:
-                self._clients.resolved(outcome)
 
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -360,6 +325,15 @@ class Coordinator:
         host = f"[{door.host}]" if ":" in door.host else door.host
         return messages.encode(Admission(f"{host}:{door.port}", credentials))
 
+    async def _introduction(self, client: str) -> Introduction:
+        config, journal = msgspec.msgpack.encode(self._config), str(self._journal)
+        if self._doorway.is_outside(client):
+            port = await self._keeper.bulk_port.remote()
+            return Introduction(config, self._node_id, journal, bulk_port=port)
+        identity = PayloadStore(self._journal / "payloads").identity()
+        credentials = self._doorway.issue(client)
+        return Introduction(config, self._node_id, journal, self._doorway.host, credentials, identity)
+
     def _on_messages(self, peer: Peer, batch: list[bytes]) -> None:
         for body in batch:
             try:
@@ -372,18 +346,23 @@ class Coordinator:
             elif isinstance(message, Submit):
                 self._clients.client(peer.name, peer)
                 try:
-                    self._submit(peer.name, message)
+                    self._intake.submit(peer.name, message, outside=self._doorway.is_outside(peer.name))
                 except PayloadError as error:
                     self._endpoint.forget(peer.name, str(error))
                     return
             elif isinstance(message, Want):
                 self._clients.client(peer.name, peer)
-                self._want(peer.name, message.task_ids)
+                self._intake.want(peer.name, message.task_ids)
             elif isinstance(message, Question):
                 self._later(self._ask(peer, message))
             else:
                 self._help_to_talk(peer, message)
         peer.consumed(len(batch), sum(map(len, batch)))
+
+    async def _ask(self, peer: Peer, question: Question) -> None:
+        outside = self._doorway.is_outside(peer.name)
+        reply = await self._questions.reply(peer.name, question, outside=outside)
+        peer.send_anyway(messages.encode(reply))
 
     def _help_to_talk(self, peer: Peer, message: Learn | Reach | Listening | Subscribe) -> None:
         directory = self._pools.directory
@@ -441,162 +420,6 @@ class Coordinator:
     def _load_outcomes(self, task_ids: list[str]) -> list[Outcome]:
         return list(self._store.outcomes(task_ids).values())
 
-    def _submit(self, client_id: str, message: Submit) -> None:
-        def done(answers: list[Answer]) -> None:
-            self._clients.answered(client_id, message.number, answers)
-
-        submission = Submission(client_id, len(message.tasks), done)
-        if not message.tasks:
-            done([])
-        if self._doorway.is_outside(client_id):
-            for task in message.tasks:
-                if task.payload is not None:
-                    require_plain(task.payload.codec, "payload")
-        behind = self._store.backlog_ratio > _BACKLOG_RATIO
-        earlier = self._ended_before(message)
-        for position, task in enumerate(message.tasks):
-            outcome = earlier.get(task.id) or earlier.get(task.key) if earlier else None
-            if outcome is not None:
-                submission.put(position, self._known(client_id, task, outcome))
-            elif behind:
-                submission.put(position, Answer(task.id, "queue_full", "the journal is behind", 0.5))
-            else:
-                self._clients.expect(submission, position, task.id)
-                self._pump.put(TaskSubmitted(task))
-
-    def _ended_before(self, message: Submit) -> dict[str, Outcome]:
-        """Outcomes of repeats, by task id or key: of tasks that the core has forgotten because they have ended."""
-        found: dict[str, Outcome] = {}
-        keys = [t.key for t in message.tasks if t.key and self._core.admission.by_key(t.key) is None]
-        if keys:
-            found.update(self._store.by_key(keys))
-        if message.again:
-            found.update(self._store.outcomes([t.id for t in message.tasks]))
-        return found
-
-    def _known(self, client_id: str, task: Task, outcome: Outcome) -> Answer:
-        if task.id != outcome.task_id and task.fingerprint != outcome.fingerprint:
-            detail = f"key {task.key!r} belongs to task {outcome.task_id}, which asked for something else"
-            return Answer(task.id, "conflict", detail)
-        self._clients.give(client_id, outcome)
-        return Answer(outcome.task_id)
-
-    def _want(self, client_id: str, task_ids: list[str]) -> None:
-        ended: list[str] = []
-        for task_id in task_ids:
-            if self._core.task(TaskId(task_id)) is not None or self._core.admission.recent(TaskId(task_id)):
-                self._clients.want(client_id, task_id)
-                if self._core.task(TaskId(task_id)) is None:
-                    ended.append(task_id)
-            else:
-                ended.append(task_id)
-        if not ended:
-            return
-        outcomes = self._store.outcomes(ended)
-        unknown: list[str] = []
-        for task_id in ended:
-            if task_id in outcomes:
-                self._clients.resolved(outcomes[task_id])
-                self._clients.give(client_id, outcomes[task_id])
-            elif not self._core.admission.recent(TaskId(task_id)):
-                unknown.append(task_id)
-        self._clients.unknown(client_id, unknown)
-
-    async def _ask(self, peer: Peer, question: Question) -> None:
-        try:
-            if self._doorway.is_outside(peer.name) and question.what not in _FOR_ALL:
-                raise ConfigError(question.what, "is not for clients outside the cluster", "do it where the runtime is")
-            if question.what == "introduce":
-                view: Any = await self._introduction(peer.name)
-            else:
-                view = await self._answer(question)
-        except FlowrayError as error:
-            reply = Reply(error=type(error).__name__, detail=str(error), number=question.number)
-        else:
-            if view is None:
-                detail = f"no task has the id {question.task_id}"
-                reply = Reply(error="UnknownTask", detail=detail, number=question.number)
-            else:
-                reply = Reply(msgspec.msgpack.encode(view), number=question.number)
-        peer.send_anyway(messages.encode(reply))
-
-    async def _introduction(self, client: str) -> Introduction:
-        config, journal = msgspec.msgpack.encode(self._config), str(self._journal)
-        if self._doorway.is_outside(client):
-            port = await self._keeper.bulk_port.remote()
-            return Introduction(config, self._node_id, journal, bulk_port=port)
-        identity = PayloadStore(self._journal / "payloads").identity()
-        credentials = self._doorway.issue(client)
-        return Introduction(config, self._node_id, journal, self._doorway.host, credentials, identity)
-
-    async def _answer(self, question: Question) -> Any:
-        what, task_id = question.what, question.task_id
-        if what == "stop":
-            return await self._stop()
-        if what == "status":
-            return await self._status()
-        if what == "story":
-            return self._story(task_id)
-        if what == "outcome":
-            return self._store.outcome(task_id)
-        if what == "state":
-            entry = self._core.book.open.get(TaskId(task_id))
-            outcome = self._store.outcome(task_id) if entry is None else None
-            return entry.state.value if entry is not None else outcome.state.value if outcome is not None else None
-        if what == "cancel":
-            return await self._cancel(task_id)
-        if what == "dead_letters":
-            found = self._store.dead_letters(question.limit, question.after)
-            return DeadLetters(letters=tuple(DeadLetter(task=task, outcome=outcome) for task, outcome in found))
-        if what == "dead_letter":
-            one = self._store.dead_letter(task_id)
-            return DeadLetter(task=one[0], outcome=one[1]) if one is not None else None
-        if what == "purge":
-            return await self._purge(task_id)
-        if what == "figures":
-            f = self._figures
-            counts = {"attempts": f.attempts, "failovers": f.failovers, "retries": f.retries, "restarts": f.restarts}
-            return {**counts, "warm": self._pools.warm()}
-        if what == "add_agents" and question.spec is not None:
-            return await self._add_agents(question.spec)
-        if what == "process":
-            process = self._pools.current(question.agent_id)
-            made = process.made if process is not None and not process.gone else None
-            return [made.address, made.pid] if made is not None else ["", 0]
-        raise FlowrayError(f"the coordinator does not know the question {what!r}")
-
-    async def _add_agents(self, spec: AgentSpec) -> str:
-        known = self._core.book.specs.get(spec.name)
-        # Two pickles of one class differ; where the class has a place of its own, that is what names it.
-        code = spec.code if spec.target or known is None else known.code
-        if known is not None and msgspec.structs.replace(known, count=spec.count, paths=spec.paths, code=code) != spec:
-            problem = f"there are other agents called {spec.name!r}: give these another name, or change only the count"
-            raise ConfigError("name", problem)
-        self._pump.put(AgentsAdded(spec))
-        await self._pump.synced()
-        return spec.name
-
-    async def _cancel(self, task_id: str) -> str | None:
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._cancels.setdefault(task_id, []).append(future)
-        self._pump.put(CancelRequested(TaskId(task_id)))
-        state = await future
-        if not state:
-            outcome = self._store.outcome(task_id)
-            return None if outcome is None else outcome.state.value
-        return state
-
-    async def _purge(self, task_id: str) -> bool:
-        if self._store.dead_letter(task_id) is None:
-            return False
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[StoreError | None] = loop.create_future()
-        self._store.purge_dead_letter(task_id, _resolving(loop, future))
-        error = await future
-        if error is not None:
-            raise error
-        return True
-
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _take_report(self, peer: Peer, message: Report) -> None:
@@ -613,63 +436,6 @@ class Coordinator:
     def _put_results(self, message: Report) -> None:
         for event in results_as_events(message.agent_id, message.results):
             self._pump.put(event)
-
-    # ── views ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _status(self) -> Status:
-        core = self._core
-        states = [entry.state for entry in core.book.open.values()]
-        sight = await self._lookout.look()
-        return Status(
-            name=self._config.name,
-            epoch=self._epoch,
-            at_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            journal=str(self._journal),
-            journal_failed=str(self._store.failure or ""),
-            ray_failed=sight.failed,
-            queued=states.count(TaskState.QUEUED),
-            running=states.count(TaskState.RUNNING),
-            backing_off=states.count(TaskState.BACKING_OFF),
-            ended={state.value: count for state, count in self._store.counts().items()},
-            open_bytes=core.admission.open_bytes,
-            agents=self._agents(),
-            nodes=sight.nodes,
-            blocks=sight.blocks,
-            pid=os.getpid(),
-            node=self._node_id,
-        )
-
-    def _agents(self) -> tuple[AgentView, ...]:
-        views = []
-        for agent in self._core.registry.agents():
-            process = self._pools.process(agent.id, agent.incarnation)
-            made = process.made if process is not None else None
-            spec = agent.agent_class.spec
-            views.append(
-                AgentView(
-                    agent_id=agent.id,
-                    name=spec.name,
-                    tier=spec.tier,
-                    state=agent.state.value,
-                    incarnation=agent.incarnation,
-                    node=made.address if made is not None else "",
-                    pid=made.pid if made is not None else 0,
-                    held=agent.held,
-                    slots=agent.slots,
-                    resolved=agent.resolved,
-                    service_s=agent.service_s if agent.service_s >= 0 else None,
-                    capabilities=spec.capabilities,
-                    failure=f"{agent.failure.type}: {agent.failure.message}" if agent.failure is not None else "",
-                )
-            )
-        return tuple(views)
-
-    def _story(self, task_id: str) -> Story | None:
-        entry = self._core.book.open.get(TaskId(task_id))
-        if entry is not None:
-            return story_between(task_id, entry.state.value, entry.accepted_at, entry.story, entry.choices, 0.0, 0.0)
-        outcome = self._store.outcome(task_id)
-        return None if outcome is None else story_of(outcome)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -696,12 +462,3 @@ class Coordinator:
     async def _leave(self) -> None:
         await self._endpoint.close()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
-
-
-def _resolving(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[StoreError | None]
-) -> Callable[[StoreError | None], None]:
-    def done(error: StoreError | None) -> None:
-        loop.call_soon_threadsafe(future.set_result, error)
-
-    return done

@@ -74,7 +74,7 @@ class Outcomes(Struct, frozen=True, array_like=True, tag="outcomes"):
 class Question(Struct, frozen=True, array_like=True, tag="question"):
     """Anything else asked of the coordinator."""
 
-    what: str  # status | story | cancel | dead_letters | replay | purge | add_agents | agents | outcome | figures
+    what: str  # see questions.py
     task_id: str = ""
     limit: int = 100
     after: str = ""

@@ -1,0 +1,35 @@
+"""What the core decided since this coordinator began, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowray.core.commands import Command, RequeueTask, StartAgent, StartAttempt
+
+
+@dataclass(slots=True)
+class Figures:
+    """Counts since this coordinator began; an observer of the pump."""
+
+    attempts: int = 0
+    failovers: int = 0  # attempts lost with their agent
+    retries: int = 0  # attempts that failed and are tried again
+    restarts: int = 0  # agents started again
+
+    def __call__(self, command: Command) -> None:
+        if isinstance(command, StartAttempt):
+            self.attempts += 1
+        elif isinstance(command, RequeueTask):
+            self.retries += command.arrow == "failed"
+            self.failovers += command.counts in ("kills", "losses")
+        elif isinstance(command, StartAgent):
+            self.restarts += command.incarnation > 1
+
+    def counts(self) -> dict[str, int]:
+        """All of them, by name."""
+        return {
+            "attempts": self.attempts,
+            "failovers": self.failovers,
+            "retries": self.retries,
+            "restarts": self.restarts,
+        }
