@@ -8,7 +8,8 @@ The shell calls methods and afterwards looks into `flushable` (processes for whi
 
 Delivery between two living processes is in order and exactly once: that is the mesh's business, as is saying that a
 process is gone (`peer_gone`). What was on its way to it is lost then, and those who wait for its answers are told.
-Agents of the same process speak through the same door, so a message is a copy everywhere.
+Agents of the same process speak through the same door, so a message is a copy everywhere. What came for the agents here
+is the business of `reception`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from __future__ import annotations
 import difflib
 import heapq
 import itertools
-import math
-import sys
 from collections import deque
 
 from flowray.errors import AgentUnreachable, AskError, AskFailed, AskTimeout, FlowrayError, NoRoom, NotConnected
@@ -37,11 +36,11 @@ from flowray.mesh.envelopes import (
     Tell,
     Withdrawal,
 )
-from flowray.mesh.lanes import Intake, Lane, OpenAsk, TalkLimits, Turn, cost_bytes
-from flowray.mesh.routes import Outbox, Route, Waiter, counted_bytes
+from flowray.mesh.lanes import Lane, OpenAsk, TalkLimits, Turn, cost_bytes
+from flowray.mesh.reception import Reception
+from flowray.mesh.routes import Outbox, Outboxes, Route, Waiter
 from flowray.mesh.topics import Changes, DirectoryCopy
 
-_DETAIL = 2_000  # characters of another side's message
 _SIMILAR = 200  # names looked at for the one that was probably meant
 
 
@@ -56,44 +55,35 @@ class Conversations:
         self.limits = limits or TalkLimits()
         self.places = DirectoryCopy()
         self.lanes: dict[str, Lane] = {}  # agents of this process
-        self.flushable: deque[Outbox] = deque()
-        self.woken: deque[Lane] = deque()
         self.settled: deque[Settled] = deque()
-        self.dropped = 0  # one-way messages for agents that are not here
         self._routes: dict[str, Route] = {}
-        self._outboxes: dict[str, Outbox] = {}
+        self._outboxes = Outboxes()
+        self._post = self._outboxes.post
         self._asks: dict[int, OpenAsk] = {}
         self._asking: dict[str, int] = {}  # asker -> how many of its asks are open
         self._expiries: list[tuple[float, int]] = []  # heap; numbers that are not open any more are skipped
         self._next_number = first_number
         self._closed = False
         self.deadlocks = Deadlocks(process, self.lanes, self._post, self._fail)
+        self._reception = Reception(
+            process, self.limits, self.lanes, self._outboxes, self.deadlocks, self._receive_other
+        )
+        # What the shell does with every message is the halves' own: a call in between would cost it time.
+        self.flushable = self._outboxes.flushable
+        self.woken = self._reception.woken
+        self.leave = self._reception.leave
+        self.take = self._reception.take
+        self.answer = self._reception.answer
+        self.fail = self._reception.fail
+        self.end = self._reception.end
 
     # ── agents of this process ───────────────────────────────────────────────────────────────────────────────────
 
     def host(self, agent: str, *, reentrant: bool = False) -> Lane:
         """An agent of this process takes messages from now on."""
-        assert agent not in self.lanes, f"{agent} is here already"
-        lane = Lane(agent, self.limits.reentrant_turns if reentrant else 1, reentrant=reentrant)
-        self.lanes[agent] = lane
+        lane = self._reception.host(agent, reentrant=reentrant)
         self._drop_route(agent, "it has moved")
         return lane
-
-    def leave(self, agent: str) -> None:
-        """An agent of this process is gone: those whose asks it holds are told. Turns under way come to nothing."""
-        lane = self.lanes.pop(agent, None)
-        if lane is None:
-            return
-        for peer, number in lane.held:
-            self._post(peer, Refusal(number, "unreachable", "", "it has left"))
-        for peer in lane.intakes:
-            self._post(peer, Gone(agent))
-        lane.held.clear()
-        lane.queue.clear()
-        lane.intakes.clear()
-        for turn in lane.turns:
-            self._let_go(turn)
-        lane.turns.clear()
 
     def learn(self, changes: Changes) -> bool:
         """Take a change of the directory in. False when something is missing before it."""
@@ -253,7 +243,7 @@ class Conversations:
             close = difflib.get_close_matches(receiver, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise AgentUnreachable(receiver, f"no agent of this name is known{hint}")
-        route = self._routes[receiver] = Route(receiver, self._outbox(peer), self.limits.first_window_bytes)
+        route = self._routes[receiver] = Route(receiver, self._outboxes.of(peer), self.limits.first_window_bytes)
         return route
 
     def _release(self, route: Route) -> None:
@@ -277,20 +267,6 @@ class Conversations:
 
     # ── what leaves ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _outbox(self, peer: str) -> Outbox:
-        found = self._outboxes.get(peer)
-        if found is None:
-            found = self._outboxes[peer] = Outbox(peer)
-        return found
-
-    def _post(self, peer: str, envelope: Envelope) -> None:
-        outbox = self._outboxes.get(peer) or self._outbox(peer)
-        outbox.envelopes.append(envelope)
-        outbox.size_bytes += counted_bytes(envelope)
-        if not outbox.listed:
-            outbox.listed = True
-            self.flushable.append(outbox)
-
     def take_parcel(self, outbox: Outbox) -> bytes | None:
         """The next parcel for a process; None when nothing waits. The shell takes until None, or puts it off."""
         return outbox.take_parcel()
@@ -306,28 +282,10 @@ class Conversations:
         arrived = envelopes.decode_parcel(parcel)
         if outsider:
             envelopes.check_outsider(peer, arrived)
-        lanes = self.lanes
-        for envelope in arrived:
-            if type(envelope) is Tell:
-                lane = lanes.get(envelope.receiver)
-                if lane is None:
-                    self.dropped += 1
-                    self._post(peer, Gone(envelope.receiver))
-                    continue
-                intake = lane.intakes.get(peer)
-                if intake is None:
-                    intake = lane.intakes[peer] = Intake(peer, self.limits.first_window_bytes)
-                lane.queue.append((envelope, intake, math.inf))
-                if lane.idle:
-                    lane.idle = False
-                    self.woken.append(lane)
-            else:
-                self._receive_other(peer, envelope, now)
+        self._reception.receive(peer, arrived, now)
 
-    def _receive_other(self, peer: str, envelope: Envelope, now: float) -> None:
+    def _receive_other(self, peer: str, envelope: Envelope) -> None:
         match envelope:
-            case Ask():
-                self._receive_ask(peer, envelope, now)
             case Answer():
                 open_ask = self._asks.get(envelope.number)
                 if open_ask is not None and open_ask.peer == peer and self._close(open_ask):
@@ -336,8 +294,6 @@ class Conversations:
                 open_ask = self._asks.get(envelope.number)
                 if open_ask is not None and open_ask.peer == peer:
                     self._fail(open_ask, _error_of(envelope, open_ask), tell_other_side=False)
-            case Withdrawal():
-                self._withdrawn(peer, envelope)
             case Room():
                 route = self._routes.get(envelope.agent)
                 if route is not None and route.peer == peer and envelope.limit_bytes > route.limit_bytes:
@@ -357,115 +313,6 @@ class Conversations:
                 self.deadlocks.confirm(envelope)
             case Again():
                 self.deadlocks.again(envelope)
-
-    def _receive_ask(self, peer: str, ask: Ask, now: float) -> None:
-        lane = self.lanes.get(ask.receiver)
-        if lane is None:
-            self._post(peer, Refusal(ask.number, "unreachable", "", f"it is not in {self.process}"))
-            return
-        if lane.ask_bytes >= self.limits.ask_bytes:
-            detail = f"{lane.ask_bytes} bytes of asks wait for it (mesh.talk.ask_bytes)"
-            self._post(peer, Refusal(ask.number, "no_room", "", detail))
-            return
-        lane.queue.append((ask, peer, now + ask.budget_s))
-        lane.ask_bytes += cost_bytes(ask.body)
-        lane.held[peer, ask.number] = ask
-        if lane.idle:
-            lane.idle = False
-            self.woken.append(lane)
-        if ask.blocks:
-            self.deadlocks.arrived(ask, peer, lane)
-
-    def _withdrawn(self, peer: str, withdrawal: Withdrawal) -> None:
-        lane = self.lanes.get(withdrawal.receiver)
-        if lane is not None:
-            # A turn under way goes on; its answer will find nobody.
-            lane.held.pop((peer, withdrawal.number), None)
-
-    # ── turns ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def take(self, lane: Lane, now: float) -> Turn | None:
-        """Begin the lane's next turn; None when there is none, and then the lane will be in `woken` when there is."""
-        queue = lane.queue
-        if len(lane.turns) < lane.turns_limit:
-            while queue:
-                message, source, expires_at = queue.popleft()
-                if type(message) is Tell:
-                    assert type(source) is Intake
-                    source.consumed_bytes += OVERHEAD_BYTES + len(message.body)
-                    if source.consumed_bytes >= source.announce_at:
-                        self._make_room(lane, source)
-                    turn = Turn(lane, message, source.peer, expires_at)
-                    lane.turns.add(turn)
-                    return turn
-                assert type(message) is Ask and type(source) is str
-                lane.ask_bytes -= cost_bytes(message.body)
-                key = (source, message.number)
-                if key not in lane.held:
-                    continue  # withdrawn
-                if now >= expires_at:
-                    del lane.held[key]
-                    self._post(source, Refusal(message.number, "timeout", "", "its time was over before its turn came"))
-                    continue
-                turn = lane.held[key] = Turn(lane, message, source, expires_at)
-                lane.turns.add(turn)
-                return turn
-        lane.idle = True
-        return None
-
-    def answer(self, turn: Turn, codec: int, body: bytes) -> None:
-        """End a turn. The answer goes to who asked, if anyone did and still waits."""
-        message = turn.message
-        if type(message) is Ask and self._end_ask(turn, message):
-            if self._outbox(turn.peer).size_bytes >= self.limits.outbox_bytes:
-                detail = f"the answer was not sent: {turn.peer} does not take what is sent to it"
-                self._post(turn.peer, Refusal(message.number, "no_room", "", detail))
-            else:
-                self._post(turn.peer, Answer(message.number, codec, body))
-        self.end(turn)
-
-    def fail(self, turn: Turn, error_type: str, detail: str) -> None:
-        """End a turn that raised."""
-        message = turn.message
-        if type(message) is Ask and self._end_ask(turn, message):
-            self._post(turn.peer, Refusal(message.number, "failed", error_type[:200], detail[:_DETAIL]))
-        self.end(turn)
-
-    def end(self, turn: Turn) -> None:
-        """End a turn whose message wanted no answer: the shortest way."""
-        lane = turn.lane
-        lane.turns.discard(turn)
-        if turn.asks is not None:
-            self._let_go(turn)
-        if lane.idle and lane.queue:  # all its turns were taken
-            lane.idle = False
-            self.woken.append(lane)
-
-    def _end_ask(self, turn: Turn, ask: Ask) -> bool:
-        """Does somebody still wait for this turn's answer?"""
-        held = turn.lane.held
-        key = (turn.peer, ask.number)
-        if held.get(key) is not turn:
-            return False
-        del held[key]
-        return True
-
-    def _let_go(self, turn: Turn) -> None:
-        """The turn is over, and asks that it did not wait for go on without it."""
-        if turn.asks is not None:
-            for open_ask in turn.asks.values():
-                open_ask.turn = None
-            turn.asks = None
-
-    def _make_room(self, lane: Lane, intake: Intake) -> None:
-        limits = self.limits
-        window = limits.lane_bytes // len(lane.intakes) if lane.intakes else limits.window_bytes
-        window = max(limits.first_window_bytes, min(limits.window_bytes, window))
-        limit = intake.consumed_bytes + window
-        intake.announce_at = intake.consumed_bytes + window // 2
-        if limit > intake.limit_bytes:
-            intake.limit_bytes = limit
-            self._post(intake.peer, Room(lane.agent, limit))
 
     # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -510,24 +357,11 @@ class Conversations:
         """A process is gone, or has forgotten this one: nothing sent to it arrives, and nothing will come from it."""
         for agent in [agent for agent, route in self._routes.items() if route.peer == peer]:
             self._drop_route(agent, f"its process {peer} is gone: {reason}")
-        outbox = self._outboxes.pop(peer, None)
-        if outbox is not None:
-            outbox.envelopes.clear()
-            outbox.size_bytes = 0
+        self._outboxes.drop(peer)
         for open_ask in [ask for ask in self._asks.values() if ask.peer == peer]:
             error = AgentUnreachable(open_ask.receiver, f"its process {peer} is gone: {reason}")
             self._fail(open_ask, error, tell_other_side=False)
-        for lane in self.lanes.values():
-            intake = lane.intakes.pop(peer, None)
-            if intake is not None:
-                intake.announce_at = sys.maxsize  # its numbers mean nothing to the next process of this name
-            for key in [key for key in lane.held if key[0] == peer]:
-                del lane.held[key]
-            kept = [entry for entry in lane.queue if entry[1] != peer]  # its asks; what it told is still told
-            if len(kept) < len(lane.queue):
-                lane.queue.clear()
-                lane.queue.extend(kept)
-                lane.ask_bytes = sum(cost_bytes(entry[0].body) for entry in kept if type(entry[0]) is Ask)
+        self._reception.peer_gone(peer)
         self.deadlocks.search_all()  # searches under way may have died with that process
 
     def close(self) -> None:
@@ -544,6 +378,11 @@ class Conversations:
         self._closed = True
 
     # ── looking in ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def dropped(self) -> int:
+        """One-way messages for agents that are not here."""
+        return self._reception.dropped
 
     @property
     def open_asks(self) -> int:

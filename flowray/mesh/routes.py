@@ -42,6 +42,39 @@ class Outbox:
         return encode_parcel(some)
 
 
+class Outboxes:
+    """What waits to leave this process. `flushable`: for which processes a parcel can be taken."""
+
+    __slots__ = ("_of", "flushable")
+
+    def __init__(self) -> None:
+        self._of: dict[str, Outbox] = {}
+        self.flushable: deque[Outbox] = deque()
+
+    def of(self, peer: str) -> Outbox:
+        """That of one process."""
+        found = self._of.get(peer)
+        if found is None:
+            found = self._of[peer] = Outbox(peer)
+        return found
+
+    def post(self, peer: str, envelope: Envelope) -> None:
+        """Something is to be said to a process."""
+        outbox = self._of.get(peer) or self.of(peer)
+        outbox.envelopes.append(envelope)
+        outbox.size_bytes += counted_bytes(envelope)
+        if not outbox.listed:
+            outbox.listed = True
+            self.flushable.append(outbox)
+
+    def drop(self, peer: str) -> None:
+        """A process is gone: nothing leaves for it."""
+        outbox = self._of.pop(peer, None)
+        if outbox is not None:
+            outbox.envelopes.clear()
+            outbox.size_bytes = 0
+
+
 class Route:
     """The way to one agent, and how much may be sent along it."""
 
