@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import xxhash
 
 from flowray.errors import StoreCorrupt, StoreError
 from flowray.store import PayloadStore
+from flowray.store import payloads as module
 
 DATA = b"a large result" * 1000
 DIGEST = xxhash.xxh3_128_hexdigest(DATA)
@@ -117,6 +120,80 @@ def test_a_damaged_payload_is_refused_and_healed_by_another_put(tmp_path: Path, 
     payloads.put(DATA)
     assert payloads.get(REF) == DATA
     assert payload_files(tmp_path) == [payloads.path(REF)]
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The references whose content was hashed to be read."""
+    seen: list[str] = []
+    really = module._digest
+
+    def digest(ref: str, data: Any) -> str:
+        seen.append(ref)
+        return really(ref, data)
+
+    monkeypatch.setattr(module, "_digest", digest)
+    return seen
+
+
+def test_what_was_just_written_is_not_hashed_again(tmp_path: Path, hashed: list[str]) -> None:
+    payloads = PayloadStore(tmp_path)
+    for write in (payloads.write, payloads.put, payloads.put, payloads.write):  # new, not yet on disk, on disk, so too
+        before = time.time()
+        ref = write(DATA)
+        assert before - 1.01 < payloads.path(ref).stat().st_mtime < time.time()
+        assert payloads.get(ref) == DATA == bytes(payloads.map(ref))
+    assert hashed == []
+
+
+def _written_to(path: Path) -> None:
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.write(DATA[:1])
+
+
+def _aged(path: Path) -> None:
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - 30 * 10**9))
+
+
+def _from_the_future(path: Path) -> None:
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 10 * 10**9))
+
+
+def _in_place_of_another(path: Path) -> None:
+    payloads = PayloadStore(path.parent.parent)
+    other = payloads.path(payloads.write(DATA + b"other"))
+    times = other.stat()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [_written_to, _aged, _from_the_future, _in_place_of_another])
+@pytest.mark.parametrize("read", ["get", "map"])
+def test_what_may_come_from_the_disk_or_was_touched_is_hashed(
+    tmp_path: Path, hashed: list[str], change: Callable[[Path], None], read: str
+) -> None:
+    payloads = PayloadStore(tmp_path)
+    payloads.put(DATA)
+    change(payloads.path(REF))
+    assert bytes(getattr(payloads, read)(REF)) == DATA
+    assert hashed == [REF]
+
+
+def test_after_a_restart_of_the_machine_everything_is_hashed(
+    tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payloads = PayloadStore(tmp_path)
+    payloads.put(DATA)
+    monkeypatch.setattr(module, "_boot", lambda: "another")
+    assert payloads.get(REF) == DATA
+    assert hashed == [REF]
+
+
+def test_where_a_boot_has_no_name_no_other_process_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "absent")
+    assert module._boot.__wrapped__() != module._boot.__wrapped__()
 
 
 def test_two_contents_under_one_digest_are_two_payloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
