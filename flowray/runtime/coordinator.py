@@ -77,6 +77,7 @@ from flowray.runtime.pump import Pump, time_line
 from flowray.runtime.questions import Questions
 from flowray.runtime.retention import sweep_for_ever
 from flowray.runtime.standin import StandIn
+from flowray.runtime.subscribers import SubscriberFile
 from flowray.store import PayloadStore, SqliteStore
 
 _FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
@@ -195,7 +196,13 @@ class Coordinator:
             str(self._journal / "payloads"),
             self._pump.put,
             lambda name: self._core.book.specs.get(name),
-            TalkDirectory(self._epoch, self._send, self._lives, loop.call_later),
+            TalkDirectory(
+                self._epoch,
+                self._send,
+                self._lives,
+                loop.call_later,
+                SubscriberFile(self._journal / "subscribers", life),
+            ),
         )
         self._doorway.on_renewal = self._renew_certificates
         overview = Overview(

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from flowray.errors import ConfigError
-from flowray.mesh.topics import Directory
+from flowray.mesh.topics import Directory, Listing
 from flowray.runtime.messages import Learn, Listen, Listening, Lost, Reach, Reached, Subscribe, Told
+from flowray.runtime.subscribers import SubscriberFile
 
 _TOGETHER_S = 0.005  # changes within this time travel together: many agents start at once
+_RETURN_S = 30.0  # for drivers to come back to a new coordinator; they dial every 0.5 s
 
 
 class TalkDirectory:
@@ -21,8 +23,12 @@ class TalkDirectory:
         send: Callable[[str, Any], None],
         lives: Callable[[str], bool],
         later: Callable[[float, Callable[[], None]], object],
+        subscribers: SubscriberFile,
     ) -> None:
-        """`send` sends a message to a process, `lives` says whether there is such a process."""
+        """`send` sends a message to a process, `lives` says whether there is such a process.
+
+        Drivers that `subscribers` knows from the coordinator before are listed until it is clear that they are gone.
+        """
         self._directory = Directory(epoch)
         self._send = send
         self._lives = lives
@@ -33,15 +39,31 @@ class TalkDirectory:
         self._then: list[Callable[[], None]] = []  # to call when they have been told
         self._places: dict[str, Listening] = {}  # where processes listen
         self._wanted: dict[str, list[str]] = {}  # process that was told to listen -> those who want to reach it
+        self._subscribers = subscribers
+        self._subscribed = {listing.agent: listing for listing in subscribers.load()}  # drivers
+        self._awaited = {one.agent: one.process for one in self._subscribed.values()}  # that have not come back yet
+        self._saved = True  # the file has what is in `_subscribed`
+        for listing in self._subscribed.values():
+            self._directory.put(listing.agent, listing.process, listing.topics)
 
     def complete(self) -> None:
-        """All who were there before this coordinator are listed.
+        """All agents that were there before this coordinator are listed.
 
         Nobody is told anything before: whom a new directory does not list counts as gone, and would only not have been
         found yet.
         """
         self._complete = True
         self._tell_all()
+        if self._awaited:
+            self._later(_RETURN_S, self._wait_no_longer)
+
+    def _wait_no_longer(self) -> None:
+        """For drivers that were there before this coordinator."""
+        for agent, process in list(self._awaited.items()):
+            if self._lives(process):
+                self.remove(agent)  # it came back without this subscription
+            else:
+                self.process_gone(process, "it did not come back to a new coordinator")
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -52,12 +74,18 @@ class TalkDirectory:
 
     def remove(self, agent: str) -> None:
         """It does not any more."""
+        self._forget(agent)
         if self._directory.remove(agent):
             self._tell_soon()
 
+    def _forget(self, agent: str) -> None:
+        self._awaited.pop(agent, None)
+        if self._subscribed.pop(agent, None) is not None:
+            self._saved = False
+
     def process_gone(self, process: str, reason: str) -> None:
         """A process is gone, with all who were in it."""
-        if self._told.pop(process, None) is not None:  # others may talk to it
+        if self._told.pop(process, None) is not None or process in self._awaited.values():  # others may talk to it
             for other in self._told:
                 self._send(other, Lost(process, reason))
         self._places.pop(process, None)
@@ -66,7 +94,9 @@ class TalkDirectory:
         for askers in self._wanted.values():
             if process in askers:
                 askers.remove(process)
-        if self._directory.remove_process(process):
+        if agents := self._directory.remove_process(process):
+            for agent in agents:
+                self._forget(agent)
             self._tell_soon()
 
     def subscribe(self, process: str, message: Subscribe) -> None:
@@ -75,8 +105,13 @@ class TalkDirectory:
             raise ConfigError("agent_id", f"{message.agent_id!r} is not a name that {process!r} may take")
         if message.gone:
             self.remove(message.agent_id)
-        else:
-            self.put(message.agent_id, process, tuple(message.topics))
+            return
+        listing = Listing(message.agent_id, process, tuple(message.topics))
+        self.put(listing.agent, listing.process, listing.topics)
+        self._awaited.pop(listing.agent, None)
+        if self._subscribed.get(listing.agent) != listing:
+            self._subscribed[listing.agent] = listing
+            self._saved = False
 
     # ── copies ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -85,6 +120,8 @@ class TalkDirectory:
         self._told[process] = (message.epoch, message.version)
         if self._complete:
             self._tell(process)
+        if process in self._wanted and process not in self._places:
+            self._send(process, Listen())  # it is back, and there are those who asked for it meanwhile
 
     def _tell_soon(self) -> None:
         if not self._due and self._complete and self._told:
@@ -110,6 +147,9 @@ class TalkDirectory:
             call()
 
     def _tell(self, process: str) -> None:
+        if not self._saved:
+            self._subscribers.save(self._subscribed.values())
+            self._saved = True
         changes = self._directory.changes_since(*self._told[process])
         if changes is not None:
             self._told[process] = (changes.epoch, changes.version)
@@ -123,7 +163,7 @@ class TalkDirectory:
         place = self._places.get(process)
         if place is not None:
             self._send(asker, Reached(process, place.node, place.path, place.host, place.port))
-        elif not self._lives(process):
+        elif not self._lives(process) and process not in self._awaited.values():
             self._send(asker, Reached(process, reason="there is no such process any more"))
         elif process in self._wanted:
             self._wanted[process].append(asker)

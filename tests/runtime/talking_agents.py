@@ -64,6 +64,17 @@ class Talker:
             await asyncio.sleep(0.001)
         return [count, *pids]
 
+    async def run_publish_until(self, payload: dict[str, Any], ctx: fr.Context) -> int:
+        """Publish 0, 1, 2 and so on until a file appears: how many."""
+        count = 0
+        deadline = time.monotonic() + GATE_S
+        while not os.path.exists(payload["gate"]):  # noqa: PTH110
+            assert time.monotonic() < deadline, "nobody opened the gate"
+            await ctx.publish(payload["topic"], count)
+            count += 1
+            await asyncio.sleep(0.02)
+        return count
+
     async def _ask(self, ctx: fr.Context, of: str, body: Any) -> Any:
         try:
             return await ctx.ask(of, body)

@@ -123,12 +123,11 @@ def test_a_bridge_outlives_its_coordinator_and_its_server(
         eventually(lambda: bridge.figures().messages_in == 1, "the agent is known to the bridge")
         assert rt.status().epoch == before.epoch + 1
         rt.wait_ready()
-
-        def comes_back() -> bool:
-            rt.submit({"topic": "done", "body": "again", "id": "again"}, agent="clerk").result(WAIT_S)
-            return b"again" in [fields[b"message_id"] for _, fields in client.xrange("orders-done")]
-
-        eventually(comes_back, "its subscription goes on")
+        rt.submit({"topic": "done", "body": "again", "id": "again"}, agent="clerk").result(WAIT_S)
+        eventually(
+            lambda: b"again" in [fields[b"message_id"] for _, fields in client.xrange("orders-done")],
+            "its subscription goes on",
+        )
         server.kill()
         rt.submit({"topic": "done", "body": "kept", "id": "kept"}, agent="clerk").result(WAIT_S)
         server.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,30 @@ def test_talk_goes_on_without_a_coordinator_and_new_contacts_after_its_return(
         found = do(rt, "talker2-0", "ask", of="fresh-0", body=who).result(WAIT_S)
         assert found == {"agent": "fresh-0", "pid": found["pid"], "asker": "talker2-0"}
         assert rt.ask("fresh-0", who).result(WAIT_S)["pid"] == found["pid"]
-        eventually(
-            lambda: do(rt, "talker3-0", "publish", topic="later", body="still").result(WAIT_S) == 1, "it is known again"
-        )
+        assert do(rt, "talker3-0", "publish", topic="later", body="still").result(WAIT_S) == 1, "it is known still"
         assert later.get(WAIT_S).body == "still"
         rt.wait_ready()
         assert rt.publish("news", "once more").result(WAIT_S) == len(rt.agents)
     gate.touch()
     count, *pids = asking.result(WAIT_S)
     assert count >= 20 and len(pids) == 1, "the same process answered throughout"
+
+
+def test_a_subscriber_misses_nothing_while_the_coordinator_is_replaced(rt: fr.Runtime, tmp_path: Path) -> None:
+    gate, may_go_on = tmp_path / "gate", threading.Event()
+    before = rt.status()
+    with fr.Runtime.connect("talking") as other, rt.subscribe("ticks") as ticks:
+        counting = do(rt, "talker0-0", "publish_until", topic="ticks", gate=str(gate))
+        heard = [ticks.get(WAIT_S).body]
+        try:
+            rt._driver.link._thread.soon(may_go_on.wait)  # it will be the last to come back
+            os.kill(before.pid, signal.SIGKILL)
+            assert other.status().epoch == before.epoch + 1
+            with other.subscribe("ticks") as others:
+                others.get(WAIT_S)  # so the agent has been told by the new coordinator who subscribes
+        finally:
+            may_go_on.set()
+        gate.touch()
+        count = counting.result(WAIT_S)
+        heard += [ticks.get(WAIT_S).body for _ in range(count - len(heard))]
+        assert heard == list(range(count))
