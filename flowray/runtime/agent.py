@@ -58,6 +58,10 @@ class Surroundings(Protocol):
         """Call on the process's loop, from any thread."""
         ...
 
+    def stir(self) -> None:
+        """There is what may get stuck: `hand_back_when_stuck` and `overdue` want to be asked. From any thread."""
+        ...
+
     def report(self, report: Report) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         ...
@@ -106,6 +110,9 @@ class AgentHost:
             if message.epoch < self._epoch or token in self._attempts:
                 return
             attempt = self._attempts[token] = Attempt(message)
+            crowded = len(self._attempts) > self._begin.spec.slots
+        if crowded:
+            self._around.stir()
         if not self.is_async:
             self._inbox.put(attempt)
         elif self._busy < self._begin.spec.slots:
@@ -199,6 +206,12 @@ class AgentHost:
         """The context in which it handles a message."""
         return Context(agent_id=self._begin.agent_id, tier=self._begin.spec.tier, remaining_s=remaining_s, voice=voice)
 
+    @property
+    def may_get_stuck(self) -> bool:
+        """Is there work behind what runs, or a result that was not sent?"""
+        with self._lock:
+            return len(self._attempts) > self._begin.spec.slots or self._flush_at > 0.0
+
     def overdue(self, now: float) -> bool:
         """Has the loop been asked to send, and did not for long? User code blocks it then."""
         with self._lock:
@@ -239,6 +252,7 @@ class AgentHost:
                 self._flush_at = time.monotonic()
         if asked:
             return
+        self._around.stir()
         if self._inbox.empty():
             self._around.soon(self.flush)
         else:

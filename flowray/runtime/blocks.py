@@ -8,6 +8,7 @@ has left is taken again before a block is added.
 from __future__ import annotations
 
 import threading
+import time
 from typing import NamedTuple
 
 import ray
@@ -17,6 +18,7 @@ from flowray.config import Config, TierConfig
 from flowray.core.model import AgentSpec
 
 # Ray's words for what becomes of a placement group, and which is to be preferred.
+LATELY_S = 0.2  # what Ray's control plane has said so lately is not asked again: many agents start at once
 _IN_PLACE, _ITS_NODE_WAS_LOST, _WAITS = "CREATED", "RESCHEDULING", "PENDING"
 _RANK = {_IN_PLACE: 0, _ITS_NODE_WAS_LOST: 1}
 
@@ -40,6 +42,8 @@ class Blocks:
         self._tried: set[str] = set()  # blocks for which room is looked for that nobody needs
         self._lock = threading.Lock()
         self._cluster: dict[str, float] = {}
+        self._states_known: dict[str, str] = {}
+        self._states_at = float("-inf")  # monotonic
 
     def tier(self, spec: AgentSpec) -> TierConfig:
         """The tier of a class."""
@@ -57,7 +61,7 @@ class Blocks:
                 self._add_block(spec)
             place = free[0]
             if len(free) > 1:
-                states = self._states()
+                states = self._states_lately()
                 place = min(free, key=lambda one: _RANK.get(states.get(one.block, ""), len(_RANK)))
             free.remove(place)
             return self._groups[place.block], place
@@ -150,11 +154,17 @@ class Blocks:
 
     def _states(self) -> dict[str, str]:
         """Every block of this runtime -> Ray's word for its state."""
-        return {
+        self._states_known = {
             table["name"]: table["state"]
             for table in ray.util.placement_group_table().values()
             if table["name"].startswith(self._prefix) and table["state"] != "REMOVED"
         }
+        self._states_at = time.monotonic()
+        return self._states_known
+
+    def _states_lately(self) -> dict[str, str]:
+        """The same as it was a moment ago."""
+        return self._states_known if time.monotonic() - self._states_at < LATELY_S else self._states()
 
     def remove_all(self) -> None:
         """Every block of this runtime, known here or not."""

@@ -143,6 +143,7 @@ class Prepare(Struct, frozen=True, array_like=True):
     spec: AgentSpec  # of the class it will host
     place: tuple[str, int]  # placement group and bundle: kept for a later coordinator
     talk: TalkLimits
+    agents: int  # that it will host, one after another
     credentials: Credentials | None = None  # for a process on another node than the coordinator's
 
 

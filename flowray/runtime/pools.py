@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -23,7 +24,7 @@ from flowray.core.events import AgentLost, AgentReady, AgentStartFailed, Attempt
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
-from flowray.runtime.blocks import Blocks, Place
+from flowray.runtime.blocks import LATELY_S, Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
@@ -77,6 +78,9 @@ class Pools:
         self.directory = directory
         self._blocks = Blocks(config)
         self._several = False  # nodes: seen so far
+        self._look: asyncio.Task[None] | None = None  # at the nodes
+        self._looked_at = 0.0  # monotonic
+        self._actor_class = ray.remote(AgentActor)  # once: Ray exports each such class anew, and workers load each
         self._processes: dict[str, Process] = {}  # by name in the mesh, while they live
         self._at: dict[str, Process] = {}  # agent -> the process of its newest incarnation
         self._opening: dict[str, asyncio.Future[Process]] = {}  # class -> a process being started that has room
@@ -243,6 +247,7 @@ class Pools:
                 spec,
                 place,
                 self._config.mesh.talk,
+                self._blocks.tier(spec).agents_per_actor,
                 self._doorway.issue(name),
             )
             process.made = await process.link.prepare(prepare, self._coordinator)
@@ -261,21 +266,17 @@ class Pools:
         """Blocking calls to Ray's control plane; runs in a thread."""
         group, place = self._blocks.take(spec) if spare is None else (self._blocks.group(spare), spare)
         try:
-            actor = (
-                ray.remote(AgentActor)
-                .options(
-                    name=f"{self._config.name}/agent/{name}",
-                    namespace=NAMESPACE,
-                    lifetime="detached",
-                    max_restarts=0,
-                    max_task_retries=0,
-                    max_concurrency=1000,
-                    num_cpus=group.bundle_specs[place.bundle]["CPU"],
-                    enable_task_events=False,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, place.bundle),
-                )
-                .remote()
-            )
+            actor = self._actor_class.options(
+                name=f"{self._config.name}/agent/{name}",
+                namespace=NAMESPACE,
+                lifetime="detached",
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=1000,
+                num_cpus=group.bundle_specs[place.bundle]["CPU"],
+                enable_task_events=False,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, place.bundle),
+            ).remote()
         except BaseException:
             self._blocks.give_back(spec.name, place)
             raise
@@ -283,11 +284,18 @@ class Pools:
 
     async def _open_to_nodes(self) -> None:
         """Before a process is told where the coordinator is: it may be on another node."""
-        if not self._several:
-            nodes = await asyncio.to_thread(ray.nodes)
-            if sum(node["Alive"] for node in nodes) > 1:
-                await self._doorway.open_to_nodes()
-                self._several = True  # not before: whoever relies on it wants a certificate next
+        if self._several:
+            return
+        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at > LATELY_S):
+            self._looked_at = time.monotonic()
+            self._look = asyncio.create_task(self._look_at_nodes())
+        await asyncio.shield(self._look)
+
+    async def _look_at_nodes(self) -> None:
+        nodes = await asyncio.to_thread(ray.nodes)
+        if sum(node["Alive"] for node in nodes) > 1:
+            await self._doorway.open_to_nodes()
+            self._several = True  # not before: whoever relies on it wants a certificate next
 
     # ── warm processes ───────────────────────────────────────────────────────────────────────────────────────────
 

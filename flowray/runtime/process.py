@@ -42,9 +42,11 @@ from flowray.runtime.messages import (
     Told,
 )
 from flowray.runtime.places import COORDINATOR, socket_directory
+from flowray.runtime.resting import main_thread
 from flowray.runtime.talks import Talks
 
 _REACH_S = 10.0  # for the coordinator to answer a new process
+_SETTLE_S = 0.5  # until calls over Ray that belong to a start, or to a new coordinator, have come
 
 
 class AgentActor:
@@ -91,7 +93,13 @@ class AgentProcess:
         self._thread = LoopThread("flowray-mesh")
         self.loop = self._thread.loop
         self._ident = 0  # of its thread
+        self._settling: asyncio.TimerHandle | None = None  # on our loop
+        self._connected = False  # to the coordinator
+        self._expected = 1  # agents that will be begun here
+        self._rays_loop: asyncio.AbstractEventLoop | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._stirred = asyncio.Event()  # on Ray's loop: there is something to watch
+        self._watched = False  # the same, for any thread
 
     # ── called by the coordinator, over Ray ──────────────────────────────────────────────────────────────────────
 
@@ -99,10 +107,12 @@ class AgentProcess:
         """Connect to the coordinator, and import what the class needs."""
         self._coordinator = coordinator
         self._prepare = message
+        self._expected = message.agents
         opening = asyncio.run_coroutine_threadsafe(self._open(message), self.loop)
         loading = asyncio.to_thread(preload, message.spec)
         await asyncio.gather(asyncio.wrap_future(opening), loading)
-        self._watching = asyncio.get_running_loop().create_task(self._watch_hosts())
+        self._rays_loop = asyncio.get_running_loop()
+        self._watching = self._rays_loop.create_task(self._watch_hosts())
         self._made = Prepared(self._node_id, ray.util.get_node_ip_address(), os.getpid())
         return self._made
 
@@ -116,6 +126,7 @@ class AgentProcess:
             if host.may_talk:
                 talking = asyncio.run_coroutine_threadsafe(self._let_talk(message.agent_id, host), self.loop)
                 await asyncio.wrap_future(talking)
+        self.loop.call_soon_threadsafe(self._settle)
         return Begun(failure, host.on_message is not None, host.topics)
 
     async def _let_talk(self, agent_id: str, host: AgentHost) -> None:
@@ -218,15 +229,38 @@ class AgentProcess:
         else:
             self._listening = self.loop.create_task(self._talks.listen())
 
+    # ── Ray's main thread ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _settle(self) -> None:
+        """Calls over Ray have come, or will soon: once they are over, its main thread may rest."""
+        self._stay_awake()
+        self._settling = self.loop.call_later(_SETTLE_S, self._rest)
+
+    def _rest(self) -> None:
+        if len(self._hosts) >= self._expected and self._connected:
+            main_thread.rest(self.loop)
+
+    def _stay_awake(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+        main_thread.wake()
+
+    # ── events of the mesh ───────────────────────────────────────────────────────────────────────────────────────
+
     def _on_event(self, event: MeshEvent) -> None:
         if event.peer != COORDINATOR:
             if self._talks is not None:
                 self._talks.on_event(event)
-        elif isinstance(event, PeerGone):
+            return
+        self._connected = isinstance(event, StreamUp)
+        if not self._connected:
+            self._stay_awake()  # a new coordinator asks over Ray
+        if isinstance(event, PeerGone):
             self._another = True
             for host in self._hosts.values():
                 host.send_again()
         elif isinstance(event, StreamUp):
+            self._settle()
             if self._another and self._talks is not None:
                 self._another = False
                 self._talks.another_coordinator()
@@ -262,9 +296,16 @@ class AgentProcess:
         assert self._talks is not None
         return self._talks.talking.speaker(agent_id)
 
+    def stir(self) -> None:
+        """An agent has what may get stuck. From any thread."""
+        if not self._watched and self._rays_loop is not None:
+            self._watched = True
+            self._rays_loop.call_soon_threadsafe(self._stirred.set)
+
     async def _watch_hosts(self) -> None:
         """On Ray's loop: what must happen although user code blocks the other one."""
         while True:
+            await self._stirred.wait()
             await asyncio.sleep(STUCK_S / 2)
             for host in list(self._hosts.values()):
                 host.hand_back_when_stuck()
@@ -273,3 +314,8 @@ class AgentProcess:
                         await self._coordinator.report.remote(messages.encode(report))
                     except (*LOST, *REFUSED):
                         continue  # it is sent again when the loop is free, or when a coordinator asks
+            self._watched = False  # before the look at what there is: who adds to it after the look stirs again
+            if any(host.may_get_stuck for host in list(self._hosts.values())):
+                self._watched = True
+            else:
+                self._stirred.clear()

@@ -33,6 +33,7 @@ MODULES = (
     "ray",
     "ray._private.workers.default_worker",
     "uvloop",
+    "ray._common.usage.usage_lib",  # what `ray.init` of a worker would import
     "flowray.runtime.process",
     "flowray.runtime.coordinator",
 )

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType, ModuleType
 
+from flowray.runtime.resting import main_thread
+
 _GO_S = 10.0  # between the fork and the launcher's word
 
 
@@ -50,6 +52,7 @@ def become(request: Request, code: CodeType) -> None:
     os.environ["RAY_JOB_ID"] = job  # the one that Ray's C++ part has read: both name the worker's log files by it
     os.chdir(request.directory)
     _reseed()
+    main_thread.prepare()
     _tell_when_ready(request.stream)
 
     from ray._raylet import Config  # type: ignore[attr-defined]
