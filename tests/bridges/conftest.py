@@ -16,7 +16,7 @@ from flowray.bridges import BridgeConfig, open_bridge
 from flowray.bridges.bridge import Bridge
 from flowray.config import _build
 
-from .servers import RabbitServer, RedisServer, missing
+from .servers import RabbitServer, RedisServer, missing, started
 from .topics import FakeTopics
 
 _numbers = itertools.count()
@@ -27,24 +27,16 @@ FAST = {"reconnect_min_s": 0.02, "reconnect_max_s": 0.2, "answer_within_s": 5.0,
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     if reason := missing("redis"):
         pytest.skip(reason)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    try:
-        server.start()
+    with started(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")
 def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     if reason := missing("rabbitmq"):
         pytest.skip(reason)
-    server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
-    try:
-        server.start()
+    with started(RabbitServer(tmp_path_factory.mktemp("rabbitmq"))) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -101,6 +93,18 @@ async def running(config: BridgeConfig, topics: FakeTopics) -> AsyncIterator[Bri
             await bridge.wait()
         yield bridge
     await bridge.wait()
+
+
+async def fails(
+    config: BridgeConfig, topics: FakeTopics, kind: type[Exception], match: str
+) -> tuple[Bridge, Exception]:
+    """A bridge that ends by itself, and with what."""
+    bridge = open_bridge(config, topics)
+    await bridge.start()
+    with pytest.raises(kind, match=match) as caught:
+        await bridge.wait()
+    await bridge.stop()
+    return bridge, caught.value
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 RABBIT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # not the one in /usr/sbin, which changes user and directory
 USER, PASSWORD = (
@@ -78,6 +81,19 @@ class Server:
                 return expected in wire.recv(64)
         except OSError:
             return False
+
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+
+@contextlib.contextmanager
+def started(server: AnyServer) -> Iterator[AnyServer]:
+    """Let it run for a while."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 class RedisServer(Server):

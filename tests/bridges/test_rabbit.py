@@ -15,10 +15,10 @@ import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
-from flowray.bridges import BridgeConfig, open_bridge
+from flowray.bridges import BridgeConfig
 from flowray.errors import ConfigError, MeshError, PayloadError
 
-from .conftest import configure, running, until
+from .conftest import configure, fails, running, until
 from .servers import PASSWORD, QUOTED, RabbitServer, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing("rabbitmq")), reason=missing("rabbitmq") or "-")]
@@ -246,23 +246,15 @@ async def test_a_wrong_password_ends_the_bridge_and_is_not_shown(
     caplog.set_level(logging.DEBUG)
     (tmp_path / "url").write_text(rabbit_server.url.replace(QUOTED, "wr0ng%2Fone"))
     config = bridge_of(url=f"file:{tmp_path / 'url'}", inbound=[{"source": "in", "topic": "new"}])
-    bridge = open_bridge(config, topics)
-    await bridge.start()
-    with pytest.raises(ConfigError, match="url: RabbitMQ refuses it") as caught:
-        await bridge.wait()
-    assert "wr0ng" not in f"{caught.value!r} {bridge!r} {bridge.figures()!r} {config!r} {caplog.text}"
-    await bridge.stop()
+    bridge, error = await fails(config, topics, ConfigError, "url: RabbitMQ refuses it")
+    assert "wr0ng" not in f"{error!r} {bridge!r} {bridge.figures()!r} {config!r} {caplog.text}"
 
 
 async def test_what_is_missing_on_the_server_is_said(key, bridge_of, topics, rabbit):
     inbound = bridge_of(declare=False, inbound=[{"source": f"{key}.missing", "topic": "new"}])
     outbound = bridge_of(outbound=[{"topic": "done", "target": f"{key}.missing"}])
     for config in (inbound, outbound):
-        bridge = open_bridge(config, topics)
-        await bridge.start()
-        with pytest.raises(ConfigError, match=f"{key}.missing"):
-            await bridge.wait()
-        await bridge.stop()
+        await fails(config, topics, ConfigError, f"{key}.missing")
 
 
 async def test_a_queue_that_is_deleted_is_made_again(key, bridge_of, topics, rabbit):

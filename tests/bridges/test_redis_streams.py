@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from flowray.bridges import BridgeConfig, TopicMessage, open_bridge
 from flowray.errors import ConfigError, MeshError, NotConnected, PayloadError
 
-from .conftest import configure, running, until
+from .conftest import configure, fails, running, until
 from .servers import PASSWORD, QUOTED, missing
 from .topics import FakeTopics
 
@@ -425,13 +425,8 @@ async def test_a_wrong_password_ends_the_bridge_and_is_not_shown(key, redis_serv
     config = configure(
         name=key, kind="redis-streams", url="env:BRIDGE_REDIS", inbound=[{"source": "in", "topic": "new"}]
     )
-    bridge = open_bridge(config, topics)
-    await bridge.start()
-    with pytest.raises(ConfigError, match="url: Redis refuses it") as caught:
-        await bridge.wait()
-    shown = f"{caught.value!r} {bridge!r} {bridge.figures()!r} {config!r} {bridge._address!r} {caplog.text}"
-    assert "wr0ng" not in shown
-    await bridge.stop()
+    bridge, error = await fails(config, topics, ConfigError, "url: Redis refuses it")
+    assert "wr0ng" not in f"{error!r} {bridge!r} {bridge.figures()!r} {config!r} {bridge._address!r} {caplog.text}"
 
 
 async def test_a_password_is_shown_nowhere_while_the_server_dies(key, own_redis, topics, monkeypatch, caplog):
@@ -457,19 +452,11 @@ async def test_a_password_is_shown_nowhere_while_the_server_dies(key, own_redis,
 
 async def test_a_key_that_is_no_stream_is_said(key, inbound, topics, redis):
     await redis.set(f"{key}.in", "text")
-    bridge = open_bridge(inbound, topics)
-    await bridge.start()
-    with pytest.raises(ConfigError, match=r"is no stream"):
-        await bridge.wait()
-    await bridge.stop()
+    await fails(inbound, topics, ConfigError, "is no stream")
 
 
 async def test_a_bug_of_the_topics_ends_the_bridge(key, inbound, topics, redis):
     topics.refuse = lambda message: TypeError("a bug")
     await fill(redis, f"{key}.in", 1)
-    bridge = open_bridge(inbound, topics)
-    await bridge.start()
-    with pytest.raises(TypeError, match="a bug"):
-        await bridge.wait()
+    await fails(inbound, topics, TypeError, "a bug")
     assert await pending(redis, f"{key}.in", key) == 1, "the message stays in Redis"
-    await bridge.stop()

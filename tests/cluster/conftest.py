@@ -9,9 +9,22 @@ import pytest
 from flowray.testing.cluster import NamespaceCluster, cluster_missing
 
 
+@pytest.fixture(scope="session")
+def missing() -> str:
+    """Why there can be no cluster here; "" where there can."""
+    return cluster_missing()
+
+
+@pytest.fixture(autouse=True)
+def _possible(request: pytest.FixtureRequest, missing: str) -> None:
+    """Tests that need a cluster are skipped where there can be none."""
+    if missing and request.node.get_closest_marker("cluster"):
+        pytest.skip(missing)
+
+
 @pytest.fixture(scope="package")
-def cluster() -> Iterator[NamespaceCluster]:
-    if cluster_missing():
-        pytest.skip(cluster_missing())
+def cluster(missing: str) -> Iterator[NamespaceCluster]:
+    if missing:
+        pytest.skip(missing)
     with NamespaceCluster(nodes=2, cpus=2, labels=[{}, {"zone": "far"}]) as running:
         yield running

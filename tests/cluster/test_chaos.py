@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 from chaos_run import FULL, Plan, run
 
-from flowray.testing.cluster import cluster_missing
-
 # What a process may grow by while its peers are cut off. The bounds are wider (a link holds up to 32 MiB for each
 # peer); with this load a queue that nobody empties would show.
 GROWTH_MB = 64
@@ -28,10 +26,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def test_no_kill_loses_an_accepted_task_or_gives_it_two_outcomes(
     request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = cluster_missing()
-    if missing:
-        pytest.skip(missing)
-
     def say(text: str) -> None:
         with capsys.disabled():
             sys.stdout.write(f"{text}\n")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flowray.testing.cluster import NamespaceCluster, Process, cluster_missing, wait_until
+from flowray.testing.cluster import NamespaceCluster, Process, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 PROGRAM = str(Path(__file__).parent / "node_agents.py")
@@ -50,13 +50,6 @@ host, port = sys.argv[1], int(sys.argv[2])
 print(asyncio.run(plain(f"{host}:{port}")))
 print(without_certificate(host, port))
 """
-
-
-@pytest.fixture(autouse=True)
-def _possible() -> None:
-    missing = cluster_missing()
-    if missing:
-        pytest.skip(missing)
 
 
 def program(cluster: NamespaceCluster, node: int, role: str, **settings: Any) -> Process:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from flowray.testing import cluster as module
-from flowray.testing.cluster import ClusterFailed, NamespaceCluster, cluster_missing, sweep, wait_until
+from flowray.testing.cluster import ClusterFailed, NamespaceCluster, sweep, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -34,13 +34,6 @@ try:
 except grpc.RpcError as error:
     print(error.code().name)
 """
-
-
-@pytest.fixture(autouse=True)
-def _possible() -> None:
-    missing = cluster_missing()
-    if missing:
-        pytest.skip(missing)
 
 
 def links() -> str:

@@ -4,13 +4,13 @@ import asyncio
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from polling import eventually
 
 from flowray.errors import MeshError, PayloadError, StoreCorrupt, StoreError
 from flowray.mesh import bulk
@@ -65,13 +65,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield one
     one.stop()
     one.loop.call_soon_threadsafe(one.loop.stop)
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    ends = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def test_a_payload_goes_there_and_back(server: Server) -> None:

@@ -19,20 +19,6 @@ from flowray.mesh.authority import FILE, Authority
 from flowray.mesh.private_files import PrivateFile, make_private_directory
 
 DAY_S = 86_400.0
-NOW = 1_800_000_000.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def roots(pem: str) -> list[str]:

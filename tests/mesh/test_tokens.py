@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clocks import NOW, Clock
 from msgspec import structs
 
 from flowray.errors import ConfigError, MeshError
@@ -17,20 +18,6 @@ from flowray.mesh import tokens as module
 from flowray.mesh.tokens import FILE, TokenRefused, Tokens
 
 HOUR_S = 3600.0
-NOW = 1_800_000_000.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

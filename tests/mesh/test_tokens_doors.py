@@ -17,19 +17,6 @@ from flowray.mesh.gates import SharedSecret
 from flowray.mesh.tokens import FILE, TokenRefused, Tokens
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 def tokens(tmp_path: Path) -> Tokens:
     return Tokens(tmp_path / "identity")

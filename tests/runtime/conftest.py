@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polling
 import pytest
 
 CPUS = 4
@@ -55,16 +55,8 @@ def start_runtime(ray_address: str) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
-    """Wait for the first true value of a condition, as long as it takes up to a deadline far away."""
-
-    def wait(condition: Callable[[], Any], what: str = "", timeout_s: float = 60.0) -> Any:
-        deadline = time.monotonic() + timeout_s
-        while not (value := condition()):
-            assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what or condition}"
-            time.sleep(0.01)
-        return value
-
-    return wait
+    """See `polling`."""
+    return polling.eventually
 
 
 @pytest.fixture

@@ -24,16 +24,12 @@ MANY = 500
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     sys.path.append(str(Path(__file__).parent.parent))  # where the helpers of the bridges' own tests are
-    from bridges.servers import RedisServer, missing
+    from bridges.servers import RedisServer, missing, started
 
     if reason := missing("redis"):
         pytest.skip(reason)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    try:
-        server.start()
+    with started(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

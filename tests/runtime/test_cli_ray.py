@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from polling import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -102,13 +102,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
         made.call("down", "--name", "cli")
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)
-
-
 def test_a_runtime_that_stays(place: Place) -> None:
     place.team()
     home = place.directory / "home"
@@ -179,10 +172,10 @@ def test_accepted_tasks_are_there_after_down_and_up(place: Place) -> None:
 def test_a_killed_run_goes_on_where_it_was(place: Place) -> None:
     place.team(pause_s=0.2)
     first = place.begin("run", "team.yaml", "in.jsonl", "-o", "out.parquet", "--no-timing")
-    wait_for(lambda: len(place.noted()) >= 12, "tasks begun")
+    eventually(lambda: len(place.noted()) >= 12, "tasks begun")
     first.kill()
     first.communicate()
-    wait_for(lambda: place.left() == [], "everything of the killed run is gone")
+    eventually(lambda: place.left() == [], "everything of the killed run is gone")
     begun = place.noted()
 
     code, out, err = place.call(
@@ -206,7 +199,7 @@ def test_a_killed_run_goes_on_where_it_was(place: Place) -> None:
 def test_ctrl_c_stops_everything_and_says_how_to_go_on(place: Place) -> None:
     place.team(pause_s=0.2)
     run = place.begin("run", "team.yaml", "in.jsonl", "-o", "out")
-    wait_for(lambda: len(place.noted()) >= 4, "tasks begun")
+    eventually(lambda: len(place.noted()) >= 4, "tasks begun")
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (130, "")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from polling import eventually
 
 from flowray.config import Config, RayConfig
 from flowray.errors import ConfigError, FlowrayError, NotConnected
@@ -33,10 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process with a child."""
     process = subprocess.Popen([sys.executable, "-c", PARENT], start_new_session=True)
-    deadline = time.monotonic() + 20
-    while not psutil.Process(process.pid).children():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(psutil.Process(process.pid).children, "its child is there")
     yield process
     for one in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
         one.kill()

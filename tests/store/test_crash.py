@@ -91,18 +91,14 @@ def recorded(directory: Path, acks: list[int]) -> list[int]:
     return found
 
 
+def ran(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=60, check=False)
+
+
 def traced(directory: Path, inject: str, log: Path, count: int = 30) -> subprocess.CompletedProcess[str]:
     assert STRACE is not None
     command = [STRACE, "-f", "-o", str(log), "-e", "trace=fdatasync,fsync", "-e", f"inject={inject}"]
-    done = subprocess.run(
-        [*command, *child(directory, count, "waiting")],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        timeout=60,
-        check=False,
-    )
+    done = ran([*command, *child(directory, count, "waiting")])
     if "ptrace" in done.stderr and "not permitted" in done.stderr:
         pytest.skip(f"no tracing here: {done.stderr.strip()}")
     return done
@@ -159,15 +155,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_what_was_acknowledged(tmp_path: 
         f'mount -t tmpfs -o size=1500k tmpfs {mount} || exit 77; "$0" -m store.child {mount} 100000 waiting volatile; '
         f"cp -r {mount} {kept}"
     )
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, sys.executable],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        timeout=60,
-        check=False,
-    )
+    done = ran(["unshare", "-m", "sh", "-c", script, sys.executable])
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no mounts here: {done.stderr.strip()}")
     acks = acknowledged(done.stdout)
