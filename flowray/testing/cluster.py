@@ -16,7 +16,6 @@ is killed itself, the next one removes: names are recorded before they are used,
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -30,96 +29,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import psutil
+from flowray.errors import MissingExtra
+from flowray.testing.programs import (
+    POLL_S,
+    ClusterFailed,
+    Process,
+    command_line,
+    inner_pid,
+    only_child,
+    pids_of_space,
+    tail,
+    wait_until,
+)
+from flowray.testing.spaces import Names, cluster_missing, ip, sweep
 
-from flowray.errors import FlowrayError, MissingExtra
+__all__ = ["ClusterFailed", "NamespaceCluster", "Process", "cluster_missing", "sweep", "tail", "wait_until"]
 
-_TOOLS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux"}
-_POLL_S = 0.02
 _STARTED = "Ray runtime started"  # what `ray start` prints once its node is in the cluster
-
-
-class ClusterFailed(FlowrayError):
-    """The cluster, or a process in it, did not do what it was asked for; the message has the end of its output."""
-
-
-def cluster_missing() -> str:
-    """Why this machine cannot have such a cluster; "" when it can."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    absent = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool) is None})
-    if absent:
-        return f"these Debian packages are not installed: {', '.join(absent)}"
-    tried = subprocess.run(
-        [
-            "unshare",
-            "--net",
-            "--pid",
-            "--fork",
-            "--mount-proc",
-            "--mount",
-            "ip",
-            "link",
-            "add",
-            "fr0",
-            "type",
-            "bridge",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return "" if tried.returncode == 0 else f"namespaces cannot be made here: {tried.stderr.strip()}"
-
-
-class Process:
-    """A program that runs inside a node. Its output goes to a file, whole."""
-
-    def __init__(self, popen: subprocess.Popen[bytes], output: Path, what: str) -> None:
-        self._popen = popen
-        self._what = what
-        self.output_path = output
-
-    @property
-    def pid(self) -> int:
-        """As the host calls it."""
-        return self._popen.pid
-
-    @property
-    def returncode(self) -> int | None:
-        """Its exit status; None while it runs."""
-        return self._popen.poll()
-
-    @property
-    def output(self) -> str:
-        """What it has written so far, standard error included."""
-        return self.output_path.read_text(errors="replace")
-
-    def wait(self, timeout_s: float) -> int:
-        """Its exit status, when it has ended. Raises ClusterFailed when it does not within `timeout_s`."""
-        try:
-            return self._popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise ClusterFailed(f"{self._what} still runs after {timeout_s:g} s:\n{tail(self.output)}") from None
-
-    def check(self, timeout_s: float) -> str:
-        """Its output, when it has ended well. Raises ClusterFailed otherwise."""
-        status = self.wait(timeout_s)
-        if status:
-            raise ClusterFailed(f"{self._what} ended with {status}:\n{tail(self.output)}")
-        return self.output
-
-    def kill(self) -> None:
-        """End it with SIGKILL, and whatever it has started."""
-        if self._popen.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(self._popen.pid).children(recursive=True):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        child.kill()
-            self._popen.kill()
-            self._popen.wait()
 
 
 class NamespaceCluster:
@@ -147,7 +74,7 @@ class NamespaceCluster:
         self._dashboard = dashboard
         self._start_timeout_s = start_timeout_s
         mark = secrets.token_hex(3)
-        self._names = _Names(f"fr{mark}", nodes)
+        self._names = Names(f"fr{mark}", nodes)
         # No address of ours exists outside the namespaces, so no network of the machine can clash with these.
         self._subnet = f"10.{77 + int(mark[:2], 16) % 100}.{int(mark[2:4], 16)}"
         self._port = 20_000 + int(mark[2:], 16) % 9_000  # of the head; between Ray's own ranges, and never 6379
@@ -197,19 +124,19 @@ class NamespaceCluster:
         (self.directory / "token").write_text(secrets.token_hex(32))
         (self.directory / "home").mkdir()  # in a node, its own directory is mounted here
         Path("/tmp/ray").mkdir(exist_ok=True)  # the same
-        _ip("link", "add", names.bridge, "type", "bridge")
-        _ip("link", "set", names.bridge, "up")
+        ip("link", "add", names.bridge, "type", "bridge")
+        ip("link", "set", names.bridge, "up")
         for node in range(self.nodes):
             space, link = names.space(node), names.link(node)
             (self.directory / f"node-{node}" / "ray").mkdir(parents=True)
-            _ip("netns", "add", space)
-            _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
-            _ip("link", "set", link, "master", names.bridge, "up")
-            _ip("-n", space, "addr", "add", f"{self.ip(node)}/24", "dev", "eth0")
-            _ip("-n", space, "link", "set", "eth0", "up")
-            _ip("-n", space, "link", "set", "lo", "up")
+            ip("netns", "add", space)
+            ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+            ip("link", "set", link, "master", names.bridge, "up")
+            ip("-n", space, "addr", "add", f"{self.ip(node)}/24", "dev", "eth0")
+            ip("-n", space, "link", "set", "eth0", "up")
+            ip("-n", space, "link", "set", "lo", "up")
             # Nothing answers there: it is how Ray finds out which of its addresses others would see.
-            _ip("-n", space, "route", "add", "default", "dev", "eth0")
+            ip("-n", space, "route", "add", "default", "dev", "eth0")
 
     # ── what drivers need ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -299,8 +226,8 @@ class NamespaceCluster:
                 self.kill_node(node)
                 raylet = "\n".join(tail(file.read_text(errors="replace")) for file in self.logs(node, "raylet.*"))
                 raise ClusterFailed(f"node {node} does not start:\n{tail(text)}\n{raylet}")
-            time.sleep(_POLL_S)
-        self._initial[node] = _only_child(self._started[node].pid)
+            time.sleep(POLL_S)
+        self._initial[node] = only_child(self._started[node].pid)
 
     def kill_node(self, node: int) -> None:
         """End all processes of a node at once, as a power failure would. Nothing when it is not there."""
@@ -317,11 +244,11 @@ class NamespaceCluster:
 
     def partition(self, node: int) -> None:
         """Cut a node off from all others; its processes go on."""
-        _ip("link", "set", self._names.link(node), "down")
+        ip("link", "set", self._names.link(node), "down")
 
     def heal(self, node: int) -> None:
         """Undo `partition`."""
-        _ip("link", "set", self._names.link(node), "up")
+        ip("link", "set", self._names.link(node), "up")
 
     def lives(self, node: int) -> bool:
         """Is a node that was started still there? Ray leaves a node that was away for too long by itself."""
@@ -373,16 +300,16 @@ class NamespaceCluster:
     def processes(self, node: int, pattern: str = "") -> dict[int, str]:
         """Processes of a node whose command line has `pattern` (a regular expression): host pid -> command line."""
         found = {}
-        for pid in _pids_of_space(self._initial[node]):
-            line = _command_line(pid)
+        for pid in pids_of_space(self._initial[node]):
+            line = command_line(pid)
             if line and re.search(pattern, line):
                 found[pid] = line
         return found
 
     def host_pid(self, node: int, pid: int) -> int:
         """What the host calls the process that a node calls `pid`. Raises ProcessLookupError if it is gone."""
-        for candidate in _pids_of_space(self._initial[node]):
-            if _inner_pid(candidate) == pid:
+        for candidate in pids_of_space(self._initial[node]):
+            if inner_pid(candidate) == pid:
                 return candidate
         raise ProcessLookupError(f"node {node} has no process {pid}")
 
@@ -397,123 +324,3 @@ class NamespaceCluster:
     def logs(self, node: int, pattern: str = "*") -> Iterator[Path]:
         """Files that Ray writes in a node, of all its lives."""
         return self.home(node).glob(f"ray/session_*/logs/{pattern}")
-
-
-# ── names, and what is left of those who were killed ─────────────────────────────────────────────────────────────────
-
-
-class _Names:
-    """Everything a cluster creates outside its directory, by name: recorded first, removed whatever happened."""
-
-    def __init__(self, name: str, nodes: int) -> None:
-        self.name = name
-        self.nodes = nodes
-        self.bridge = f"{name}b"  # an interface's name may have 15 characters
-        self.file = _records() / f"{name}.json"
-
-    def space(self, node: int) -> str:
-        return f"{self.name}-{node}"
-
-    def link(self, node: int) -> str:
-        return f"{self.name}v{node}"
-
-    def record(self, directory: Path) -> None:
-        owner = psutil.Process()
-        body = {"nodes": self.nodes, "pid": owner.pid, "born": owner.create_time(), "directory": str(directory)}
-        self.file.write_text(json.dumps(body))
-
-    def remove(self) -> None:
-        for node in range(self.nodes):
-            _ip("netns", "delete", self.space(node), check=False)
-            _ip("link", "delete", self.link(node), check=False)
-        _ip("link", "delete", self.bridge, check=False)
-        self.file.unlink(missing_ok=True)
-
-
-def sweep() -> list[str]:
-    """Remove what clusters left whose process is gone; their names. Those of living processes are left alone."""
-    removed = []
-    for file in sorted(_records().glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # another sweep may be at the same file
-            body = json.loads(file.read_text())
-            if _alive(int(body["pid"]), float(body["born"])):
-                continue
-            _Names(file.stem, int(body["nodes"])).remove()
-            shutil.rmtree(body["directory"], ignore_errors=True)
-            removed.append(file.stem)
-    return removed
-
-
-def _records() -> Path:
-    path = Path(tempfile.gettempdir()) / "flowray-clusters"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
-def _alive(pid: int, born: float) -> bool:
-    try:
-        return abs(float(psutil.Process(pid).create_time()) - born) < 1.0
-    except psutil.NoSuchProcess:
-        return False
-
-
-# ── the machine's tools ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _ip(*arguments: str, check: bool = True) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise ClusterFailed(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
-
-
-def _only_child(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    if len(children) != 1:
-        raise ClusterFailed(f"process {pid} should have one child, not {children}")
-    return int(children[0])
-
-
-def _pids_of_space(first: int) -> list[int]:
-    """Host pids of all processes in the PID namespace of `first`."""
-    try:
-        space = os.readlink(f"/proc/{first}/ns/pid")  # noqa: PTH115 - it is no path, only looks like one
-    except OSError:
-        return []
-    found = []
-    for name in os.listdir("/proc"):  # noqa: PTH208 - names, not paths
-        if name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                if os.readlink(f"/proc/{name}/ns/pid") == space:  # noqa: PTH115
-                    found.append(int(name))
-    return sorted(found)
-
-
-def _inner_pid(pid: int) -> int:
-    """What a process's own namespace calls it: the last number of NSpid. 0 if it is gone."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
-    return 0
-
-
-def _command_line(pid: int) -> str:
-    """As `ps` shows it; "" for a process that has ended."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    return ""
-
-
-def tail(text: str, lines: int = 30) -> str:
-    """The last lines of an output."""
-    return "\n".join(text.splitlines()[-lines:])
-
-
-def wait_until(condition: Any, timeout_s: float, what: str, poll_s: float = _POLL_S) -> Any:
-    """The first true value of `condition()`. Raises ClusterFailed, naming `what`, when there is none in time."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise ClusterFailed(f"not within {timeout_s:g} s: {what}")
-        time.sleep(poll_s)
-    return value
