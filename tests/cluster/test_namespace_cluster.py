@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flowray.testing import cluster as module
 from flowray.testing.cluster import ClusterFailed, NamespaceCluster, sweep, wait_until
+from flowray.testing.spaces import records
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -136,4 +136,4 @@ def test_a_cluster_leaves_nothing(cluster: NamespaceCluster) -> None:
     cluster.close()
     assert name not in spaces() and name not in links() and not cluster.directory.exists()
     assert processes and not any(process.is_running() for process in processes)
-    assert not (module._records() / f"{name}.json").exists()
+    assert not (records() / f"{name}.json").exists()
