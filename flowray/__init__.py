@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from flowray.runtime.handle import Handle, Handles
     from flowray.runtime.runtime import Runtime
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "Runtime": "flowray.runtime.runtime",
