@@ -253,7 +253,7 @@ class AgentHost:
         if asked:
             return
         self._around.stir()
-        if self._inbox.empty():
+        if self._inbox.empty() and not self._waiting:
             self._around.soon(self.flush)
         else:
             # More of the same is waiting, and most likely as quick: their results go together.
