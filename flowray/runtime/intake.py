@@ -57,11 +57,10 @@ class Intake:
         """This client waits for these tasks: what has ended goes out at once, the rest when it ends."""
         ended: list[str] = []
         for task_id in task_ids:
-            if self._core.task(TaskId(task_id)) is not None or self._core.admission.recent(TaskId(task_id)):
+            is_open = self._core.task(TaskId(task_id)) is not None
+            if is_open or self._core.admission.recent(TaskId(task_id)):  # its outcome may not be on disk yet
                 self._clients.want(client_id, task_id)
-                if self._core.task(TaskId(task_id)) is None:
-                    ended.append(task_id)
-            else:
+            if not is_open:
                 ended.append(task_id)
         if not ended:
             return
@@ -69,8 +68,8 @@ class Intake:
         unknown: list[str] = []
         for task_id in ended:
             if task_id in outcomes:
+                self._clients.want(client_id, task_id)
                 self._clients.resolved(outcomes[task_id])
-                self._clients.give(client_id, outcomes[task_id])
             elif not self._core.admission.recent(TaskId(task_id)):
                 unknown.append(task_id)
         self._clients.unknown(client_id, unknown)

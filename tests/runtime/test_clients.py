@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from shells import Line
 
 from flowray.core.model import Outcome, TaskId
 from flowray.core.states import TaskState
 from flowray.runtime import clients as module
-from flowray.runtime import messages
 from flowray.runtime.clients import Client, Clients, Submission
 from flowray.runtime.messages import Answer, Answers, Outcomes
 
 
 def outcome(task_id: str) -> Outcome:
     return Outcome(task_id=TaskId(task_id), state=TaskState.SUCCEEDED)
-
-
-class Line:
-    """A client's line, with as much room as it is told."""
-
-    def __init__(self, room: int = 1_000_000) -> None:
-        self.room = room
-        self.sent: list[Any] = []
-
-    def send(self, message: bytes) -> bool:
-        if self.room == 0:
-            return False
-        self.room -= 1
-        self.sent.append(messages.decode_to_client(message))
-        return True
-
-    def send_anyway(self, message: bytes) -> None:
-        self.sent.append(messages.decode_to_client(message))
-
-    @property
-    def outcomes(self) -> list[str]:
-        return [o.task_id for m in self.sent if isinstance(m, Outcomes) for o in m.outcomes]
 
 
 class Hall:

@@ -3,58 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from pathlib import Path
 
 import pytest
+from shells import ANYWHERE, Shell, submitted
 
-from flowray.core.commands import AcceptTask, Command, ResolveTask, StartAgent, StartAttempt
-from flowray.core.coordination import Coordination
-from flowray.core.events import AgentReady, AgentsAdded, AttemptFinished, TaskSubmitted
+from flowray.core.commands import AcceptTask, ResolveTask
+from flowray.core.events import AgentReady, AgentsAdded, TaskSubmitted
 from flowray.core.model import AgentSpec, Task, TaskId
 from flowray.core.states import TaskState
-from flowray.errors import StoreError
-from flowray.runtime.pump import Pump, time_line
-from flowray.store import SqliteStore, StoreConfig
-
-# Tests run wherever the temporary directory is.
-ANYWHERE = StoreConfig(allow_volatile=True, allow_filesystems=("overlay", "overlayfs", "unknown"))
-
-
-class Shell:
-    """What a coordinator has round its pump; agents answer every attempt at once."""
-
-    def __init__(self, directory: Path, *, answer: bool = True) -> None:
-        self.store = SqliteStore.open(directory, ANYWHERE)
-        recovery = self.store.begin_epoch("test")
-        self.performed: list[Command] = []
-        self.failures: list[StoreError] = []
-        self.answer = answer
-        clock = time_line(recovery.last_at)
-        core = Coordination.recover(
-            epoch=recovery.epoch,
-            rng=random.Random(1),
-            now=clock(),
-            snapshot=recovery.snapshot,
-            commands=recovery.commands,
-        )
-        self.pump = Pump(core, self.store, self.perform, clock, self.failures.append)
-
-    def perform(self, command: Command) -> None:
-        self.performed.append(command)
-        if isinstance(command, StartAgent):
-            self.pump.put(AgentReady(command.agent_id, command.incarnation))
-        elif isinstance(command, StartAttempt) and self.answer:
-            self.pump.put(AttemptFinished(command.task_id, command.attempt, command.epoch, command.agent_id))
-
-    async def until(self, kind: type[Command], count: int) -> None:
-        async with asyncio.timeout(20):
-            while sum(isinstance(c, kind) for c in self.performed) < count:
-                await asyncio.sleep(0.001)
-
-
-def submitted(number: int) -> TaskSubmitted:
-    return TaskSubmitted(Task(id=TaskId(f"t{number:04}"), prompt="x"))
+from flowray.runtime.pump import time_line
+from flowray.store import SqliteStore
 
 
 async def test_a_task_is_on_disk_before_its_acceptance_is_performed(tmp_path: Path) -> None:

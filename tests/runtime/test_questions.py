@@ -1,0 +1,134 @@
+"""What clients ask of a coordinator, over a real journal; what needs Ray is asked in `test_connecting`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from shells import Shell, submitted
+
+from flowray.core.commands import AcceptTask, AnswerCancel, Command, ResolveTask
+from flowray.core.events import AgentsAdded
+from flowray.core.model import AgentSpec
+from flowray.runtime.figures import Figures
+from flowray.runtime.messages import Introduction, Question
+from flowray.runtime.overview import Overview
+from flowray.runtime.questions import Questions
+
+AGENT = AgentSpec(name="a", tier="t", target="team:Agent")
+
+
+class NoProcesses:
+    """Pools in which no agent has one."""
+
+    def warm(self) -> int:
+        return 3
+
+    def current(self, agent_id: str) -> None:
+        return None
+
+    def process(self, agent_id: str, incarnation: int) -> None:
+        return None
+
+    def blocks(self) -> dict[str, str]:
+        return {}
+
+
+class Desk(Shell):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, answer=False)
+        pools: Any = NoProcesses()
+        core = self.pump.core
+        self.stops = 0
+        self.questions = Questions(
+            core,
+            self.store,
+            self.pump,
+            pools,
+            Figures(),
+            Overview("team", 1, "node", directory, core, self.store, pools),
+            introduce=self.introduce,
+            stop=self.stop,
+        )
+
+    async def introduce(self, client: str) -> Introduction:
+        return Introduction(client.encode(), "node", "journal")
+
+    async def stop(self) -> bool:
+        self.stops += 1
+        return True
+
+    def perform(self, command: Command) -> None:
+        super().perform(command)
+        if isinstance(command, AnswerCancel):
+            self.questions.cancelled(command.task_id, command.state.value if command.state is not None else "")
+
+    async def ask(self, what: str, task_id: str = "", *, outside: bool = False, **more: Any) -> Any:
+        """The view, or (error, detail)."""
+        question = Question(what, task_id, number=5, **more)
+        reply = await asyncio.wait_for(self.questions.reply("client-1", question, outside=outside), 20)
+        assert reply.number == 5
+        return (reply.error, reply.detail) if reply.error else msgspec.msgpack.decode(reply.body)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """One agent that never answers; its slot has t0001, and t0002 waits."""
+    desk = Desk(tmp_path)
+    pumping = asyncio.ensure_future(desk.pump.run())
+    desk.pump.put(AgentsAdded(AGENT))
+    desk.pump.put(submitted(1))
+    desk.pump.put(submitted(2))
+    await desk.until(AcceptTask, 2)
+    yield desk
+    desk.pump.stop()
+    await pumping
+    desk.store.close()
+
+
+async def test_a_client_is_told_who_the_coordinator_is(desk):
+    assert (await desk.ask("introduce", outside=True))[0] == b"client-1"
+
+
+@pytest.mark.parametrize("what", ["stop", "purge", "add_agents", "process"])
+async def test_who_comes_from_outside_may_ask_about_tasks_only(desk, what):
+    error, detail = await desk.ask(what, outside=True)
+    assert error == "ConfigError" and f"{what}: is not for clients outside the cluster" in detail
+    assert desk.stops == 0
+
+
+async def test_a_question_that_nobody_knows_is_refused(desk):
+    error, detail = await desk.ask("weather")
+    assert error == "FlowrayError" and "'weather'" in detail
+
+
+@pytest.mark.parametrize("what", ["state", "story", "outcome", "cancel", "dead_letter"])
+async def test_a_task_that_nobody_knows_is_said_to_be_unknown(desk, what):
+    assert await desk.ask(what, "t9999") == ("UnknownTask", "no task has the id t9999")
+
+
+async def test_a_task_that_waits_is_cancelled_and_then_known_from_the_store(desk):
+    assert await desk.ask("state", "t0002") == "queued"
+    both = await asyncio.gather(desk.ask("cancel", "t0002"), desk.ask("cancel", "t0002"))
+    assert both == ["cancelled", "cancelled"]
+    await desk.until(ResolveTask, 1)
+    assert await desk.ask("state", "t0002") == "cancelled"
+    assert (await desk.ask("story", "t0002"))["state"] == "cancelled"
+    assert await desk.ask("cancel", "t0002") == "cancelled", "again: as it was"
+
+
+async def test_only_the_number_of_known_agents_may_change(desk):
+    assert await desk.ask("add_agents", spec=msgspec.structs.replace(AGENT, count=2, code=b"another pickle")) == "a"
+    error, detail = await desk.ask("add_agents", spec=msgspec.structs.replace(AGENT, tier="u"))
+    assert error == "ConfigError" and "there are other agents called 'a'" in detail
+
+
+async def test_figures_and_processes(desk):
+    assert await desk.ask("figures") == {"attempts": 0, "failovers": 0, "retries": 0, "restarts": 0, "warm": 3}
+    assert await desk.ask("process", agent_id="a-0") == ["", 0]
+    assert await desk.ask("purge", "t0001") is False, "it is no dead letter"
+    assert await desk.ask("stop") is True and desk.stops == 1
