@@ -44,6 +44,7 @@ from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import split_address
 from flowray.runtime import messages
+from flowray.runtime.acknowledging import Acknowledgements
 from flowray.runtime.clients import Client, Clients
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
@@ -51,7 +52,6 @@ from flowray.runtime.figures import Figures
 from flowray.runtime.intake import Intake
 from flowray.runtime.lifetime import leave_with_owner
 from flowray.runtime.messages import (
-    Acknowledge,
     Admission,
     Answer,
     Cancel,
@@ -172,6 +172,7 @@ class Coordinator:
         self._core = core
         clock = self._clock
         figures = Figures()
+        self._acknowledgements = Acknowledgements()
         self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
         self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, [figures])
         self._intake = Intake(core, self._store, self._clients, self._pump.put)
@@ -316,6 +317,7 @@ class Coordinator:
         process = self._pools.process(command.agent_id, command.incarnation)
         task = self._core.task(command.task_id)
         if process is not None and task is not None:
+            self._acknowledgements.tell(command.agent_id)
             process.link.send(Start(command.agent_id, task, command.attempt, self._epoch, command.remaining_s))
 
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -432,8 +434,8 @@ class Coordinator:
     def _take_report(self, peer: Peer, message: Report) -> None:
         """An agent's results. Acknowledged once they are on disk: until then the agent keeps them."""
         self._put_results(message)
-        body = messages.encode(Acknowledge(message.agent_id, message.last))
-        self._pump.when_synced(lambda: peer.send_anyway(body))
+        agent_id, last = message.agent_id, message.last
+        self._pump.when_synced(lambda: self._acknowledgements.on_disk(peer, agent_id, last))
 
     async def report(self, message: Report) -> None:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""
