@@ -74,7 +74,7 @@ class StoryLine(Struct, frozen=True, array_like=True):
 class Choice(Struct, frozen=True, array_like=True):
     """Why this agent: what `explain()` says of one attempt."""
 
-    policy: str  # only_one | power_of_two | prefetch | adopted
+    policy: str  # only_one | power_of_two | prefetch | same | batch | recent | adopted
     candidates: int  # agents that had the capabilities and room
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
 

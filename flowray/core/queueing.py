@@ -29,7 +29,7 @@ class LaneKey(NamedTuple):
 class Lane:
     """Tasks with the same needs."""
 
-    __slots__ = ("_heap", "_waiting", "classes", "free", "key", "last_chosen", "last_chosen_at", "spare")
+    __slots__ = ("_heap", "_waiting", "classes", "free", "key", "last_chosen", "last_chosen_at", "recent", "spare")
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
@@ -38,6 +38,7 @@ class Lane:
         self.spare: IndexedSet[AgentClass] = IndexedSet()  # of those, the ones with room to prefetch
         self.last_chosen: Agent | None = None  # the agent drawn last for a task of this lane,
         self.last_chosen_at = 0.0  # and when
+        self.recent: list[Agent] = []  # that got its quick tasks lately, and have room
         self._heap: list[tuple[int, int, TaskId]] = []  # (-priority, seq, task)
         self._waiting: dict[TaskId, int] = {}  # -> seq of its valid heap entry
 

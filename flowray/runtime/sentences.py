@@ -62,6 +62,8 @@ def why(choice: Choice, agent_id: str) -> str:
         return "idle, and it had just done such a task"
     if choice.policy == "batch":
         return "with the task before it, in one message: its tasks are short"
+    if choice.policy == "recent":
+        return f"one of {choice.candidates} that do such short tasks just now"
     if choice.policy == "prefetch":
         return f"sent ahead of time: its tasks are short, {among}"
     return f"{choice.policy}, {among}"
@@ -128,6 +130,8 @@ def _started(story: Story, line: StoryLine) -> str:
         return f"{text}: it had nothing to do and had just done such a task, so it was the quickest to reach."
     if choice.policy == "batch":
         return f"{text}: it had just been given such a task, and they are so short that they share a message."
+    if choice.policy == "recent":
+        return f"{text}: such tasks are so short that a few agents do them all, and of these it was not the busier one."
     if choice.policy == "prefetch":
         return f"{text}: all were busy, but its tasks are so short that it may hold some ahead of time."
     if choice.policy == "power_of_two" and others:

@@ -297,6 +297,8 @@ class Observer:
                     world.note("prefetched")
                 elif command.choice.policy == "batch":
                     world.note("sent together")
+                elif command.choice.policy == "recent":
+                    world.note("kept with few agents")
             elif isinstance(command, ResolveTask):
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):

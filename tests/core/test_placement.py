@@ -143,6 +143,86 @@ def test_an_idle_agent_that_is_quick_gets_the_next_one_too_however_much_later():
     assert {choose_agent(lane, POLICY, 99.0, Random(seed))[0].id for seed in range(20)} != {first.id}
 
 
+def quick_agents(count):
+    """A lane served by agents that do its tasks in 50 us each, one at a time, and may hold 64 ahead."""
+    registry, queue = Registry(RestartPolicy()), Queue()
+    one, added, _ = registry.add(spec("a", count=count, slots=1))
+    queue.join(one)
+    for agent in added:
+        agent.state, agent.service_s, agent.prefetch = AgentState.READY, 0.00005, 64
+        one.update(agent)
+    return queue.lane(task(), registry.classes()), added
+
+
+def give(lane, rng, now, policy=POLICY):
+    agent, choice = choose_agent(lane, policy, now, rng)
+    agent.outstanding[f"t{len(agent.outstanding)}"] = 1
+    agent.agent_class.update(agent)
+    return agent, choice
+
+
+def test_quick_tasks_stay_with_few_agents_each_with_its_batch_and_then_more():
+    lane, agents = quick_agents(100)
+    rng = Random(1)
+    for number in range(160):
+        give(lane, rng, 10.0 + number * 0.00001)
+    assert sum(1 for agent in agents if agent.held) == 16
+    assert {agent.held for agent in agents if agent.held} == {10}, "half a millisecond of work each"
+    for number in range(600):
+        _, choice = give(lane, rng, 11.0 + number * 0.01)
+        assert choice.policy == "recent"
+    held = [agent.held for agent in agents if agent.held]
+    assert len(held) == 16
+    assert max(held) - min(held) <= 8, "of two the less loaded"
+
+
+def test_when_those_few_are_full_others_take_their_places_and_nobody_is_overfull():
+    lane, agents = quick_agents(100)
+    rng = Random(2)
+    for number in range(3000):
+        give(lane, rng, 10.0 + number * 0.002)
+    assert max(agent.held for agent in agents) <= 65
+    assert sum(agent.held for agent in agents) == 3000
+    assert len(lane.recent) <= 16
+
+
+def test_one_that_is_gone_stuck_or_slow_by_now_is_not_among_the_few():
+    lane, agents = quick_agents(40)
+    rng = Random(3)
+    for number in range(160):
+        give(lane, rng, 10.0 + number * 0.00001)
+    gone, slow, stuck = [agent for agent in agents if agent.held][:3]
+    gone.state = AgentState.STOPPED
+    slow.service_s = 0.02
+    stuck.prefetch = 0
+    for agent in (gone, slow, stuck):
+        agent.agent_class.update(agent)
+    before = gone.held, slow.held, stuck.held
+    for number in range(200):
+        agent, choice = give(lane, rng, 20.0 + number)
+        assert choice.policy != "recent" or agent not in (gone, slow, stuck)
+    assert (gone.held, stuck.held) == (before[0], before[2])
+
+
+def test_slow_tasks_go_to_all_agents_and_so_do_quick_ones_if_that_is_wanted():
+    lane, agents = quick_agents(100)
+    for agent in agents:
+        agent.service_s = 0.01
+    for number in range(90):
+        assert give(lane, Random(number), 10.0 + number)[1].policy == "power_of_two"
+    lane, agents = quick_agents(100)
+    everywhere = PlacementPolicy(recent=0, batch_s=0.0005)
+    for number in range(400):
+        assert give(lane, Random(number), 10.0 + number * 0.01, everywhere)[1].policy != "recent"
+    assert sum(1 for agent in agents if agent.held) > 60
+
+
+@pytest.mark.parametrize("wrong", [{"recent": -1}, {"recent": 1001}])
+def test_refuses_a_senseless_number_of_recent_agents(wrong):
+    with pytest.raises(ConfigError, match=r"placement\.recent"):
+        PlacementPolicy(**wrong)
+
+
 @pytest.mark.parametrize("wrong", [{"prefetch_s": -1}, {"max_prefetch": -1}, {"batch_s": -1}, {"batch_within_s": -1}])
 def test_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ConfigError, match="placement"):
