@@ -31,10 +31,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiormq
 from aiormq import exceptions
@@ -252,8 +252,8 @@ class RabbitBridge(Bridge):
         self._figures.duplicates_out += len(again)
         outbox.confirm(again)
         fresh = [sending for sending in batch if sending.message.message_id not in known]
-        answers = await asyncio.gather(
-            *(self._publish(channel, route, sending) for sending in fresh if not sending.reason), return_exceptions=True
+        answers = await _answers(
+            channel, [self._publish(channel, route, sending) for sending in fresh if not sending.reason]
         )
         sent: list[Sending] = []
         left: list[Sending] = []
@@ -319,3 +319,22 @@ class RabbitBridge(Bridge):
         )
         await channel.basic_publish(body, exchange=name, properties=buried, mandatory=True)
         self._figures.dead += 1
+
+
+async def _answers(channel: Channel, publishing: Sequence[Coroutine[Any, Any, None]]) -> list[BaseException | None]:
+    """What becomes of each, in their order; a CancelledError is one whose confirm nobody waits for any more.
+
+    aiormq tells those that wait for a confirm when their channel closes, but not one that began to wait just then: it
+    would wait for ever. So the channel is looked at meanwhile.
+    """
+    tasks = [asyncio.ensure_future(one) for one in publishing]
+    pending = set(tasks)
+    try:
+        while pending:
+            _, pending = await asyncio.wait(pending, timeout=LOOK_S)
+            if channel.is_closed:
+                break
+    finally:
+        for task in pending:
+            task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
