@@ -1,0 +1,381 @@
+"""Outcome sets: directories of Parquet files that say which agent did how well at which task.
+
+The schema, the same for the public sets, for a user's own outcomes and for the journal's export. Columns that are not
+named here are ignored; a number that is unknown is null.
+
+`tasks.parquet`, one row per task:
+
+    prompt_id    key, text
+    text         what the router may read
+    split        `train`, `val`, `test` or another name
+    group_id     optional: tasks that belong together (duplicates, one origin); a group lies in one split
+    choices, tools_text, n_tools, n_params, n_options      optional inputs, see `TaskBatch`
+    task_type, capability, intent, domain                  optional labels: targets, never inputs at evaluation
+    benchmark, contaminated                                optional: part of the set a task belongs to; leave it out
+
+`outcomes.parquet`, one row per task and agent; may be absent (a set of labels only):
+
+    prompt_id, agent_id    the key
+    success                0 or 1
+    score                  optional, 0..1; else the success is the quality
+    latency_s, cost_usd, input_tokens, output_tokens       optional, never negative
+    at_utc                 optional: when, in seconds since 1970; old outcomes may then count less
+
+`agents.parquet`, one row per agent; may be absent (then the agents are those of the outcomes):
+
+    agent_id               key
+    description, name, model, org, scaffold, mode, role    optional, in words: joined to one description, the id first
+    price_in_per_m, price_out_per_m, params_b              optional numbers, see `AgentBatch`
+    agent_split            optional: `unseen` keeps an agent out of training
+    in_price_pool or has_cost      optional: the agents that cost routing chooses from; else all
+
+Where no `cost_usd` is recorded but agents have prices, an attempt costs what 1,000 tokens cost, half of them read and
+half written: enough to compare agents, not a bill.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from flowray.errors import ConfigError
+from flowray.routing.estimates import AgentBatch, Floats, Histories, Outcomes, Rows, TaskBatch
+
+LABELS = ("task_type", "capability", "intent", "domain", "benchmark", "contaminated")
+DESCRIBING = ("description", "name", "model", "org", "scaffold", "mode", "role")
+POOLS = ("in_price_pool", "has_cost")
+NOMINAL_TOKENS = 1_000  # of an attempt whose tokens nobody counted
+MAX_CELLS = 100_000_000  # tasks x agents: five float32 arrays of that size are 2 GB
+
+
+class SchemaError(ConfigError):
+    """A directory does not follow the schema of outcome sets. `file` and `column` say where, `hint` the way out."""
+
+    def __init__(self, file: str, column: str, problem: str, hint: str = "") -> None:
+        super().__init__(f"{file}, column {column!r}" if column else file, problem, hint)
+        self.args = (file, column, problem, hint)
+        self.file, self.column = file, column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeSet:
+    """One directory of the schema, checked, as arrays: `tasks` rows and `agents` columns."""
+
+    name: str  # of the directory; histories are looked up by it
+    digest: str  # SHA-256 over the files, as hex
+    prompt_ids: tuple[str, ...]  # [tasks]
+    groups: npt.NDArray[np.intp]  # [tasks] numbers of the groups, from 0
+    splits: tuple[str, ...]  # [tasks]
+    tasks: TaskBatch
+    labels: Mapping[str, tuple[str, ...]]  # column -> [tasks], "" where a task has none
+    agents: AgentBatch
+    seen: npt.NDArray[np.bool_]  # [agents] may be trained on
+    pool: npt.NDArray[np.bool_]  # [agents] cost routing chooses from these
+    outcomes: Outcomes
+    timed: bool  # tasks are in the order of time
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def take(self, rows: Rows) -> OutcomeSet:
+        """Some of the tasks, with all agents."""
+        chosen = np.arange(len(self))[rows]
+        return replace(
+            self,
+            prompt_ids=tuple(self.prompt_ids[i] for i in chosen),
+            groups=self.groups[chosen],
+            splits=tuple(self.splits[i] for i in chosen),
+            tasks=self.tasks.take(chosen),
+            labels={column: tuple(values[i] for i in chosen) for column, values in self.labels.items()},
+            outcomes=self.outcomes.take(chosen),
+        )
+
+    def split(self, *names: str) -> OutcomeSet:
+        """The tasks of these splits; none is a set without tasks."""
+        return self.take(np.array([split in names for split in self.splits], dtype=np.bool_))
+
+    def of_agents(self, rows: Rows) -> OutcomeSet:
+        """Some of the agents, with all tasks."""
+        return replace(
+            self,
+            agents=self.agents.take(rows),
+            seen=self.seen[rows],
+            pool=self.pool[rows],
+            outcomes=self.outcomes.take(slice(None), rows),
+        )
+
+    def histories(self, split: str = "train", *, agents: AgentBatch | None = None) -> Histories:
+        """What the agents did at the tasks of one split, in the order of `agents` (default: those of this set)."""
+        past = self.split(split)
+        place = {agent_id: column for column, agent_id in enumerate(self.agents.agent_ids)}
+        columns = np.array([place.get(agent_id, -1) for agent_id in (agents or self.agents).agent_ids], dtype=np.intp)
+        return Histories(tasks=past.tasks, outcomes=past.outcomes.of_columns(columns), timed=self.timed)
+
+
+def load(directory: Path | str, *, agents: AgentBatch | None = None) -> OutcomeSet:
+    """Read and check a directory of the schema. `agents` stands in for an `agents.parquet` that is not there.
+
+    Raises:
+        SchemaError: a file or column is missing or holds what it must not; it says which, and what to do.
+    """
+    directory = Path(directory).resolve()
+    tasks = _Table.read(directory / "tasks.parquet")
+    if tasks is None:
+        raise SchemaError(
+            str(directory / "tasks.parquet"),
+            "",
+            "there is no such file" if directory.is_dir() else "there is no such directory",
+            "name a directory of the schema; `flowray.routing.data` describes it",
+        )
+    outcomes = _Table.read(directory / "outcomes.parquet")
+    described = _Table.read(directory / "agents.parquet")
+    prompt_ids = tasks.key("prompt_id")
+    order = np.arange(len(prompt_ids))
+    agent_batch, seen, pool = _agents(described, outcomes, agents)
+    matrices, at_utc = _outcomes(outcomes, prompt_ids, agent_batch.agent_ids)
+    if at_utc is not None:
+        order = np.argsort(at_utc, kind="stable")  # tasks without an attempt (NaN) come last
+    groups = tasks.words("group_id", required=True) if "group_id" in tasks else prompt_ids
+    whole = OutcomeSet(
+        name=directory.name,
+        digest=digest_of(directory),
+        prompt_ids=prompt_ids,
+        groups=np.unique(np.array(groups, dtype=np.str_), return_inverse=True)[1].astype(np.intp),
+        splits=tasks.words("split", required=True),
+        tasks=_tasks(tasks),
+        labels={column: tasks.words(column) for column in LABELS if column in tasks},
+        agents=agent_batch,
+        seen=seen,
+        pool=pool,
+        outcomes=_priced(matrices, agent_batch),
+        timed=at_utc is not None,
+    )
+    _check_groups(tasks, whole)
+    return whole.take(order)
+
+
+def load_all(directories: Sequence[Path | str]) -> list[OutcomeSet]:
+    """Every set that is one of the directories or lies directly in one of them, by name."""
+    found: dict[Path, None] = {}
+    for directory in map(Path, directories):
+        if (directory / "tasks.parquet").exists() or not directory.is_dir():
+            found[directory.resolve()] = None
+        else:
+            found.update((inner.parent.resolve(), None) for inner in sorted(directory.glob("*/tasks.parquet")))
+    return [load(directory) for directory in found]
+
+
+def digest_of(directory: Path) -> str:
+    """SHA-256 over the set's files, as hex: the same outcomes have the same digest wherever they lie."""
+    digest = hashlib.sha256()
+    for name in ("tasks.parquet", "agents.parquet", "outcomes.parquet"):
+        content = (directory / name).read_bytes() if (directory / name).exists() else b""
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+class _Table:
+    """One Parquet file, whose columns are taken out by kind and checked."""
+
+    def __init__(self, file: Path, table: pa.Table) -> None:
+        self.file, self._table = file, table
+
+    @classmethod
+    def read(cls, file: Path) -> _Table | None:
+        """The file, None where there is none."""
+        if not file.is_file():
+            return None
+        try:
+            return cls(file, pq.read_table(file))
+        except (pa.ArrowException, OSError) as error:
+            raise SchemaError(str(file), "", f"cannot be read as Parquet: {error}", "write it again") from error
+
+    def __contains__(self, column: str) -> bool:
+        return column in self._table.column_names
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def error(self, column: str, problem: str, hint: str = "") -> SchemaError:
+        return SchemaError(str(self.file), column, problem, hint)
+
+    def column(self, column: str, kind: pa.DataType) -> Any:
+        """One column as an Arrow array of a kind."""
+        if column not in self:
+            there = ", ".join(self._table.column_names)
+            raise self.error(column, "is missing", f"add it; the file has {there}")
+        values = self._table.column(column).combine_chunks()
+        try:
+            return pc.cast(
+                pc.cast(values, values.type.value_type) if pa.types.is_dictionary(values.type) else values, kind
+            )
+        except (pa.ArrowException, NotImplementedError) as error:
+            raise self.error(column, f"cannot be read as {kind}: {error}", f"store it as {kind}") from error
+
+    def words(self, column: str, *, required: bool = False) -> tuple[str, ...]:
+        """A column of text; null is "" where it may be."""
+        values = self.column(column, pa.string())
+        if required and values.null_count:
+            raise self.error(
+                column, f"is null in {values.null_count} of {len(values)} rows", "fill it or drop the rows"
+            )
+        return tuple(values.fill_null("").to_pylist())
+
+    def key(self, column: str) -> tuple[str, ...]:
+        """A column of text that names each row."""
+        values = self.words(column, required=True)
+        if len(set(values)) < len(values):
+            twice = Counter(values).most_common(1)[0][0]
+            raise self.error(column, f"{twice!r} is in two rows", "keep one row of each")
+        return values
+
+    def numbers(self, column: str, low: float = -np.inf, high: float = np.inf) -> Floats:
+        """A column of numbers within bounds; null is NaN. A column that is not there is all NaN."""
+        if column not in self:
+            return np.full(len(self), np.nan, np.float32)
+        values: Floats = np.asarray(self.column(column, pa.float64()).to_numpy(zero_copy_only=False), np.float32)
+        wrong = (values < low) | (values > high) | np.isinf(values)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise self.error(
+                column,
+                f"row {row} holds {values[row]:g}, outside {low:g} to {high:g}",
+                "correct it, or store null where it is unknown",
+            )
+        return values
+
+
+def _tasks(table: _Table) -> TaskBatch:
+    def words(column: str) -> tuple[str, ...]:
+        return table.words(column) if column in table else ("",) * len(table)
+
+    choices = words("choices")
+    n_options = table.numbers("n_options", 0)
+    return TaskBatch(
+        texts=table.words("text", required=True),
+        choices=choices,
+        tools=words("tools_text"),
+        n_tools=table.numbers("n_tools", 0),
+        n_params=table.numbers("n_params", 0),
+        n_options=np.where(np.isnan(n_options), [_counted(text) for text in choices], n_options).astype(np.float32),
+    )
+
+
+def _counted(choices: str) -> float:
+    """How many answers there are to choose from: a list, or a mapping of lists, in JSON or Python's notation."""
+    if not choices or len(choices) > 100_000:
+        return np.nan
+    try:
+        value = ast.literal_eval(choices)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return np.nan  # some other notation: the text is still there for the router to read
+    if isinstance(value, dict):
+        value = next((inner for inner in value.values() if isinstance(inner, list)), value)
+    return float(len(value)) if isinstance(value, list | tuple | dict) else np.nan
+
+
+def _agents(
+    table: _Table | None, outcomes: _Table | None, given: AgentBatch | None
+) -> tuple[AgentBatch, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """The agents, which of them may be trained on, and which cost routing chooses from."""
+    if table is None:
+        if given is None:
+            ids = tuple(sorted(set(outcomes.words("agent_id", required=True)))) if outcomes is not None else ()
+            given = AgentBatch.of_ids(ids)
+        return given, np.ones(len(given), np.bool_), np.ones(len(given), np.bool_)
+    ids = table.key("agent_id")
+    columns = [ids, *(table.words(column) for column in DESCRIBING if column in table)]
+    descriptions = tuple("; ".join(dict.fromkeys(filter(None, row))) for row in zip(*columns, strict=True))
+    batch = AgentBatch(
+        agent_ids=ids,
+        descriptions=descriptions,
+        price_in_per_m=table.numbers("price_in_per_m", 0),
+        price_out_per_m=table.numbers("price_out_per_m", 0),
+        params_b=table.numbers("params_b", 0),
+        load=np.full(len(ids), np.nan, np.float32),
+    )
+    split = table.words("agent_split") if "agent_split" in table else ("seen",) * len(ids)
+    pools = [table.numbers(column, 0, 1) == 1 for column in POOLS if column in table]
+    seen = np.array([value != "unseen" for value in split], np.bool_)
+    return batch, seen, pools[0] if pools else np.ones(len(ids), np.bool_)
+
+
+def _outcomes(
+    table: _Table | None, prompt_ids: tuple[str, ...], agent_ids: tuple[str, ...]
+) -> tuple[Outcomes, npt.NDArray[np.float64] | None]:
+    """The outcomes as matrices, and when the first attempt at each task was."""
+    shape = len(prompt_ids), len(agent_ids)
+    if table is None:
+        return Outcomes.none(*shape), None
+    if shape[0] * shape[1] > MAX_CELLS:
+        raise table.error(
+            "", f"{shape[0]:,} tasks x {shape[1]:,} agents are too many", f"keep below {MAX_CELLS:,} cells"
+        )
+    rows = _places(table, "prompt_id", prompt_ids, "tasks.parquet")
+    columns = _places(table, "agent_id", agent_ids, "agents.parquet")
+    cells = rows * shape[1] + columns
+    if len(np.unique(cells)) < len(cells):
+        first = np.sort(cells)[np.flatnonzero(np.diff(np.sort(cells)) == 0)[0]]
+        pair = f"{prompt_ids[first // shape[1]]!r} and agent {agent_ids[first % shape[1]]!r}"
+        raise table.error("prompt_id", f"two rows for task {pair}", "keep the last attempt of each pair")
+
+    def matrix(values: Floats) -> Floats:
+        filled = np.full(shape, np.nan, np.float32)
+        filled[rows, columns] = values
+        return filled
+
+    success = table.numbers("success", 0, 1)
+    if "success" not in table or np.isnan(success).any() or (success % 1).any():
+        problem = "is missing" if "success" not in table else "holds something else than 0 and 1"
+        raise table.error("success", problem, "store 1 for a success and 0 for a failure in every row")
+    score = table.numbers("score", 0, 1)
+    outcomes = Outcomes(
+        success=matrix(success),
+        quality=matrix(np.where(np.isnan(score), success, score)),
+        latency_s=matrix(table.numbers("latency_s", 0)),
+        cost_usd=matrix(table.numbers("cost_usd", 0)),
+        tokens=matrix(table.numbers("input_tokens", 0) + table.numbers("output_tokens", 0)),
+    )
+    if "at_utc" not in table:
+        return outcomes, None
+    first_at = np.full(shape[0], np.inf)
+    np.fmin.at(first_at, rows, np.asarray(table.column("at_utc", pa.float64()).to_numpy(zero_copy_only=False)))
+    return outcomes, first_at
+
+
+def _places(table: _Table, column: str, ids: tuple[str, ...], where: str) -> npt.NDArray[np.intp]:
+    """The position among `ids` of each row's value."""
+    values = table.column(column, pa.string())
+    places = pc.index_in(values, value_set=pa.array(ids, pa.string()))
+    if places.null_count:
+        unknown = values.filter(pc.is_null(places))[0].as_py()
+        raise table.error(column, f"{unknown!r} is not in {where}", "add it there, or drop its rows here")
+    return np.asarray(places.to_numpy(zero_copy_only=False), dtype=np.intp)
+
+
+def _priced(outcomes: Outcomes, agents: AgentBatch) -> Outcomes:
+    """Give attempts the price of a nominal number of tokens where no cost at all was recorded."""
+    if np.isfinite(outcomes.cost_usd).any():
+        return outcomes
+    price = (agents.price_in_per_m + agents.price_out_per_m) / 2 * NOMINAL_TOKENS / 1e6  # [agents]
+    return replace(outcomes, cost_usd=np.where(outcomes.known, price[None, :], np.float32(np.nan)).astype(np.float32))
+
+
+def _check_groups(table: _Table, whole: OutcomeSet) -> None:
+    """A group in two splits would let a router learn the answers that it is judged by."""
+    split_of: dict[int, str] = {}
+    for row, (group, split) in enumerate(zip(whole.groups.tolist(), whole.splits, strict=True)):
+        if split_of.setdefault(group, split) != split:
+            problem = f"the group of row {row} is in the splits {split_of[group]!r} and {split!r}"
+            raise table.error("group_id", problem, "put all tasks of a group into one split")
