@@ -121,7 +121,7 @@ class Outcomes:
         return cls(**{f.name: unknown for f in fields(cls)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)  # may be the key of a weak dictionary
 class Histories:
     """What the agents did before: past tasks, oldest first, and how each agent's attempts at them ended.
 

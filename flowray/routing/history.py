@@ -144,4 +144,5 @@ def _shrunk(sums: Sums, counts: Sums, strength: float, agent_strength: float, no
     prior = _overall(sums, counts, agent_strength, nothing_known)[..., None]
     bottom = counts + strength
     known = (bottom > 0) & np.isfinite(prior)
-    return np.where(known, (sums + strength * np.nan_to_num(prior)) / np.where(known, bottom, 1.0), prior)
+    shrunk: Sums = np.where(known, (sums + strength * np.nan_to_num(prior)) / np.where(known, bottom, 1.0), prior)
+    return shrunk
