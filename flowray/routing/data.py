@@ -115,11 +115,15 @@ class OutcomeSet:
             outcomes=self.outcomes.take(slice(None), rows),
         )
 
-    def histories(self, split: str = "train", *, agents: AgentBatch | None = None) -> Histories:
-        """What the agents did at the tasks of one split, in the order of `agents` (default: those of this set)."""
-        past = self.split(split)
+    def histories(self, *splits: str, agents: AgentBatch | None = None) -> Histories:
+        """What the agents did at the tasks of some splits (default: `train`).
+
+        The columns are in the order of `agents` (default: those of this set).
+        """
+        past = self.split(*(splits or ("train",)))
         place = {agent_id: column for column, agent_id in enumerate(self.agents.agent_ids)}
-        columns = np.array([place.get(agent_id, -1) for agent_id in (agents or self.agents).agent_ids], dtype=np.intp)
+        wanted = (self.agents if agents is None else agents).agent_ids
+        columns = np.array([place.get(agent_id, -1) for agent_id in wanted], dtype=np.intp)
         return Histories(tasks=past.tasks, outcomes=past.outcomes.of_columns(columns), timed=self.timed)
 
 

@@ -137,7 +137,8 @@ def _overall(sums: Sums, counts: Sums, strength: float, nothing_known: float) ->
         total.sum(axis=-1, keepdims=True), everyone, out=np.full_like(everyone, nothing_known), where=everyone > 0
     )
     bottom = count + strength
-    return np.divide(total + strength * mean, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
+    shrunk: Sums = np.divide(total + strength * mean, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
+    return shrunk
 
 
 def _shrunk(sums: Sums, counts: Sums, strength: float, agent_strength: float, nothing_known: float) -> Sums:
