@@ -127,8 +127,8 @@ class OutcomeSet:
         return Histories(tasks=past.tasks, outcomes=past.outcomes.of_columns(columns), timed=self.timed)
 
 
-def load(directory: Path | str, *, agents: AgentBatch | None = None) -> OutcomeSet:
-    """Read and check a directory of the schema. `agents` stands in for an `agents.parquet` that is not there.
+def load(directory: Path | str, *, like: OutcomeSet | None = None) -> OutcomeSet:
+    """Read and check a directory of the schema; without an `agents.parquet` its agents are those of `like`.
 
     Raises:
         SchemaError: a file or column is missing or holds what it must not; it says which, and what to do.
@@ -136,17 +136,12 @@ def load(directory: Path | str, *, agents: AgentBatch | None = None) -> OutcomeS
     directory = Path(directory).resolve()
     tasks = _Table.read(directory / "tasks.parquet")
     if tasks is None:
-        raise SchemaError(
-            str(directory / "tasks.parquet"),
-            "",
-            "there is no such file" if directory.is_dir() else "there is no such directory",
-            "name a directory of the schema; `flowray.routing.data` describes it",
-        )
+        raise SchemaError(str(directory / "tasks.parquet"), "", "is not there", "every set has one")
     outcomes = _Table.read(directory / "outcomes.parquet")
     described = _Table.read(directory / "agents.parquet")
     prompt_ids = tasks.key("prompt_id")
     order = np.arange(len(prompt_ids))
-    agent_batch, seen, pool = _agents(described, outcomes, agents)
+    agent_batch, seen, pool = _agents(described, outcomes, like)
     matrices, at_utc = _outcomes(outcomes, prompt_ids, agent_batch.agent_ids)
     if at_utc is not None:
         order = np.argsort(at_utc, kind="stable")  # tasks without an attempt (NaN) come last
@@ -169,15 +164,26 @@ def load(directory: Path | str, *, agents: AgentBatch | None = None) -> OutcomeS
     return whole.take(order)
 
 
-def load_all(directories: Sequence[Path | str]) -> list[OutcomeSet]:
-    """Every set that is one of the directories or lies directly in one of them, by name."""
+def find(directories: Sequence[Path | str]) -> list[Path]:
+    """The sets that are one of the directories or lie directly in one of them, by name.
+
+    Raises:
+        SchemaError: a directory is not there, or holds no set.
+    """
     found: dict[Path, None] = {}
     for directory in map(Path, directories):
-        if (directory / "tasks.parquet").exists() or not directory.is_dir():
-            found[directory.resolve()] = None
-        else:
-            found.update((inner.parent.resolve(), None) for inner in sorted(directory.glob("*/tasks.parquet")))
-    return [load(directory) for directory in found]
+        inner = [file.parent for file in sorted(directory.glob("*/tasks.parquet"))]
+        if not inner and not (directory / "tasks.parquet").is_file():
+            problem = "holds no set of outcomes" if directory.is_dir() else "is not there"
+            raise SchemaError(str(directory), "", problem, "name a directory with a tasks.parquet, or one of such")
+        sets = [directory] if (directory / "tasks.parquet").is_file() else inner
+        found.update((one.resolve(), None) for one in sets)
+    return list(found)
+
+
+def load_all(directories: Sequence[Path | str]) -> list[OutcomeSet]:
+    """Every set that `find` finds."""
+    return [load(directory) for directory in find(directories)]
 
 
 def digest_of(directory: Path) -> str:
@@ -290,14 +296,14 @@ def _counted(choices: str) -> float:
 
 
 def _agents(
-    table: _Table | None, outcomes: _Table | None, given: AgentBatch | None
+    table: _Table | None, outcomes: _Table | None, like: OutcomeSet | None
 ) -> tuple[AgentBatch, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """The agents, which of them may be trained on, and which cost routing chooses from."""
     if table is None:
-        if given is None:
-            ids = tuple(sorted(set(outcomes.words("agent_id", required=True)))) if outcomes is not None else ()
-            given = AgentBatch.of_ids(ids)
-        return given, np.ones(len(given), np.bool_), np.ones(len(given), np.bool_)
+        if like is not None and len(like.agents):
+            return like.agents, like.seen, like.pool
+        ids = tuple(sorted(set(outcomes.words("agent_id", required=True)))) if outcomes is not None else ()
+        return AgentBatch.of_ids(ids), np.ones(len(ids), np.bool_), np.ones(len(ids), np.bool_)
     ids = table.key("agent_id")
     columns = [ids, *(table.words(column) for column in DESCRIBING if column in table)]
     descriptions = tuple("; ".join(dict.fromkeys(filter(None, row))) for row in zip(*columns, strict=True))
@@ -327,7 +333,7 @@ def _outcomes(
             "", f"{shape[0]:,} tasks x {shape[1]:,} agents are too many", f"keep below {MAX_CELLS:,} cells"
         )
     rows = _places(table, "prompt_id", prompt_ids, "tasks.parquet")
-    columns = _places(table, "agent_id", agent_ids, "agents.parquet")
+    columns = _places(table, "agent_id", agent_ids, "agents.parquet of the set or its history")
     cells = rows * shape[1] + columns
     if len(np.unique(cells)) < len(cells):
         first = np.sort(cells)[np.flatnonzero(np.diff(np.sort(cells)) == 0)[0]]

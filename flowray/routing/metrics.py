@@ -40,6 +40,8 @@ def measure(
 ) -> Measured:
     """The statistic over all tasks, with the 95 % percentile interval of `resamples` draws of groups.
 
+    There is no interval where more than 2.5 % of the draws have no value.
+
     `groups` [tasks] numbers the groups, `cells` is how many numbers the statistic looks at per resample (default:
     one per task): it bounds the memory.
     """
@@ -56,7 +58,10 @@ def measure(
         picks = rng.integers(n_groups, size=(rows, n_groups)) + np.arange(rows)[:, None] * n_groups
         counts = np.bincount(picks.ravel(), minlength=rows * n_groups).reshape(rows, n_groups)
         drawn.append(statistic(counts[:, numbers].astype(np.float32)))
-    low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975])
+    draws = np.concatenate(drawn)
+    if np.isnan(draws).mean() > 0.025:  # a bound would lie among draws that have no value
+        return Measured(value=value)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
     return Measured(value=value, interval=(float(low), float(high)))
 
 
@@ -75,6 +80,11 @@ def ratio(top: Floats, bottom: Floats) -> Statistic:
         return _divided(sums[:, 0], sums[:, 1])
 
     return statistic
+
+
+def complement(statistic: Statistic) -> Statistic:
+    """One minus a share."""
+    return lambda weights: 1.0 - statistic(weights)
 
 
 def accuracy(probability: Floats, success: Floats) -> Statistic:
