@@ -1,0 +1,167 @@
+"""The routing network: from a task's features and the agents' records to probabilities. One class trains and serves.
+
+    grams --bag--> labels ----linear----> capability heads ---+--> soft records of each agent (history table) --+
+      \\                                                       |                                                 |
+       --bag--> meaning --+--> hidden --> difficulty of the task, and its demand: one vector                    |
+    traits ---------------+                                        . (dot)                                      v
+    agents' records --> profile --attention over the candidates--> strengths: one vector each --> residual + base logit
+
+The base of a pair's logit is a gated mean of what the past says of it in several ways: the agent's prior, like tasks
+(`flowray.routing.memory`), and the table per capability of each head. The network adds a residual that it learned from
+texts. An agent is known by its records alone, so one never seen in training needs no retraining. Of tasks of a kind
+never seen in training the residual may be worthless: `trust` scales it, and is measured on the agents' own past when a
+history is read (`flowray.routing.estimator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowray.routing.features import BUCKETS, N_TRAITS
+
+SOURCES = 2  # of a base logit besides the tables: the agent's prior, and like tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """The shape of a network."""
+
+    heads: Mapping[str, tuple[str, ...]]  # name -> labels
+    tables: tuple[str, ...]  # heads whose labels the agents' records are kept by
+    buckets: int = BUCKETS
+    label_width: int = 96  # of the bag that capabilities are read from
+    meaning_width: int = 48  # of the bag that difficulty is read from
+    hidden: int = 128
+    strengths: int = 16  # numbers that demand and strength meet in
+    dropout: float = 0.3
+    gram_dropout: float = 0.2  # share of n-grams left out while training
+    batch_norm: bool = True
+    attention: bool = True  # candidates look at one another
+    residual: bool = True  # False: the base alone, for ablations
+
+    @property
+    def profile_width(self) -> int:
+        """Numbers that an agent is known by: a deviation per label of the tables, its prior, its relative price."""
+        return sum(len(self.heads[name]) for name in self.tables) + 2
+
+    @property
+    def n_sources(self) -> int:
+        """Kinds of record that the base logit is made of."""
+        return SOURCES + len(self.tables)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the artifact's header."""
+        return asdict(self)
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """The other way round; JSON knows lists only."""
+        heads = {str(name): tuple(map(str, labels)) for name, labels in values["heads"].items()}
+        return cls(**{**values, "heads": heads, "tables": tuple(values["tables"])})
+
+
+class Encoded(NamedTuple):
+    """What the network makes of tasks, whoever may do them."""
+
+    logits: Mapping[str, Tensor]  # head -> [tasks, labels]
+    hidden: Tensor  # [tasks, hidden]
+    context: Tensor  # [tasks, tables + 1] certainty of each table's head, familiarity of the task
+
+
+class RoutingNetwork(nn.Module):
+    """See the module."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.label_bag = nn.EmbeddingBag(config.buckets, config.label_width, mode="sum")
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(config.label_width, len(labels)) for name, labels in config.heads.items()}
+        )
+        self.meaning_bag = nn.EmbeddingBag(config.buckets, config.meaning_width, mode="sum")
+        self.norm = nn.BatchNorm1d(config.meaning_width) if config.batch_norm else nn.Identity()
+        self.trait_mean: Tensor
+        self.trait_scale: Tensor
+        self.register_buffer("trait_mean", torch.zeros(N_TRAITS))
+        self.register_buffer("trait_scale", torch.ones(N_TRAITS))
+        n_labels = sum(len(config.heads[name]) for name in config.tables)
+        self.lower = nn.Linear(config.meaning_width + N_TRAITS + n_labels, config.hidden)
+        self.upper = nn.Linear(config.hidden, config.hidden)
+        self.difficulty = nn.Linear(config.hidden, 1)
+        self.demand = nn.Linear(config.hidden, config.strengths)
+        self.profile = nn.Sequential(
+            nn.Linear(config.profile_width, 64), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(64, config.strengths)
+        )
+        self.candidates = nn.MultiheadAttention(config.strengths, 2, batch_first=True) if config.attention else None
+        self.gates = nn.Linear(len(config.tables) + 1, config.n_sources - 1)
+        self.quality = nn.Linear(config.hidden, 1)
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones(()))
+        for bag in (self.label_bag, self.meaning_bag):
+            nn.init.normal_(bag.weight, std=0.1)
+        for layer in (self.difficulty, self.demand, self.quality, self.gates):
+            nn.init.zeros_(layer.bias)
+            nn.init.normal_(layer.weight, std=0.02)
+        with torch.no_grad():
+            self.gates.bias[0] = 0.5  # like tasks weigh most at first
+            self.gates.bias[1:] = -1.5
+
+    def labels(self, grams: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """Logits [tasks, labels] of every head."""
+        pooled = self._pooled(self.label_bag, grams, offsets)  # [tasks, label_width]
+        pooled = functional.dropout(pooled, self.config.dropout, self.training)
+        return {name: head(pooled) for name, head in self.heads.items()}
+
+    def encode(self, grams: Tensor, offsets: Tensor, traits: Tensor, familiarity: Tensor) -> Encoded:
+        """What there is to know of the tasks. `familiarity` [tasks] comes from the agents' past."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.label_bag.weight.requires_grad):
+            logits = self.labels(grams, offsets)
+        shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
+        meaning = self.norm(self._pooled(self.meaning_bag, grams, offsets))  # [tasks, meaning_width]
+        standard = ((traits - self.trait_mean) * self.trait_scale).clamp(-4.0, 4.0)
+        read = torch.cat(
+            [functional.dropout(meaning, self.config.dropout, self.training), standard, *shares.values()], dim=1
+        )
+        hidden = functional.dropout(functional.relu(self.lower(read)), self.config.dropout, self.training)
+        hidden = functional.dropout(
+            functional.relu(self.upper(hidden)), self.config.dropout, self.training
+        )  # [tasks, hidden]
+        certain = [share.max(dim=1).values for share in shares.values()]
+        return Encoded(logits, hidden, torch.stack([*certain, familiarity], dim=1))
+
+    def strengths(self, profiles: Tensor) -> Tensor:
+        """[agents, strengths] from records [agents, profile_width]; independent of the task, so it can be kept."""
+        vectors: Tensor = self.profile(profiles)  # [agents, strengths]
+        if self.candidates is not None:
+            rows = vectors[None]
+            vectors = vectors + self.candidates(rows, rows, rows, need_weights=False)[0][0]
+        return vectors
+
+    def judge(self, encoded: Encoded, records: Tensor, strengths: Tensor, trust: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Logits of success and of quality, [tasks, agents] each.
+
+        `records` [tasks, agents, n_sources] are logits: the agent's prior first, then like tasks, then the tables.
+        """
+        prior = records[:, :, 0]
+        gates = torch.sigmoid(self.gates(encoded.context))  # [tasks, n_sources - 1]
+        logits = prior + torch.einsum("tas,ts->ta", records[:, :, 1:] - prior[:, :, None], gates)
+        if self.config.residual:
+            met = self.demand(encoded.hidden) @ strengths.T  # [tasks, agents]
+            logits = logits + trust * (self.difficulty(encoded.hidden) + met)
+        logits = logits * self.temperature
+        return logits, logits + trust * self.quality(encoded.hidden)
+
+    def _pooled(self, bag: nn.EmbeddingBag, grams: Tensor, offsets: Tensor) -> Tensor:
+        """[tasks, width] sums over n-grams, of the length that a bag of one has. A quantized bag knows sums only."""
+        sizes = (offsets[1:] - offsets[:-1]).clamp(min=1).to(torch.float32)
+        weights = None
+        if self.training and self.config.gram_dropout:
+            kept = 1.0 - self.config.gram_dropout
+            weights = (torch.rand(grams.shape) < kept).to(torch.float32) / kept
+        return bag(grams, offsets[:-1], per_sample_weights=weights) / sizes.sqrt()[:, None]
