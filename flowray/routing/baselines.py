@@ -43,13 +43,14 @@ def fit(train: OutcomeSet, seed: int = 0) -> dict[str, Estimator]:
         return {}
     texts = Texts(train.tasks, seed)
     heads = {column: train.labels[column] for column in TARGETS if len(set(train.labels.get(column, ()))) > 1}
+    classifiers = {head: Linear(texts, labels) for head, labels in heads.items()}
     fitted: dict[str, Estimator] = {"majority": Majority(heads)}
     if len(train.agents):
         fitted["agent_prior"] = AgentPrior()
         if "task_type" in heads:
-            fitted["table"] = Table(texts, heads["task_type"])
+            fitted["table"] = Table(classifiers["task_type"])
     fitted["knn"] = Nearest(texts, heads)
-    fitted["logistic"] = Logistic(texts, heads)
+    fitted["logistic"] = Logistic(texts, classifiers)
     return fitted
 
 
@@ -126,8 +127,8 @@ class AgentPrior:
 class Table:
     """An agent succeeds as often as it did at tasks of that type, where types are what a linear classifier says."""
 
-    def __init__(self, texts: Texts, types: tuple[str, ...]) -> None:
-        self._classifier = _Linear(texts, types)
+    def __init__(self, types: Linear) -> None:
+        self._classifier = types
 
     def estimate(self, tasks: TaskBatch, agents: AgentBatch, histories: Histories) -> Estimates:
         types = self._classifier.predict(tasks)
@@ -177,9 +178,9 @@ class Nearest:
 class Logistic:
     """A logistic regression per agent on the compressed text; a linear classifier on the whole of it for labels."""
 
-    def __init__(self, texts: Texts, heads: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, texts: Texts, classifiers: Mapping[str, Linear]) -> None:
         self._texts = texts
-        self._classifiers = {head: _Linear(texts, labels) for head, labels in heads.items()}
+        self._classifiers = classifiers
 
     def estimate(self, tasks: TaskBatch, agents: AgentBatch, histories: Histories) -> Estimates:
         capabilities = {head: classifier.predict(tasks) for head, classifier in self._classifiers.items()}
@@ -202,7 +203,7 @@ class Logistic:
         )
 
 
-class _Linear:
+class Linear:
     """A linear support vector classifier, one label against the rest; margins become probabilities by a softmax."""
 
     def __init__(self, texts: Texts, labels: tuple[str, ...]) -> None:

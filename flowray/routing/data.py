@@ -164,6 +164,27 @@ def load(directory: Path | str, *, like: OutcomeSet | None = None) -> OutcomeSet
     return whole.take(order)
 
 
+def team(directory: Path | str) -> tuple[AgentBatch, Histories]:
+    """The agents of a directory and what they did there: a set, or an `agents.parquet` alone.
+
+    Raises:
+        SchemaError: as `load`, or there are no agents.
+    """
+    directory = Path(directory)
+    if (directory / "tasks.parquet").is_file():
+        whole = load(directory)
+        agents, histories = whole.agents, whole.histories()
+    else:
+        described = _Table.read(directory / "agents.parquet")
+        agents = _agents(described, None, None)[0]
+        histories = Histories(tasks=TaskBatch.of_texts(()), outcomes=Outcomes.none(0, len(agents)))
+    if not len(agents):
+        raise SchemaError(
+            str(directory / "agents.parquet"), "agent_id", "there are no agents", "name a set with agents"
+        )
+    return agents, histories
+
+
 def find(directories: Sequence[Path | str]) -> list[Path]:
     """The sets that are one of the directories or lie directly in one of them, by name.
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice  # what selects tasks or agents
+Rows = npt.NDArray[np.intp] | npt.NDArray[np.bool_] | list[int] | slice  # what selects tasks or agents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ shown. The metrics, where they apply:
     after_attempt_accuracy, after_attempt_auc       the same when one agent's attempt at the task is already known
     routed_success                                  success of the agent with the highest estimate
     q60_share, aiq, usd_per_million_tokens, ...     cost against quality: see `flowray.routing.costing`
-    category_, task_, capability_, intent_, domain_accuracy, oos_recall     text to label
+    category_, task_, subject_, capability_, intent_, domain_accuracy, oos_recall     text to label
     apgr, apgr_gsm8k, cpt50, cpt80                  RouteLLM's metrics, where there are two agents
     latency_median_ape, latency_r2                  seconds
 """
@@ -35,7 +35,7 @@ from flowray.routing.metrics import Reliability, Statistic
 from flowray.routing.tradeoff import choose
 
 OUT_OF_SCOPE = "oos"  # the label of a task that no capability fits
-_HEADS = {"task_type": ("category", "task", "task_type")}  # heads that may answer for a column; others by its name
+_HEADS = {"task_type": ("category", "task", "subject", "task_type")}  # that may answer for a column; else its name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,11 +273,14 @@ def _labels(judge: Judge) -> Metrics:
         rows = np.flatnonzero((labels != "") & (labels != OUT_OF_SCOPE))
         if not len(rows):
             continue
-        heads = {name: _head(each.capabilities, column, set(labels[rows])) for name, each in judge.estimates.items()}
-        answers = {name: np.array(head.best()) for name, head in heads.items() if head is not None}
+        heads = {
+            method: _head(each.capabilities, column, set(labels[rows])) for method, each in judge.estimates.items()
+        }
+        answers = {method: np.array(found.best()) for method, (_, found) in heads.items() if found is not None}
         if ROUTER in judge.estimates and ROUTER not in answers:
             continue  # the router never learnt these labels: they are not a target
-        name = column if column != "task_type" else "task" if "capability" in judge.judged.labels else "category"
+        name = heads.get(ROUTER, (column, None))[0]
+        name = {"task_type": "task" if "capability" in judge.judged.labels else "category"}.get(name, name)
         right = {method: (best == labels)[rows].astype(np.float32) for method, best in answers.items()}
         yield from judge.measured(f"{name}_accuracy", {m: metrics.mean(v) for m, v in right.items()}, rows=rows)
         outside = np.flatnonzero(labels == OUT_OF_SCOPE)
@@ -286,10 +289,12 @@ def _labels(judge: Judge) -> Metrics:
             yield from judge.measured("oos_recall", {m: metrics.mean(v) for m, v in found.items()}, rows=outside)
 
 
-def _head(capabilities: Mapping[str, Labelled], column: str, labels: set[str]) -> Labelled | None:
-    """The head that knows all these labels of a column; None where there is none."""
-    heads = (capabilities.get(name) for name in _HEADS.get(column, (column,)))
-    return next((head for head in heads if head is not None and labels <= set(head.labels)), None)
+def _head(capabilities: Mapping[str, Labelled], column: str, labels: set[str]) -> tuple[str, Labelled | None]:
+    """The head that knows all these labels of a column, with its name; None where there is none."""
+    for name in _HEADS.get(column, (column,)):
+        if name in capabilities and labels <= set(capabilities[name].labels):
+            return name, capabilities[name]
+    return column, None
 
 
 def _finite(value: float | None) -> float | None:

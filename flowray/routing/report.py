@@ -40,6 +40,7 @@ _MEANINGS: dict[str, _Meaning] = {
     "category_accuracy": _Meaning(title="category", form=".1%"),
     "capability_accuracy": _Meaning(title="capability", form=".1%"),
     "task_accuracy": _Meaning(title="task type", form=".1%"),
+    "subject_accuracy": _Meaning(title="subject", form=".1%"),
     "domain_accuracy": _Meaning(title="domain, in scope", form=".1%"),
     "intent_accuracy": _Meaning(title="intent, in scope", form=".1%"),
     "oos_recall": _Meaning(title="out of scope, found", form=".1%"),
