@@ -73,7 +73,7 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="The tasks to judge on.")] = "test",
     history: Annotated[
         Path,
-        typer.Option("--history", metavar="DIR", help="Sets whose train outcomes are the agents' histories, by name."),
+        typer.Option("--history", metavar="DIR", help="Where sets without train outcomes of their own find them."),
     ] = DATA,
     model: _Model = None,
     report: Annotated[

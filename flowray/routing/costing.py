@@ -112,7 +112,7 @@ class Trial:
         cuts: dict[str, Statistic] = {}
         for name, (success, cost_usd) in self._choosers().items():
             estimates = judge.methods[name].estimate(val.tasks, judge.judged.agents, judge.histories)
-            costs_then = filled_costs(estimates, judge.histories)[tried][:, agents]
+            costs_then = filled_costs(estimates, judge.judged.agents, judge.histories)[tried][:, agents]
             rate = _rate_within_budget(stage, estimates.success[tried][:, agents], costs_then)
             now = self._market.routed(success, cost_usd, np.array([rate]))
             shares[name] = metrics.ratio(now.success[:, 0], single.success[:, 0])

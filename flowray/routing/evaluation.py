@@ -75,7 +75,7 @@ def evaluate(
     if split not in judged.splits:
         there = ", ".join(sorted(set(judged.splits)))
         raise ConfigError("split", f"set {judged.name!r} has no tasks in {split!r}", f"it has {there}")
-    past = past if past is not None else judged if "train" in judged.splits else None
+    past = past if past is not None else judged if _has_past(judged) else None
     judge = Judge(router, judged.split(split), past, with_baselines=with_baselines, resamples=resamples, seed=seed)
     trial = None
     families: list[Callable[[Judge], Metrics]] = [_labels]
@@ -110,7 +110,8 @@ def evaluate_all(
 ) -> list[SetReport]:
     """Judge a router on every set in some directories that has this split; `started` hears of each.
 
-    Histories come from the set of the same name below `history` where there is one, else from the set itself.
+    A set without train outcomes of its own takes histories, and agents that it does not describe, from the set of the
+    same name below `history`.
 
     Raises:
         SchemaError: a directory holds no set, or a set breaks the schema.
@@ -119,10 +120,11 @@ def evaluate_all(
     reports = []
     splits: set[str] = set()
     for directory in data.find(directories):
-        own = history / directory.name if history is not None else directory
-        past = data.load(own) if (own / "tasks.parquet").is_file() else None
-        judged = past if past is not None and own.resolve() == directory else data.load(directory, like=past)
-        if past is not None and "train" not in past.splits:
+        known = history / directory.name if history is not None else directory
+        elsewhere = known.resolve() != directory and (known / "tasks.parquet").is_file()
+        past = data.load(known) if elsewhere else None
+        judged = data.load(directory, like=past)
+        if _has_past(judged) or (past is not None and not _has_past(past)):
             past = None
         splits.update(judged.splits)
         if split in judged.splits:
@@ -155,6 +157,12 @@ def as_json(reports: Sequence[SetReport]) -> dict[str, Any]:
         return row if metric.oracle is None else {**row, "oracle": _finite(metric.oracle)}
 
     return {"sets": {report.name: {name: plain(m) for name, m in report.metrics.items()} for report in reports}}
+
+
+def _has_past(known: OutcomeSet) -> bool:
+    """Is there something to learn from?"""
+    train = known.split("train")
+    return len(train) > 0 and (not len(train.agents) or bool(train.outcomes.known.any()))
 
 
 def _success(judge: Judge) -> Metrics:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowray.routing import baselines, metrics
-from flowray.routing.data import OutcomeSet
-from flowray.routing.estimates import Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
+from flowray.routing.data import NOMINAL_TOKENS, OutcomeSet
+from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.metrics import Statistic
 
 ROUTER = "router"
@@ -75,8 +75,8 @@ class Judge:
         return self.judged.agents.agent_ids[int(self.pool[place])]
 
     def costs(self, name: str) -> Floats:
-        """[tasks, agents of the pool] a method's estimate of dollars; NaN where nothing is known of an agent's."""
-        return filled_costs(self.estimates[name], self.histories)[:, self.pool]
+        """[tasks, agents of the pool] a method's estimate of dollars, see `filled_costs`."""
+        return filled_costs(self.estimates[name], self.judged.agents, self.histories)[:, self.pool]
 
     def measured(
         self,
@@ -120,12 +120,26 @@ class Judge:
         return int(rates.argmax())
 
 
-def filled_costs(estimates: Estimates, histories: Histories) -> Floats:
-    """[tasks, agents] estimated dollars; where a method cannot tell, what the agent's attempts cost on average."""
-    known = np.isfinite(histories.outcomes.cost_usd)
-    total = np.where(known, histories.outcomes.cost_usd, 0.0).sum(axis=0)
-    usual = np.divide(total, known.sum(axis=0), out=np.full(len(total), np.nan), where=known.any(axis=0))  # [agents]
+def filled_costs(estimates: Estimates, agents: AgentBatch, histories: Histories) -> Floats:
+    """[tasks, agents] estimated dollars; NaN only where nothing at all is known of costs.
+
+    Where a method cannot tell: what the agent's attempts cost on average; for an agent without any, its price for as
+    many tokens as attempts take; without a price, what the other agents cost.
+    """
+    past = histories.outcomes
+    counted = past.tokens[np.isfinite(past.tokens)]
+    tokens = float(counted.mean()) if len(counted) else NOMINAL_TOKENS
+    usual = _means(past.cost_usd)  # [agents]
+    usual = np.where(np.isfinite(usual), usual, (agents.price_in_per_m + agents.price_out_per_m) / 2 * tokens / 1e6)
+    usual = np.where(np.isfinite(usual), usual, _means(usual[:, None]))
     return np.where(np.isfinite(estimates.cost_usd), estimates.cost_usd, usual).astype(np.float32)
+
+
+def _means(values: Floats) -> Floats:
+    """[columns] means of what is known; NaN for a column of which nothing is."""
+    known = np.isfinite(values)
+    total, count = np.where(known, values, 0.0).sum(axis=0, dtype=np.float64), known.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def _histories(judged: OutcomeSet, past: OutcomeSet | None) -> Histories:

@@ -212,8 +212,8 @@ def _recovered(scores: Floats, strong: Floats, weak: Floats) -> Callable[[Floats
     gain = np.stack([np.ones_like(strong), strong - weak], axis=1)[order]  # [tasks, 2]
 
     def curve(weights: Floats) -> tuple[Values, Values]:
-        parts = [np.add.reduceat(weights[:, order] * column, starts, axis=1) for column in gain.T]
-        calls, gained = (np.pad(part.cumsum(axis=1, dtype=np.float64), ((0, 0), (1, 0))) for part in parts)
+        parts = [_per_run(weights[:, order] * column, starts) for column in gain.T]
+        calls, gained = (np.pad(part.cumsum(axis=1), ((0, 0), (1, 0))) for part in parts)
         return _divided(calls, calls[:, -1:]), _divided(gained, gained[:, -1:])
 
     return curve
@@ -228,8 +228,8 @@ def _auc(scores: Floats, truth: Flags, tasks: npt.NDArray[np.intp]) -> Statistic
         if not len(truth):
             return np.full(len(weights), np.nan)
         each = weights[:, tasks]  # [resamples, cells]
-        good = np.add.reduceat(each * truth, starts, axis=1).astype(np.float64)  # [resamples, different scores]
-        bad = np.add.reduceat(each * ~truth, starts, axis=1).astype(np.float64)
+        good = _per_run(each * truth, starts)  # [resamples, different scores]
+        bad = _per_run(each * ~truth, starts)
         below = bad.cumsum(axis=1) - bad / 2
         return _divided((good * below).sum(axis=1), good.sum(axis=1) * bad.sum(axis=1))
 
@@ -239,6 +239,12 @@ def _auc(scores: Floats, truth: Flags, tasks: npt.NDArray[np.intp]) -> Statistic
 def _runs(ordered: Floats) -> npt.NDArray[np.intp]:
     """Where each run of equal values starts."""
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+
+
+def _per_run(values: Floats, starts: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """[resamples, runs] sums over each run of columns."""
+    sums = values if len(starts) == values.shape[1] else np.add.reduceat(values, starts, axis=1)
+    return sums.astype(np.float64)
 
 
 def _binned(probability: Floats, success: Floats) -> tuple[Floats, Floats, Floats]:

@@ -10,7 +10,8 @@ import pytest
 
 from flowray.errors import ConfigError
 from flowray.routing import data, evaluation
-from flowray.routing.estimates import AgentBatch, Estimates, Histories, Labelled, TaskBatch
+from flowray.routing.estimates import AgentBatch, Estimates, Histories, Labelled, Outcomes, TaskBatch
+from flowray.routing.judge import filled_costs
 
 from .sets import WORDS, two_trades, write
 
@@ -172,6 +173,32 @@ def test_histories_come_from_the_set_of_the_same_name(tmp_path):
     assert alone.best_single is None
     assert any("no history" in note for note in alone.notes)
     assert "success_auc" in alone.metrics and "aiq" not in alone.metrics
+
+
+def test_a_new_agent_costs_its_price(tmp_path):
+    """It joined after the history was written; everybody can still be judged on cost."""
+    past = data.load(two_trades(tmp_path / "trades"))
+    known = past.of_agents([0, 1, 2])
+    report = evaluation.evaluate(Reader(), past.split("test"), past=known, with_baselines=False, resamples=0)
+    assert report.n_agents == 4
+    assert report.metrics["q60_share"].router > 0.9
+    assert "fool" in report.singles
+
+
+def test_costs_are_filled_from_the_record_the_price_or_the_others():
+    agents = AgentBatch(
+        agent_ids=("old", "priced", "bare"), descriptions=("", "", ""), params_b=np.full(3, np.nan, np.float32),
+        price_in_per_m=np.array([9, 2, np.nan], np.float32), price_out_per_m=np.array([9, 6, np.nan], np.float32),
+        load=np.full(3, np.nan, np.float32),
+    )  # fmt: skip
+    nothing = np.full((1, 3), np.nan, np.float32)
+    cost = np.array([[0.002, np.nan, np.nan]], np.float32)
+    outcomes = Outcomes(success=nothing, quality=nothing, latency_s=nothing, cost_usd=cost, tokens=nothing)
+    estimates = Estimates(
+        success=nothing, quality=nothing, latency_s=nothing, cost_usd=nothing, confidence=nothing, capabilities={}
+    )
+    filled = filled_costs(estimates, agents, Histories(tasks=TaskBatch.of_texts(["x"]), outcomes=outcomes))
+    np.testing.assert_allclose(filled, [[0.002, 0.004, 0.003]])
 
 
 def test_a_split_that_is_not_there_is_named(tmp_path):
