@@ -148,13 +148,21 @@ def evaluate_all(
 def as_json(reports: Sequence[SetReport]) -> dict[str, Any]:
     """The document of `flowray router evaluate --json`; NaN is null."""
 
+    def bounds(interval: tuple[float, float] | None) -> list[float | None] | None:
+        return [_finite(bound) for bound in interval] if interval else None
+
     def plain(metric: Metric) -> dict[str, Any]:
         row: dict[str, Any] = {
             "router": _finite(metric.router),
             "baselines": {name: _finite(value) for name, value in metric.baselines.items()},
-            "interval": [_finite(bound) for bound in metric.interval] if metric.interval else None,
+            "interval": bounds(metric.interval),
         }
-        return row if metric.oracle is None else {**row, "oracle": _finite(metric.oracle)}
+        if metric.oracle is not None:
+            row["oracle"] = _finite(metric.oracle)
+        if metric.over_table is not None:
+            over = metric.over_table
+            row["over_table"] = {"difference": _finite(over.value), "interval": bounds(over.interval)}
+        return row
 
     return {"sets": {report.name: {name: plain(m) for name, m in report.metrics.items()} for report in reports}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from flowray.routing import baselines, metrics
 from flowray.routing.data import NOMINAL_TOKENS, OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
-from flowray.routing.metrics import Statistic
+from flowray.routing.metrics import Measured, Statistic
 
 ROUTER = "router"
+BAR = "table"  # the baseline that a router must beat
 Places = npt.NDArray[np.intp]
 
 
@@ -26,6 +28,7 @@ class Metric:
     baselines: Mapping[str, float]
     interval: tuple[float, float] | None  # of the router's value: 95 %, over groups of tasks
     oracle: float | None = None  # what knowing all outcomes would give
+    over_table: Measured | None = None  # the router's value less the table's, on the same draws
 
 
 Metrics = Iterator[tuple[str, Metric]]
@@ -94,9 +97,9 @@ class Judge:
         groups = self.judged.groups if rows is None else self.judged.groups[rows]
         found = {method: metrics.measure(one, groups).value for method, one in each.items() if method != ROUTER}
         found = {method: value for method, value in found.items() if math.isfinite(value)}
-        router = None
-        if ROUTER in each:
-            router = metrics.measure(each[ROUTER], groups, resamples=self._resamples, seed=self.seed, cells=cells)
+        measured = partial(metrics.measure, groups=groups, resamples=self._resamples, seed=self.seed, cells=cells)
+        router = measured(each[ROUTER]) if ROUTER in each else None
+        over = measured(metrics.difference(each[ROUTER], each[BAR])) if {ROUTER, BAR} <= each.keys() else None
         if not found and (router is None or not math.isfinite(router.value)):
             return
         yield (
@@ -106,6 +109,7 @@ class Judge:
                 baselines=found,
                 interval=None if router is None else router.interval,
                 oracle=None if oracle is None else metrics.measure(oracle, groups).value,
+                over_table=over,
             ),
         )
 

@@ -87,6 +87,11 @@ def complement(statistic: Statistic) -> Statistic:
     return lambda weights: 1.0 - statistic(weights)
 
 
+def difference(one: Statistic, other: Statistic) -> Statistic:
+    """How much more one is than another, both of the same draws: its interval is that of a paired comparison."""
+    return lambda weights: one(weights) - other(weights)
+
+
 def accuracy(probability: Floats, success: Floats) -> Statistic:
     """Share of known cells [tasks, agents] where success is predicted by a probability of a half or more, or not."""
     known = np.isfinite(success)

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from flowray.routing import charts
 from flowray.routing.evaluation import SetReport
-from flowray.routing.judge import ROUTER, Metric
+from flowray.routing.judge import BAR, ROUTER, Metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,8 @@ def as_text(reports: Sequence[SetReport]) -> str:
         for name, metric in report.metrics.items():
             best = _best(name, metric.baselines)
             beside = f"{best} {_shown(name, metric.baselines[best])}" if best else ""
-            lines.append(f"  {_meaning(name).title:<38} {_router_cell(name, metric):<24} {beside}".rstrip())
+            lead = f"; over table {_lead(name, metric)[0]}" if metric.over_table is not None else ""
+            lines.append(f"  {_meaning(name).title:<38} {_router_cell(name, metric):<24} {beside}{lead}".rstrip())
         lines += [f"  {note}" for note in report.notes]
     return "\n".join(lines[1:])
 
@@ -90,7 +91,8 @@ def as_html(reports: Sequence[SetReport]) -> str:
 <header>
 <h1>The router on trial</h1>
 <p>Everybody learnt from the same train tasks and reads the same text. The router's value stands with its 95 % interval
-(bootstrap over groups of tasks); the best value of a row is bold. ↓ marks metrics where less is better.</p>
+(bootstrap over groups of tasks), its lead over the table with that of a paired comparison: green where it is surely
+better, red where surely worse. The best value of a row is bold. ↓ marks metrics where less is better.</p>
 <nav>{links}</nav>
 </header>
 <main>{sections}</main>
@@ -131,11 +133,18 @@ def _table(report: SetReport) -> str:
     methods = [name for name in _METHODS if name in present]
     with_router = any(metric.router is not None for metric in report.metrics.values())
     with_oracle = any(metric.oracle is not None for metric in report.metrics.values())
-    heads = [*(["router"] if with_router else []), *map(_called, methods), *(["oracle"] if with_oracle else [])]
+    with_bar = any(metric.over_table is not None for metric in report.metrics.values())
+    heads = [
+        *(["router"] if with_router else []),
+        *([f"router - {BAR}"] if with_bar else []),
+        *map(_called, methods),
+        *(["oracle"] if with_oracle else []),
+    ]
     rows = []
     for name, metric in report.metrics.items():
         best = _best(name, {**metric.baselines, **({ROUTER: metric.router} if metric.router is not None else {})})
         cells = [_cell(_router_cell(name, metric), best == ROUTER, "router")] if with_router else []
+        cells += [_cell(*_lead(name, metric))] if with_bar else []
         cells += [_cell(_shown(name, metric.baselines[m]) if m in metric.baselines else "", best == m) for m in methods]
         if with_oracle:
             cells.append(_cell("" if metric.oracle is None else _shown(name, metric.oracle), False, "far"))
@@ -143,6 +152,19 @@ def _table(report: SetReport) -> str:
         rows.append(f'<tr><th title="{escape(name)}">{escape(_meaning(name).title)}{arrow}</th>{"".join(cells)}</tr>')
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
     return f'<div class="wide"><table><tr><th></th>{top}</tr>{"".join(rows)}</table></div>'
+
+
+def _lead(name: str, metric: Metric) -> tuple[str, bool, str]:
+    """The lead over the table; better or worse where its interval leaves no doubt."""
+    if metric.over_table is None or metric.over_table.value != metric.over_table.value:
+        return "", False, ""
+    text = format(metric.over_table.value, "+" + _meaning(name).form)
+    if metric.over_table.interval is None:
+        return text, False, ""
+    low, high = metric.over_table.interval
+    better, worse = (low > 0, high < 0) if not _meaning(name).down else (high < 0, low > 0)
+    bounds = " to ".join(format(bound, "+" + _meaning(name).form) for bound in (low, high))
+    return f"{text} [{bounds}]", False, "better" if better else "worse" if worse else ""
 
 
 def _cell(text: str, best: bool, kind: str = "") -> str:

@@ -76,6 +76,10 @@ def test_everybody_is_judged_on_the_same_tasks(tmp_path):
     metric = report.metrics["success_auc"]
     assert set(metric.baselines) == {"majority", "agent_prior", "table", "knn", "logistic"}
     assert metric.baselines["majority"] == 0.5 < metric.baselines["table"]
+    assert metric.over_table.value == pytest.approx(metric.router - metric.baselines["table"])
+    low, high = metric.over_table.interval
+    assert low <= metric.over_table.value <= high
+    assert high - low < metric.interval[1] - metric.interval[0]  # paired: what both find hard cancels out
     routed = report.metrics["routed_success"]
     assert routed.oracle is not None
     assert routed.baselines["random_mixing"] < routed.baselines["best_single"] <= routed.oracle

@@ -12,6 +12,7 @@ import pytest
 from flowray.routing import charts, data, evaluation, report
 from flowray.routing.costing import Curve
 from flowray.routing.judge import Metric
+from flowray.routing.metrics import Measured
 
 from .sets import two_trades
 from .test_evaluation import Reader
@@ -61,6 +62,18 @@ def test_what_is_not_reached_is_said(judged):
     one = replace(judged, metrics={"usd_per_million_tokens": metric})
     assert "not reached" in report.as_text([one])
     assert "not reached" in report.as_html([one])
+
+
+@pytest.mark.parametrize(
+    ("name", "interval", "verdict"),
+    [("aiq", (0.1, 0.3), "better"), ("aiq", (-0.3, -0.1), "worse"), ("aiq", (-0.1, 0.3), ""),
+     ("brier", (-0.3, -0.1), "better"), ("brier", (0.1, 0.3), "worse")],
+)  # fmt: skip
+def test_a_lead_is_coloured_where_it_is_sure(judged, name, interval, verdict):
+    over = Measured(value=sum(interval) / 2, interval=interval)
+    metric = Metric(router=0.5, baselines={"table": 0.4}, interval=None, over_table=over)
+    page = report.as_html([replace(judged, metrics={name: metric})])
+    assert re.findall(r'<td class="(better|worse)', page) == ([verdict] if verdict else [])
 
 
 def test_a_single_operating_point_can_be_drawn():
