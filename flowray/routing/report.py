@@ -18,6 +18,7 @@ class _Meaning:
 
     title: str
     down: bool = False  # less is better
+    neutral: bool = False  # neither more nor less is: it is to be read together with another
     form: str = ".3f"
 
 
@@ -36,7 +37,7 @@ _MEANINGS: dict[str, _Meaning] = {
     "aiq": _Meaning(title="AIQ"),
     "usd_per_million_tokens": _Meaning(title="$ per million tokens at 98.5 %", down=True, form=".2f"),
     "q60_share_fixed": _Meaning(title="price set on val: share of best single", form=".1%"),
-    "cost_cut_fixed": _Meaning(title="price set on val: money saved", form=".1%"),
+    "cost_cut_fixed": _Meaning(title="price set on val: money saved", form=".1%", neutral=True),
     "category_accuracy": _Meaning(title="category", form=".1%"),
     "capability_accuracy": _Meaning(title="capability", form=".1%"),
     "task_accuracy": _Meaning(title="task type", form=".1%"),
@@ -164,7 +165,8 @@ def _lead(name: str, metric: Metric) -> tuple[str, bool, str]:
     low, high = metric.over_table.interval
     better, worse = (low > 0, high < 0) if not _meaning(name).down else (high < 0, low > 0)
     bounds = " to ".join(format(bound, "+" + _meaning(name).form) for bound in (low, high))
-    return f"{text} [{bounds}]", False, "better" if better else "worse" if worse else ""
+    verdict = "" if _meaning(name).neutral else "better" if better else "worse" if worse else ""
+    return f"{text} [{bounds}]", False, verdict
 
 
 def _cell(text: str, best: bool, kind: str = "") -> str:
@@ -195,7 +197,7 @@ def _shown(name: str, value: float) -> str:
 
 def _best(name: str, values: Mapping[str, float]) -> str | None:
     """Who has the best value."""
-    if not values:
+    if not values or _meaning(name).neutral:
         return None
     sign = -1 if _meaning(name).down else 1
     return max(values, key=lambda method: sign * values[method] if values[method] == values[method] else -float("inf"))

@@ -67,7 +67,7 @@ def test_what_is_not_reached_is_said(judged):
 @pytest.mark.parametrize(
     ("name", "interval", "verdict"),
     [("aiq", (0.1, 0.3), "better"), ("aiq", (-0.3, -0.1), "worse"), ("aiq", (-0.1, 0.3), ""),
-     ("brier", (-0.3, -0.1), "better"), ("brier", (0.1, 0.3), "worse")],
+     ("brier", (-0.3, -0.1), "better"), ("brier", (0.1, 0.3), "worse"), ("cost_cut_fixed", (0.1, 0.3), "")],
 )  # fmt: skip
 def test_a_lead_is_coloured_where_it_is_sure(judged, name, interval, verdict):
     over = Measured(value=sum(interval) / 2, interval=interval)
