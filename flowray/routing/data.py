@@ -37,35 +37,22 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from flowray.errors import ConfigError
 from flowray.routing.estimates import AgentBatch, Floats, Histories, Outcomes, Rows, TaskBatch
+from flowray.routing.tables import ParquetTable, SchemaError
 
 LABELS = ("task_type", "capability", "intent", "domain", "benchmark", "contaminated")
 DESCRIBING = ("description", "name", "model", "org", "scaffold", "mode", "role")
 POOLS = ("in_price_pool", "has_cost")
 NOMINAL_TOKENS = 1_000  # of an attempt whose tokens nobody counted
 MAX_CELLS = 100_000_000  # tasks x agents: five float32 arrays of that size are 2 GB
-
-
-class SchemaError(ConfigError):
-    """A directory does not follow the schema of outcome sets. `file` and `column` say where, `hint` the way out."""
-
-    def __init__(self, file: str, column: str, problem: str, hint: str = "") -> None:
-        super().__init__(f"{file}, column {column!r}" if column else file, problem, hint)
-        self.args = (file, column, problem, hint)
-        self.file, self.column = file, column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +121,11 @@ def load(directory: Path | str, *, like: OutcomeSet | None = None) -> OutcomeSet
         SchemaError: a file or column is missing or holds what it must not; it says which, and what to do.
     """
     directory = Path(directory).resolve()
-    tasks = _Table.read(directory / "tasks.parquet")
+    tasks = ParquetTable.read(directory / "tasks.parquet")
     if tasks is None:
         raise SchemaError(str(directory / "tasks.parquet"), "", "is not there", "every set has one")
-    outcomes = _Table.read(directory / "outcomes.parquet")
-    described = _Table.read(directory / "agents.parquet")
+    outcomes = ParquetTable.read(directory / "outcomes.parquet")
+    described = ParquetTable.read(directory / "agents.parquet")
     prompt_ids = tasks.key("prompt_id")
     order = np.arange(len(prompt_ids))
     agent_batch, seen, pool = _agents(described, outcomes, like)
@@ -175,7 +162,7 @@ def team(directory: Path | str) -> tuple[AgentBatch, Histories]:
         whole = load(directory)
         agents, histories = whole.agents, whole.histories()
     else:
-        described = _Table.read(directory / "agents.parquet")
+        described = ParquetTable.read(directory / "agents.parquet")
         agents = _agents(described, None, None)[0]
         histories = Histories(tasks=TaskBatch.of_texts(()), outcomes=Outcomes.none(0, len(agents)))
     if not len(agents):
@@ -216,78 +203,7 @@ def digest_of(directory: Path) -> str:
     return digest.hexdigest()
 
 
-class _Table:
-    """One Parquet file, whose columns are taken out by kind and checked."""
-
-    def __init__(self, file: Path, table: pa.Table) -> None:
-        self.file, self._table = file, table
-
-    @classmethod
-    def read(cls, file: Path) -> _Table | None:
-        """The file, None where there is none."""
-        if not file.is_file():
-            return None
-        try:
-            return cls(file, pq.read_table(file))
-        except (pa.ArrowException, OSError) as error:
-            raise SchemaError(str(file), "", f"cannot be read as Parquet: {error}", "write it again") from error
-
-    def __contains__(self, column: str) -> bool:
-        return column in self._table.column_names
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def error(self, column: str, problem: str, hint: str = "") -> SchemaError:
-        return SchemaError(str(self.file), column, problem, hint)
-
-    def column(self, column: str, kind: pa.DataType) -> Any:
-        """One column as an Arrow array of a kind."""
-        if column not in self:
-            there = ", ".join(self._table.column_names)
-            raise self.error(column, "is missing", f"add it; the file has {there}")
-        values = self._table.column(column).combine_chunks()
-        try:
-            return pc.cast(
-                pc.cast(values, values.type.value_type) if pa.types.is_dictionary(values.type) else values, kind
-            )
-        except (pa.ArrowException, NotImplementedError) as error:
-            raise self.error(column, f"cannot be read as {kind}: {error}", f"store it as {kind}") from error
-
-    def words(self, column: str, *, required: bool = False) -> tuple[str, ...]:
-        """A column of text; null is "" where it may be."""
-        values = self.column(column, pa.string())
-        if required and values.null_count:
-            raise self.error(
-                column, f"is null in {values.null_count} of {len(values)} rows", "fill it or drop the rows"
-            )
-        return tuple(values.fill_null("").to_pylist())
-
-    def key(self, column: str) -> tuple[str, ...]:
-        """A column of text that names each row."""
-        values = self.words(column, required=True)
-        if len(set(values)) < len(values):
-            twice = Counter(values).most_common(1)[0][0]
-            raise self.error(column, f"{twice!r} is in two rows", "keep one row of each")
-        return values
-
-    def numbers(self, column: str, low: float = -np.inf, high: float = np.inf) -> Floats:
-        """A column of numbers within bounds; null is NaN. A column that is not there is all NaN."""
-        if column not in self:
-            return np.full(len(self), np.nan, np.float32)
-        values: Floats = np.asarray(self.column(column, pa.float64()).to_numpy(zero_copy_only=False), np.float32)
-        wrong = (values < low) | (values > high) | np.isinf(values)
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise self.error(
-                column,
-                f"row {row} holds {values[row]:g}, outside {low:g} to {high:g}",
-                "correct it, or store null where it is unknown",
-            )
-        return values
-
-
-def _tasks(table: _Table) -> TaskBatch:
+def _tasks(table: ParquetTable) -> TaskBatch:
     def words(column: str) -> tuple[str, ...]:
         return table.words(column) if column in table else ("",) * len(table)
 
@@ -317,7 +233,7 @@ def _counted(choices: str) -> float:
 
 
 def _agents(
-    table: _Table | None, outcomes: _Table | None, like: OutcomeSet | None
+    table: ParquetTable | None, outcomes: ParquetTable | None, like: OutcomeSet | None
 ) -> tuple[AgentBatch, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """The agents, which of them may be trained on, and which cost routing chooses from."""
     if table is None:
@@ -343,7 +259,7 @@ def _agents(
 
 
 def _outcomes(
-    table: _Table | None, prompt_ids: tuple[str, ...], agent_ids: tuple[str, ...]
+    table: ParquetTable | None, prompt_ids: tuple[str, ...], agent_ids: tuple[str, ...]
 ) -> tuple[Outcomes, npt.NDArray[np.float64] | None]:
     """The outcomes as matrices, and when the first attempt at each task was."""
     shape = len(prompt_ids), len(agent_ids)
@@ -353,8 +269,8 @@ def _outcomes(
         raise table.error(
             "", f"{shape[0]:,} tasks x {shape[1]:,} agents are too many", f"keep below {MAX_CELLS:,} cells"
         )
-    rows = _places(table, "prompt_id", prompt_ids, "tasks.parquet")
-    columns = _places(table, "agent_id", agent_ids, "agents.parquet of the set or its history")
+    rows = table.places("prompt_id", prompt_ids, "tasks.parquet")
+    columns = table.places("agent_id", agent_ids, "agents.parquet of the set or its history")
     cells = rows * shape[1] + columns
     if len(np.unique(cells)) < len(cells):
         first = np.sort(cells)[np.flatnonzero(np.diff(np.sort(cells)) == 0)[0]]
@@ -385,16 +301,6 @@ def _outcomes(
     return outcomes, first_at
 
 
-def _places(table: _Table, column: str, ids: tuple[str, ...], where: str) -> npt.NDArray[np.intp]:
-    """The position among `ids` of each row's value."""
-    values = table.column(column, pa.string())
-    places = pc.index_in(values, value_set=pa.array(ids, pa.string()))
-    if places.null_count:
-        unknown = values.filter(pc.is_null(places))[0].as_py()
-        raise table.error(column, f"{unknown!r} is not in {where}", "add it there, or drop its rows here")
-    return np.asarray(places.to_numpy(zero_copy_only=False), dtype=np.intp)
-
-
 def _priced(outcomes: Outcomes, agents: AgentBatch) -> Outcomes:
     """Give attempts the price of a nominal number of tokens where no cost at all was recorded."""
     if np.isfinite(outcomes.cost_usd).any():
@@ -403,7 +309,7 @@ def _priced(outcomes: Outcomes, agents: AgentBatch) -> Outcomes:
     return replace(outcomes, cost_usd=np.where(outcomes.known, price[None, :], np.float32(np.nan)).astype(np.float32))
 
 
-def _check_groups(table: _Table, whole: OutcomeSet) -> None:
+def _check_groups(table: ParquetTable, whole: OutcomeSet) -> None:
     """A group in two splits would let a router learn the answers that it is judged by."""
     split_of: dict[int, str] = {}
     for row, (group, split) in enumerate(zip(whole.groups.tolist(), whole.splits, strict=True)):

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from flowray.routing import data
-from flowray.routing.data import SchemaError
 from flowray.routing.estimates import AgentBatch
+from flowray.routing.tables import SchemaError
 
 from .sets import small, two_trades, write
 
