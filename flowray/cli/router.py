@@ -1,8 +1,9 @@
-"""Commands about the routing network: router train, evaluate, inspect, explain."""
+"""Commands about the routing network: router train, evaluate, prune, inspect, explain."""
 
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from flowray.cli.screen import Json, Screen
 from flowray.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
+    from flowray.routing.data import OutcomeSet
     from flowray.routing.training import Progress
 
 DATA = Path("../shared/data")  # where the public sets lie beside a checkout
@@ -22,6 +24,7 @@ _Data = Annotated[
     typer.Option("--data", metavar="DIR", help="A set of outcomes, or a directory of such sets; may be repeated."),
 ]
 _More = Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More directories for --data.")]
+_Out = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the new router goes.")]
 _Model = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="A trained router. Left out: the newest that is shipped.")
 ]
@@ -35,13 +38,14 @@ def add_to(app: typer.Typer) -> None:
     )
     group.command("train")(train)
     group.command("evaluate")(evaluate)
+    group.command("prune")(prune)
     group.command("inspect")(inspect)
     group.command("explain")(explain)
     app.add_typer(group, name="router")
 
 
 def train(
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the trained router goes.")],
+    out: _Out,
     more: _More = None,
     data: _Data = None,
     seed: _Seed = 0,
@@ -52,19 +56,40 @@ def train(
     from flowray.routing import estimator, training
     from flowray.routing.data import load_all
 
-    sets = load_all(_directories(data, more))
-    if not any("train" in one.splits for one in sets):
-        raise ConfigError("--data", "no set has tasks in 'train'", "name sets with a train split")
+    sets = _with_train(load_all(_directories(data, more)))
     screen = Screen(as_json=as_json)
-
-    def tell(step: Progress) -> None:
-        val = ", ".join(f"{name} {value:.4f}" for name, value in step.val.items())
-        screen.say(f"{step.phase} {step.epoch}/{step.epochs}  {step.elapsed_s:.0f} s  loss {step.loss:.4f}  {val}")
-
-    trained = training.train(sets, training.TrainingConfig(seed=seed), report=tell)
+    trained = training.train(sets, training.TrainingConfig(seed=seed), report=partial(_tell, screen))
     digest = estimator.save(out, trained)
     document = {"model": str(out), "sha256": digest, "seconds": trained.seconds, "data": dict(trained.digests)}
     screen.answer(f"{out}: trained on {len(sets)} sets in {trained.seconds:.0f} s", document)
+
+
+def prune(
+    out: _Out,
+    keep: Annotated[float, typer.Option("--keep", help="Share of the n-grams that stays, above 0 and at most 1.")],
+    more: _More = None,
+    data: _Data = None,
+    model: _Model = None,
+    seed: _Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Leave out the n-grams that say least, and train what is left a little further."""
+    if not 0 < keep <= 1:
+        raise ConfigError("--keep", f"is a share above 0 and at most 1, got {keep:g}")
+    _need_torch()
+    from flowray.routing import estimator, pruning, training
+    from flowray.routing.data import load_all
+    from flowray.routing.features import featurise
+
+    sets = _with_train(load_all(_directories(data, more)))
+    screen = Screen(as_json=as_json)
+    whole = estimator.load(model or _shipped()).network
+    small = pruning.pruned(whole, [featurise(one.split("train").tasks) for one in sets], keep)
+    trained = training.train(sets, training.TrainingConfig(seed=seed), start=small, report=partial(_tell, screen))
+    digest = estimator.save(out, trained, pruned={"keep": keep})
+    sizes = [sum(values.numel() for values in network.parameters()) for network in (whole, trained.network)]
+    document = {"model": str(out), "sha256": digest, "parameters_before": sizes[0], "parameters_after": sizes[1]}
+    screen.answer(f"{out}: {sizes[0]:,} parameters became {sizes[1]:,}", document)
 
 
 def evaluate(
@@ -155,6 +180,17 @@ def explain(
     router = estimator.load(model or _shipped())
     found = explanation.explain(router, TaskBatch.of_texts([text]), batch, histories, top)
     Screen(as_json=as_json).answer(found.as_text(), found)
+
+
+def _with_train(sets: list[OutcomeSet]) -> list[OutcomeSet]:
+    if not any("train" in one.splits for one in sets):
+        raise ConfigError("--data", "no set has tasks in 'train'", "name sets with a train split")
+    return sets
+
+
+def _tell(screen: Screen, step: Progress) -> None:
+    val = ", ".join(f"{name} {value:.4f}" for name, value in step.val.items())
+    screen.say(f"{step.phase} {step.epoch}/{step.epochs}  {step.elapsed_s:.0f} s  loss {step.loss:.4f}  {val}")
 
 
 def _directories(data: list[Path] | None, more: list[Path] | None) -> list[Path]:

@@ -58,6 +58,12 @@ def test_a_router_is_trained_judged_shown_and_asked(router, tmp_path):
     code, out, err = router("explain", "verse stanza rhyme", "--agents", one, "--only", "poet", "--only", "fool")
     assert code == 0, err
     assert out.index("1. poet: success") < out.index("2. fool: success")
+    code, out, err = router("prune", "--data", one, "-o", tmp_path / "small", "--keep", 0.5, "--json")
+    assert code == 0, err
+    sizes = json.loads(out)
+    assert sizes["parameters_after"] < sizes["parameters_before"]
+    code, out, err = router("inspect", "--model", tmp_path / "small", "--json")
+    assert json.loads(out)["sha256"] == sizes["sha256"]
 
 
 WRONG = [
@@ -68,6 +74,7 @@ WRONG = [
     (("evaluate", "--no-router", "--data", "torn"), "column 'success': is missing"),
     (("inspect",), "make one with `make router`"),
     (("train", "--data", "later", "-o", "out"), "name sets with a train split"),
+    (("prune", "--data", "mine", "-o", "out", "--keep", "1.5"), "at most 1, got 1.5"),
     (("explain", "text", "--agents", "mine", "--only", "z"), "has no agent 'z'"),
     (("explain", "text", "--agents", "nowhere"), "there are no agents"),
 ]
