@@ -23,16 +23,17 @@ from flowray.routing.estimates import Floats, TaskBatch
 from flowray.routing.lexicon import CAPITAL, N_KINDS, NUMBER, Hashes, Ids, Lexicon
 
 FEATURES_VERSION = 1  # raised by every change that gives another value for the same task
-BUCKET_BITS = 16
+BUCKET_BITS = 20  # two n-grams share a bucket now and then; a network keeps the rows worth it (`vocabulary`)
 BUCKETS = 1 << BUCKET_BITS
 MAX_CHARS = 6_000  # of a text: two thirds from its beginning, one third from its end
 MAX_TOKENS = 1_500  # of a text, its choices and each of its tools; bounds the time of one task
 MAX_TOOLS = 64  # tools looked at one by one
 LEXICON_WORDS = 100_000  # words remembered before all are forgotten; about 30 MB
-_AT_ONCE = 512  # tasks; bounds memory
+_AT_ONCE = 64  # tasks; their n-grams fit the processor's cache, and their numbers the 12 bits above a bucket's
 
 _OPTION = re.compile(r"^\(?[A-J][.):]\s+(.*)$", re.MULTILINE)
-_STATED = re.compile(r"'([^'\n]{2,})'|\"([^\"\n]{2,})\"")
+_STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
+_NOT_OPTIONS = frozenset({"text", "label", *"ABCDEFGHIJ"})
 _QUOTED = re.compile(r"'[^'\n]{1,60}'|\"[^\"\n]{1,80}\"|`[^`\n]{1,80}`")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -100,11 +101,12 @@ def _featurise(tasks: TaskBatch) -> Features:
         _buckets(lexicon.hashes[described] * np.uint64(0xA0761D6478BD642F)),
     ]
     gram_owners = np.concatenate([np.repeat(owners, sizes), owners[1:][together], tool_owners])
-    distinct = np.sort((gram_owners << BUCKET_BITS) | np.concatenate(grams))  # by task, then bucket
-    distinct = distinct[np.diff(distinct, prepend=-1) != 0]  # how often a text repeats itself says little
+    keys = (gram_owners.astype(np.uint32) << np.uint32(BUCKET_BITS)) | np.concatenate(grams)
+    keys.sort()  # by task, then bucket
+    distinct = keys[_changes(keys)]  # how often a text repeats itself says little
     text_words = sum(map(len, read))
     return Features(
-        grams=distinct & (BUCKETS - 1),
+        grams=(distinct & np.uint32(BUCKETS - 1)).astype(np.int64),
         offsets=_offsets(np.bincount(distinct >> BUCKET_BITS, minlength=n_tasks)),
         traits=np.concatenate(
             [
@@ -215,7 +217,7 @@ def _options(text: str, stated: str) -> list[str]:
     """The answers to choose from, without the notation that they are stated in: it betrays where a task comes from."""
     if stated:
         found = [one or other for one, other in _STATED.findall(_clipped(stated))]
-        return [option for option in found if option not in ("text", "label")][:MAX_TOOLS]
+        return [option for option in found if option not in _NOT_OPTIONS][:MAX_TOOLS]
     return _OPTION.findall(text)[:MAX_TOOLS] if "\nA" in text or "\n(A" in text else []
 
 
@@ -237,10 +239,17 @@ def _flat(of_fields: list[list[int]], n_tasks: int) -> tuple[Ids, Ids]:
     return words, np.repeat(np.arange(len(of_fields)) % max(n_tasks, 1), sizes)
 
 
-def _buckets(hashes: Hashes) -> Ids:
+def _changes(ascending: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Where a value is not the one before it."""
+    changed = np.ones(len(ascending), np.bool_)
+    changed[1:] = ascending[1:] != ascending[:-1]
+    return changed
+
+
+def _buckets(hashes: Hashes) -> npt.NDArray[np.uint32]:
     """The upper bits after one more round of mixing: what was multiplied once is not yet even in them."""
     mixed = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return (mixed >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+    return (mixed >> np.uint64(64 - BUCKET_BITS)).astype(np.uint32)
 
 
 def _offsets(sizes: Ids) -> Ids:

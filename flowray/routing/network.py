@@ -34,13 +34,15 @@ class NetworkConfig:
 
     heads: Mapping[str, tuple[str, ...]]  # name -> labels
     tables: tuple[str, ...]  # heads whose labels the agents' records are kept by
-    buckets: int = BUCKETS
+    rows: int = 65_536  # n-grams that have a vector of their own; row 0 stands for all others
     label_width: int = 96  # of the bag that capabilities are read from
-    meaning_width: int = 48  # of the bag that difficulty is read from
+    meaning_width: int = 32  # of the bag that difficulty is read from
     hidden: int = 128
     strengths: int = 16  # numbers that demand and strength meet in
     dropout: float = 0.3
+    meaning_dropout: float = 0.5
     gram_dropout: float = 0.2  # share of n-grams left out while training
+    grams_read: int = 300  # of a task while training, at most, on average
     batch_norm: bool = True
     attention: bool = True  # candidates look at one another
     residual: bool = True  # False: the base alone, for ablations
@@ -80,11 +82,15 @@ class RoutingNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.label_bag = nn.EmbeddingBag(config.buckets, config.label_width, mode="sum")
+        self.vocabulary: Tensor
+        self.register_buffer("vocabulary", torch.full((config.rows - 1,), -1, dtype=torch.int32))
+        self._row_of: Tensor
+        self.register_buffer("_row_of", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)
+        self.label_bag = nn.EmbeddingBag(config.rows, config.label_width, mode="sum")
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.label_width, len(labels)) for name, labels in config.heads.items()}
         )
-        self.meaning_bag = nn.EmbeddingBag(config.buckets, config.meaning_width, mode="sum")
+        self.meaning_bag = nn.EmbeddingBag(config.rows, config.meaning_width, mode="sum")
         self.norm = nn.BatchNorm1d(config.meaning_width) if config.batch_norm else nn.Identity()
         self.trait_mean: Tensor
         self.trait_scale: Tensor
@@ -112,27 +118,52 @@ class RoutingNetwork(nn.Module):
             self.gates.bias[0] = 0.5  # like tasks weigh most at first
             self.gates.bias[1:] = -1.5
 
+    def learn_words(self, buckets: Tensor) -> None:
+        """Give these buckets [at most rows - 1] a row each; all others are not read."""
+        self.vocabulary.fill_(-1)[: len(buckets)] = buckets.to(torch.int32)
+        self._index()
+
+    def _index(self) -> None:
+        known = self.vocabulary[self.vocabulary >= 0].long()
+        self._row_of.zero_()[known] = torch.arange(1, len(known) + 1, dtype=torch.int32)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module does; the index of the vocabulary is made again."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._index()
+        return result
+
     def labels(self, grams: Tensor, offsets: Tensor) -> dict[str, Tensor]:
         """Logits [tasks, labels] of every head."""
         pooled = self._pooled(self.label_bag, grams, offsets)  # [tasks, label_width]
         pooled = functional.dropout(pooled, self.config.dropout, self.training)
         return {name: head(pooled) for name, head in self.heads.items()}
 
-    def encode(self, grams: Tensor, offsets: Tensor, traits: Tensor, familiarity: Tensor) -> Encoded:
-        """What there is to know of the tasks. `familiarity` [tasks] comes from the agents' past."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.label_bag.weight.requires_grad):
-            logits = self.labels(grams, offsets)
-        shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
+    def encode(
+        self,
+        grams: Tensor,
+        offsets: Tensor,
+        traits: Tensor,
+        familiarity: Tensor,
+        shares: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
+        """What there is to know of the tasks. `familiarity` [tasks] comes from the agents' past.
+
+        `shares` [tasks, labels] of each table's head stand in for the network's own in training, where those would be
+        too good to be true: it has seen the labels of these very texts.
+        """
+        logits = self.labels(grams, offsets) if shares is None else {}
+        if shares is None:
+            shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
+        config = self.config
         meaning = self.norm(self._pooled(self.meaning_bag, grams, offsets))  # [tasks, meaning_width]
+        meaning = functional.dropout(meaning, config.meaning_dropout, self.training)
         standard = ((traits - self.trait_mean) * self.trait_scale).clamp(-4.0, 4.0)
-        read = torch.cat(
-            [functional.dropout(meaning, self.config.dropout, self.training), standard, *shares.values()], dim=1
-        )
-        hidden = functional.dropout(functional.relu(self.lower(read)), self.config.dropout, self.training)
-        hidden = functional.dropout(
-            functional.relu(self.upper(hidden)), self.config.dropout, self.training
-        )  # [tasks, hidden]
-        certain = [share.max(dim=1).values for share in shares.values()]
+        read = torch.cat([meaning, standard, *(shares[name] for name in config.tables)], dim=1)
+        hidden = functional.dropout(functional.relu(self.lower(read)), config.dropout, self.training)
+        hidden = functional.relu(self.upper(hidden))
+        hidden = functional.dropout(hidden, config.dropout, self.training)  # [tasks, hidden]
+        certain = [shares[name].max(dim=1).values for name in config.tables]
         return Encoded(logits, hidden, torch.stack([*certain, familiarity], dim=1))
 
     def strengths(self, profiles: Tensor) -> Tensor:
@@ -159,9 +190,19 @@ class RoutingNetwork(nn.Module):
 
     def _pooled(self, bag: nn.EmbeddingBag, grams: Tensor, offsets: Tensor) -> Tensor:
         """[tasks, width] sums over n-grams, of the length that a bag of one has. A quantized bag knows sums only."""
-        sizes = (offsets[1:] - offsets[:-1]).clamp(min=1).to(torch.float32)
-        weights = None
-        if self.training and self.config.gram_dropout:
-            kept = 1.0 - self.config.gram_dropout
-            weights = (torch.rand(grams.shape) < kept).to(torch.float32) / kept
-        return bag(grams, offsets[:-1], per_sample_weights=weights) / sizes.sqrt()[:, None]
+        rows = self._row_of[grams]
+        known = rows > 0
+        sizes = self._counted(known, offsets)
+        scale = sizes.diff().clamp(min=1).rsqrt()
+        if self.training:  # a random part of each task's n-grams, few of a long text: it learns as much and is faster
+            share = (self.config.grams_read / sizes.diff().clamp(min=1)).clamp(max=1.0 - self.config.gram_dropout)
+            scale = scale / share
+            known &= torch.rand(grams.shape) < torch.repeat_interleave(share, offsets.diff())
+            sizes = self._counted(known, offsets)
+        pooled: Tensor = bag(rows[known], sizes[:-1].to(torch.int32))
+        return pooled * scale[:, None]
+
+    @staticmethod
+    def _counted(known: Tensor, offsets: Tensor) -> Tensor:
+        """Offsets of what is known alone."""
+        return functional.pad(known.cumsum(0), (1, 0))[offsets]

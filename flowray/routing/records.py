@@ -21,6 +21,7 @@ class Records:
 
     memory: Memory
     tables: Mapping[str, HistoryTable]  # head -> table over its labels
+    rates: Mapping[str, Floats]  # head -> [labels, agents] success, shrunk
     profiles: Floats  # [agents, labels of all tables + 2]
 
     @classmethod
@@ -31,27 +32,39 @@ class Records:
         memory = Memory.of(traits, outcomes)
         tables = {name: HistoryTable.of(share, outcomes, decay=decay) for name, share in shares.items()}
         prior = logit(memory.success.prior)
-        rates = [logit(table.success_rates(TABLE_STRENGTH)) - prior[:, None] for table in tables.values()]
+        rates = {name: table.success_rates(TABLE_STRENGTH).T.astype(np.float32) for name, table in tables.items()}
         price = np.log(np.maximum((agents.price_in_per_m + agents.price_out_per_m) / 2, 1e-3))
         middle = np.nanmedian(price) if np.isfinite(price).any() else 0.0
         relative = np.nan_to_num(price - middle, nan=0.0)
-        profiles = np.concatenate([*rates, prior[:, None] - prior.mean(), relative[:, None]], axis=1)
-        return cls(memory=memory, tables=tables, profiles=profiles.astype(np.float32))
+        profiles = np.concatenate(
+            [
+                *(logit(rate).T - prior[:, None] for rate in rates.values()),
+                prior[:, None] - (prior.mean() if len(prior) else 0.0),
+                relative[:, None],
+            ],
+            axis=1,
+        )
+        return cls(memory=memory, tables=tables, rates=rates, profiles=profiles.astype(np.float32))
 
     def of_tasks(self, shares: Mapping[str, Floats], recalled: Floats) -> Floats:
         """[tasks, agents, sources] logits for new tasks; `recalled` is what the memory says of them."""
-        rates = [shares[name] @ table.success_rates(TABLE_STRENGTH).T for name, table in self.tables.items()]
-        return self._stacked(recalled, rates)
+        return self._stacked(recalled, [shares[name] @ rate for name, rate in self.rates.items()])
 
-    def of_past(self, shares: Mapping[str, Floats], outcomes: Outcomes) -> Floats:
-        """[past tasks, agents, sources] logits for the past itself, each without what is known from that very task."""
+    def of_past(
+        self, shares: Mapping[str, Floats], outcomes: Outcomes, asked: Mapping[str, Floats] | None = None
+    ) -> Floats:
+        """[past tasks, agents, sources] logits for the past itself, each without what is known from that very task.
+
+        `shares` are what the tables were made with; they are looked up by `asked` where that differs.
+        """
+        asked = shares if asked is None else asked
         rates = []
         for name, table in self.tables.items():
             parts = []
             for at in range(0, len(outcomes.success), _AT_ONCE):
                 rows = slice(at, at + _AT_ONCE)
                 without = table.without(shares[name][rows], outcomes.take(rows)).success_rates(TABLE_STRENGTH)
-                parts.append(np.einsum("tk,tak->ta", shares[name][rows], without))
+                parts.append(np.einsum("tk,tak->ta", asked[name][rows], without))
             rates.append(np.concatenate(parts) if parts else np.zeros_like(outcomes.success))
         return self._stacked(self.memory.recalled_past(), rates)
 

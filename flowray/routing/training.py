@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowray.routing import vocabulary
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import Floats
 from flowray.routing.features import Features, featurise
@@ -47,6 +48,8 @@ class TrainingConfig:
     label_epochs: int = 12
     label_rate: float = 2e-3
     label_smoothing: float = 0.1
+    folds: int = 3  # the labels of training tasks are guessed by networks that have not seen them; 1: by the network
+    fold_epochs: int = 5
     outcome_epochs: int = 4
     outcome_rate: float = 1e-3
     bag_rate: float = 2e-3
@@ -87,16 +90,25 @@ class _Prepared:
 
     name: str
     features: Features
+    groups: npt.NDArray[np.intp]  # [tasks] tasks of one group are never told apart by a fold
     targets: dict[str, Tensor]  # head -> [tasks] numbers of labels, -1 where a task has none
     success: Tensor  # [tasks, agents]
     quality: Tensor  # [tasks, agents]
     records: Tensor = field(default_factory=lambda: torch.zeros(0))  # [tasks, agents, sources]
     profiles: Tensor = field(default_factory=lambda: torch.zeros(0))  # [agents, profile width]
     familiarity: Tensor = field(default_factory=lambda: torch.zeros(0))  # [tasks]
+    shares: dict[str, Tensor] | None = None  # head -> [tasks, labels], out of fold; None: the network's own
 
     def inputs(self, rows: npt.NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor]:
         chosen = self.features.take(rows)
         return torch.from_numpy(chosen.grams), torch.from_numpy(chosen.offsets), torch.from_numpy(chosen.traits)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> _Prepared:
+        """Some of the tasks, for learning labels."""
+        targets = {head: target[rows] for head, target in self.targets.items()}
+        none = torch.zeros(0)
+        features, groups = self.features.take(rows), self.groups[rows]
+        return _Prepared(name=self.name, features=features, groups=groups, targets=targets, success=none, quality=none)
 
 
 def heads_of(sets: Sequence[OutcomeSet]) -> dict[str, tuple[str, ...]]:
@@ -118,8 +130,7 @@ def train(
 ) -> Trained:
     """Train on the `train` tasks of the sets, choose by their `val` tasks.
 
-    `network` overrides fields of `NetworkConfig`. `start` is a network to go on from, whose labels are kept: only the
-    outcomes are trained then.
+    `network` overrides fields of `NetworkConfig`. `start` is a network to go on from, with its n-grams and labels.
 
     Raises:
         ValueError: there is nothing to learn from.
@@ -136,25 +147,25 @@ def train(
     check = [_prepared(of_set.split("val"), shape) for of_set in sets]
     if not any(len(part.features) for part in learn):
         raise ValueError("none of the sets has a task in the split 'train'")
-    _standardise(router, learn)
+    if start is None:
+        labelled = [(part.features, target.numpy()) for part in learn for target in part.targets.values()]
+        router.learn_words(torch.from_numpy(vocabulary.choose(labelled, shape.rows - 1)))
+        _standardise(router, learn)
     done: list[Progress] = []
 
     def note(progress: Progress) -> None:
         done.append(progress)
         report(progress)
 
-    if start is None:
-        _train_labels(router, learn, check, config, generator, note)
-    for part in (router.label_bag, router.heads):
-        part.requires_grad_(False)
+    _train_labels(router, learn, check, config, generator, note)
+    if config.folds > 1:
+        _cross_fit(router, [part for part in learn if part.success.numel()], config, generator, note)
     for of_set, past, new in zip(sets, learn, check, strict=True):
         if len(of_set.agents):
             _recall(router, of_set, past, new, config)
     with_agents = [part for part in learn if part.success.numel()]
     if with_agents:
         _train_outcomes(router, with_agents, [part for part in check if part.success.numel()], config, generator, note)
-    for part in (router.label_bag, router.heads):
-        part.requires_grad_(True)
     digests = {of_set.name: of_set.digest for of_set in sets}
     return Trained(
         network=router.eval(),
@@ -203,6 +214,30 @@ def _train_labels(
     _loop("labels", router, learn, optimiser, loss_of, value, config.label_epochs, config, generator, note)
 
 
+def _cross_fit(
+    whole: RoutingNetwork,
+    learn: Sequence[_Prepared],
+    config: TrainingConfig,
+    generator: np.random.Generator,
+    note: Callable[[Progress], None],
+) -> None:
+    """Fill in label probabilities of the training tasks as a network gives them that was trained on the others."""
+    shape = whole.config
+    folds = [part.groups % config.folds for part in learn]
+    found = [{name: torch.zeros(len(part.groups), len(shape.heads[name])) for name in shape.tables} for part in learn]
+    for fold in range(config.folds):
+        router = RoutingNetwork(shape)
+        router.learn_words(whole.vocabulary[whole.vocabulary >= 0])
+        others = [part.take(np.flatnonzero(of != fold)) for part, of in zip(learn, folds, strict=True)]
+        _train_labels(router, others, [], replace(config, label_epochs=config.fold_epochs), generator, note)
+        for part, of, shares in zip(learn, folds, found, strict=True):
+            rows = np.flatnonzero(of == fold)
+            for name, share in shares_of(router, part.features.take(rows)).items():
+                shares[name][rows] = torch.from_numpy(share)
+    for part, shares in zip(learn, found, strict=True):
+        part.shares = shares
+
+
 def _train_outcomes(
     router: RoutingNetwork,
     learn: Sequence[_Prepared],
@@ -224,7 +259,8 @@ def _train_outcomes(
     def loss_of(part: _Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
         n_agents = part.success.shape[1]
         kept = generator.permutation(n_agents)[: max(2, round(n_agents * config.agents_kept))]
-        encoded = router.encode(*part.inputs(rows), part.familiarity[rows])
+        shares = part.shares and {name: share[rows] for name, share in part.shares.items()}
+        encoded = router.encode(*part.inputs(rows), part.familiarity[rows], shares)
         strengths = router.strengths(part.profiles[kept])
         success, quality = router.judge(encoded, part.records[rows][:, kept], strengths)
         target, score = part.success[rows][:, kept], part.quality[rows][:, kept]
@@ -265,11 +301,14 @@ def _loop(
 ) -> None:
     """Epochs of batches, the rate falling to zero; the weights of the best epoch on val stay."""
     begun = time.monotonic()
+    if phase == "labels":  # small sets are seen more often: labels are learned from them as well as from large ones
+        most = max(len(part.features) for part in learn)
+        learn = [part for part in learn for _ in range(min(max(round(most / max(len(part.features), 1)), 1), 3))]
     steps = sum(1 for _ in _batches(learn, config.batch, np.random.default_rng(0))) * epochs
     rates = [group["lr"] for group in optimiser.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps + 1, pct_start=0.1)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    clipped = [p for p in parameters if p.ndim < 2 or p.shape[0] < router.config.buckets]  # a bag's gradient is sparse
+    clipped = [p for p in parameters if p.ndim < 2 or p.shape[0] < router.config.rows]  # a bag's gradient is sparse
     best, best_state, since = -np.inf, copy.deepcopy(router.state_dict()), 0
     for epoch in range(epochs):
         router.train()
@@ -328,6 +367,7 @@ def _prepared(of_set: OutcomeSet, shape: NetworkConfig) -> _Prepared:
     return _Prepared(
         name=of_set.name,
         features=featurise(of_set.tasks),
+        groups=of_set.groups,
         targets=targets if len(of_set) else {},
         success=torch.from_numpy(of_set.outcomes.success[:, seen]),
         quality=torch.from_numpy(of_set.outcomes.quality[:, seen]),
@@ -341,9 +381,13 @@ def _recall(
     seen = np.flatnonzero(of_set.seen)
     outcomes = of_set.split("train").outcomes.take(slice(None), seen)
     shares = shares_of(router, past.features)
+    if past.shares is not None:  # a table row may be kept by the label itself, but must be looked up by a guess
+        shares_asked = {name: share.numpy() for name, share in past.shares.items()}
+    else:
+        shares_asked = shares
     records = Records.of(shares, past.features.traits, outcomes, of_set.agents.take(seen))
     if config.leave_one_out:
-        past.records = torch.from_numpy(records.of_past(shares, outcomes))
+        past.records = torch.from_numpy(records.of_past(shares, outcomes, shares_asked))
         past.familiarity = torch.from_numpy(records.memory.recall(past.features.traits).familiarity)
     for part in (new,) if config.leave_one_out else (past, new):
         recalled = records.memory.recall(part.features.traits)
