@@ -88,7 +88,7 @@ def load(directory: Path | str) -> Artifact:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = _unpacked(archive, path)
-        header = json.loads(arrays.pop(_HEADER).tobytes())
+        header = json.loads(arrays.pop(_HEADER).astype(np.uint8).tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise ArtifactError(str(path), f"cannot be read: {error}") from error
     for name, values in arrays.items():
@@ -119,7 +119,11 @@ def _unpacked(archive: Any, path: Path) -> dict[str, npt.NDArray[Any]]:
     size = sum(entry.file_size for entry in archive.zip.infolist())
     if size > MAX_BYTES:
         raise ArtifactError(str(path), f"unpacks to {size:,} bytes, more than {MAX_BYTES:,}", "use a smaller network")
-    return {name: archive[name] for name in archive.files}
+    arrays = {name: archive[name] for name in archive.files}
+    for name, values in arrays.items():
+        if not isinstance(values, np.ndarray):  # numpy hands over as bytes what does not begin like an array
+            raise ArtifactError(str(path), f"cannot be read: {name} is no array")
+    return arrays
 
 
 def _digest(path: Path) -> str:

@@ -62,7 +62,7 @@ def compressed(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         blocks = -(-len(values) // BLOCK)
         padded = np.zeros((blocks * BLOCK, values.shape[1]), np.float32)
         padded[: len(values)] = values
-        scale = np.abs(padded).reshape(blocks, -1).max(axis=1) / 127.0
+        scale = np.abs(padded).reshape(blocks, BLOCK * values.shape[1]).max(axis=1, initial=0.0) / 127.0
         scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
         small[name + _BYTES] = np.rint(values / np.repeat(scale, BLOCK)[: len(values), None]).astype(np.int8)
         small[name + _SCALE] = scale

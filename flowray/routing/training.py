@@ -352,6 +352,7 @@ def _batches(
     batches = []
     for part in learn:
         order = generator.permutation(len(part.features))
+        order = np.resize(order, max(len(order), 2)) if len(order) else order  # of one task there is no variance
         whole = max(len(order) - len(order) % size, min(len(order), size))  # a rest would upset batch normalisation
         batches += [(part, order[at : at + size]) for at in range(0, whole, size)]
     return (batches[number] for number in generator.permutation(len(batches)))
