@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowray.routing import vocabulary
+from flowray.routing.calibration import temperature
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import Floats
 from flowray.routing.features import Features, featurise
@@ -166,6 +167,7 @@ def train(
     with_agents = [part for part in learn if part.success.numel()]
     if with_agents:
         _train_outcomes(router, with_agents, [part for part in check if part.success.numel()], config, generator, note)
+        _calibrate(router, [part for part in check if part.success.numel()])
     digests = {of_set.name: of_set.digest for of_set in sets}
     return Trained(
         network=router.eval(),
@@ -276,8 +278,7 @@ def _train_outcomes(
         losses: dict[str, float] = {}
         for part in check:
             if len(part.features):
-                encoded = router.encode(*part.inputs(np.arange(len(part.features))), part.familiarity)
-                success, _ = router.judge(encoded, part.records, router.strengths(part.profiles))
+                success = _judged(router, part)
                 known = torch.isfinite(part.success)
                 losses[part.name] = -float(
                     functional.binary_cross_entropy_with_logits(success[known], part.success[known])
@@ -285,6 +286,19 @@ def _train_outcomes(
         return losses
 
     _loop("outcomes", router, learn, optimiser, loss_of, value, config.outcome_epochs, config, generator, note)
+
+
+def _calibrate(router: RoutingNetwork, check: Sequence[_Prepared]) -> None:
+    router.temperature.fill_(1.0)
+    with torch.inference_mode():
+        logits = [_judged(router, part).numpy() for part in check]
+    router.temperature.fill_(temperature(logits, [part.success.numpy() for part in check]))
+
+
+def _judged(router: RoutingNetwork, part: _Prepared) -> Tensor:
+    """Logits of success [tasks, agents] of all tasks of a set."""
+    encoded = router.encode(*part.inputs(np.arange(len(part.features))), part.familiarity)
+    return router.judge(encoded, part.records, router.strengths(part.profiles))[0]
 
 
 def _loop(
