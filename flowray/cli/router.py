@@ -1,4 +1,4 @@
-"""Commands about the routing network: router train, evaluate, prune, inspect, explain."""
+"""Commands about the routing network: router train, prune, quantize, evaluate, inspect, explain."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def add_to(app: typer.Typer) -> None:
         help="Train, judge and look into the routing network.", no_args_is_help=True, rich_markup_mode=None
     )
     group.command("train")(train)
+    group.command("quantize")(quantize)
     group.command("evaluate")(evaluate)
     group.command("prune")(prune)
     group.command("inspect")(inspect)
@@ -90,6 +91,23 @@ def prune(
     sizes = [sum(values.numel() for values in network.parameters()) for network in (whole, trained.network)]
     document = {"model": str(out), "sha256": digest, "parameters_before": sizes[0], "parameters_after": sizes[1]}
     screen.answer(f"{out}: {sizes[0]:,} parameters became {sizes[1]:,}", document)
+
+
+def quantize(out: _Out, more: _More = None, data: _Data = None, model: _Model = None, as_json: Json = False) -> None:
+    """Write a router again with weights of eight bits, and say what that changes."""
+    _need_torch()
+    from flowray.routing import estimator
+    from flowray.routing.data import load_all
+
+    sets = [one for one in load_all(_directories(data, more)) if "val" in one.splits]
+    screen = Screen(as_json=as_json)
+    fidelity = estimator.quantize(model or _shipped(), out, sets)
+    screen.answer(
+        f"{out}: {fidelity.reduction:.1%} smaller; on {fidelity.n_tasks:,} tasks of val a probability of success is "
+        f"off by {fidelity.mean_error:.4f} on average and {fidelity.largest_error:.4f} at most, "
+        f"{fidelity.decisions_changed:.2%} of choices and {fidelity.labels_changed:.2%} of labels are others",
+        fidelity,
+    )
 
 
 def evaluate(

@@ -7,25 +7,31 @@ network and a few products.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flowray.routing import artifacts
+from flowray.routing import artifacts, quantization
 from flowray.routing.artifacts import ArtifactError
+from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Labelled, TaskBatch
-from flowray.routing.features import Features, featurise
+from flowray.routing.features import N_TRAITS, Features, featurise
 from flowray.routing.memory import recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
+from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
 from flowray.routing.training import Trained, as_dict, shares_of
 
+Precision = Literal["auto", "float32", "int8"]
+
+_USUAL_GRAMS = 200  # n-grams of a task that both precisions are timed with
 _TRUST_TASKS = 1_000  # past tasks that trust is measured on
 _FULL_CONFIDENCE = 30.0  # attempts after which an agent's record counts two thirds
 
@@ -42,9 +48,18 @@ class Acquaintance:
 class RouterEstimator:
     """A trained network that answers."""
 
-    def __init__(self, network: RoutingNetwork, header: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, network: RoutingNetwork, header: Mapping[str, Any] | None = None, *, precision: Precision = "float32"
+    ) -> None:
+        """With `precision` "auto" large batches are read with int8 weights and small ones with float32, whichever is
+        faster here: `int8_from` is the batch from which int8 is, None where it never is or cannot be had.
+        """
         self.network = network.eval()
         self.header = dict(header or {})
+        self.small = None if precision == "float32" else quantization.quantized(self.network)
+        self.int8_from: int | None = None
+        if self.small is not None:
+            self.int8_from = 1 if precision == "int8" else quantization.crossover(self._read_once)
         self._known: WeakKeyDictionary[Histories, tuple[tuple[str, ...], Acquaintance]] = WeakKeyDictionary()
 
     def estimate(self, tasks: TaskBatch, agents: AgentBatch, histories: Histories) -> Estimates:
@@ -58,7 +73,7 @@ class RouterEstimator:
         memory = known.records.memory
         recalled = memory.recall(features.traits)
         with torch.inference_mode():
-            encoded = self.network.encode(*tensors(features), torch.from_numpy(recalled.familiarity))
+            encoded = self._reader(len(tasks)).encode(*tensors(features), torch.from_numpy(recalled.familiarity))
             shares = {name: torch.softmax(logits, dim=1).numpy() for name, logits in encoded.logits.items()}
             records = torch.from_numpy(known.records.of_tasks(shares, recalled.success))
             success, quality = self.network.judge(encoded, records, known.strengths, known.trust)
@@ -96,16 +111,28 @@ class RouterEstimator:
         self._known[histories] = agents.agent_ids, made
         return made
 
+    def _reader(self, batch: int) -> RoutingNetwork:
+        """The network in the precision that is faster for so many tasks."""
+        if self.small is None or self.int8_from is None or batch < self.int8_from:
+            return self.network
+        return self.small
+
+    def _read_once(self, int8: bool, batch: int) -> object:
+        """Read as many tasks of a usual length, for timing."""
+        network = self.small if int8 and self.small is not None else self.network
+        grams = self.network.vocabulary.clamp(min=0).long()[: _USUAL_GRAMS * batch]
+        offsets = torch.linspace(0, len(grams), batch + 1).long()
+        with torch.inference_mode():
+            return network.encode(grams, offsets, torch.zeros(batch, N_TRAITS), torch.zeros(batch))
+
     def _acquaint(self, agents: AgentBatch, past: Histories) -> Acquaintance:
         features = featurise(past.tasks)
         shares = shares_of(self.network, features)
         records = Records.of(shares, features.traits, past.outcomes, agents)
-        with torch.inference_mode():
-            strengths = (
-                self.network.strengths(torch.from_numpy(records.profiles))
-                if len(agents)
-                else torch.zeros(0, self.network.config.strengths)
-            )
+        strengths = torch.zeros(0, self.network.config.strengths)
+        if len(agents):
+            with torch.inference_mode():
+                strengths = self.network.strengths(torch.from_numpy(records.profiles))
         trust = self._trust(features, shares, past, records, strengths)
         return Acquaintance(records=records, strengths=strengths, trust=trust)
 
@@ -154,8 +181,8 @@ def save(directory: Path | str, trained: Trained, **more: Any) -> str:
     return artifacts.save(directory, arrays, header)
 
 
-def load(directory: Path | str) -> RouterEstimator:
-    """Read a router that can be asked.
+def load(directory: Path | str, precision: Precision = "auto") -> RouterEstimator:
+    """Read a router that can be asked, from an artifact of either precision.
 
     Raises:
         ArtifactError: it is missing, torn, tampered with, or of another version.
@@ -163,11 +190,56 @@ def load(directory: Path | str) -> RouterEstimator:
     artifact = artifacts.load(directory)
     try:
         network = RoutingNetwork(NetworkConfig.of_dict(artifact.header["network"]))
-        state = {name: torch.from_numpy(values.copy()) for name, values in artifact.arrays.items()}
-        network.load_state_dict(state)
+        arrays = quantization.expanded(artifact.arrays)
+        network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in arrays.items()})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(str(artifact.path), f"its weights do not fit its header: {error}") from error
-    return RouterEstimator(network, artifact.header)
+    return RouterEstimator(network, artifact.header, precision=precision)
+
+
+def quantize(source: Path | str, out: Path | str, sets: Sequence[OutcomeSet], split: str = "val") -> Fidelity:
+    """Write a router again with int8 weights; what that changes on the sets' tasks also goes into its card.
+
+    Raises:
+        ArtifactError: `source` cannot be read.
+    """
+    artifact = artifacts.load(source)
+    small = quantization.compressed(quantization.expanded(artifact.arrays))
+    header = {name: value for name, value in artifact.header.items() if name not in ("format", "features_version")}
+    artifacts.save(out, small, {**header, "precision": "int8"})
+    fidelity = compare(load(source, "float32"), load(out, "int8"), sets, split)
+    sizes = {name: quantization.size_bytes(arrays) for name, arrays in (("before", artifact.arrays), ("after", small))}
+    fidelity = replace(fidelity, bytes_before=sizes["before"], bytes_after=sizes["after"])
+    artifacts.save(out, small, {**header, "precision": "int8", "fidelity": asdict(fidelity)})
+    return fidelity
+
+
+def compare(one: RouterEstimator, other: RouterEstimator, sets: Sequence[OutcomeSet], split: str = "val") -> Fidelity:
+    """How far two routers differ on the sets' tasks; sizes are left at 0."""
+    errors: list[Floats] = [np.zeros(0, np.float32)]
+    decisions: list[npt.NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
+    labels: list[npt.NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
+    for of_set in sets:
+        asked, histories = of_set.split(split), of_set.histories()
+        mine, theirs = (each.estimate(asked.tasks, asked.agents, histories) for each in (one, other))
+        if len(asked.agents) and len(asked):
+            errors.append(np.abs(mine.success - theirs.success).ravel())
+            decisions.append(mine.success.argmax(axis=1) != theirs.success.argmax(axis=1))
+        for head, labelled in mine.capabilities.items():
+            labels.append(
+                labelled.probabilities.argmax(axis=1) != theirs.capabilities[head].probabilities.argmax(axis=1)
+            )
+    error, decision, label = np.concatenate(errors), np.concatenate(decisions), np.concatenate(labels)
+    return Fidelity(
+        n_tasks=sum(len(of_set.split(split)) for of_set in sets),
+        n_pairs=len(error),
+        mean_error=float(error.mean()) if len(error) else 0.0,
+        largest_error=float(error.max(initial=0.0)),
+        decisions_changed=float(decision.mean()) if len(decision) else 0.0,
+        labels_changed=float(label.mean()) if len(label) else 0.0,
+        bytes_before=0,
+        bytes_after=0,
+    )
 
 
 def _probability(logits: Floats) -> Floats:

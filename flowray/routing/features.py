@@ -259,4 +259,5 @@ def _offsets(sizes: Ids) -> Ids:
 def _ranges(starts: Ids, sizes: Ids) -> Ids:
     """start, start + 1, ... for each start, `size` numbers each."""
     ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+    numbers: Ids = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) + np.repeat(starts - (ends - sizes), sizes)
+    return numbers

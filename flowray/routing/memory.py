@@ -26,6 +26,7 @@ from flowray.routing.estimates import Floats, Histories, Outcomes
 
 LANDMARKS = 1_024  # past tasks that the kernel is spanned by
 MAX_PAST = 20_000  # past tasks that are read: the newest
+PROBABLE = (0.02, 0.98)  # bounds of a probability that rests on like tasks alone
 _WIDTHS = (
     0.5,
     1.0,
@@ -46,12 +47,12 @@ class Recalled:
     success: Floats  # [tasks, agents] in (0, 1)
     log_latency: Floats  # [tasks, agents] of seconds, NaN where no agent's are known
     log_cost: Floats  # [tasks, agents] of dollars, NaN where none of this agent's are known
-    familiarity: Floats  # [tasks] 0..1, the share of the kernel's variance that past tasks explain
+    familiarity: Floats  # [tasks] 0..1, how like the most alike past task is; 0 without a past
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fit:
-    """One quantity: prior[a] + kernel features @ weights[:, a]."""
+    """One quantity: prior[a] + likeness to landmarks @ weights[:, a]."""
 
     prior: Floats  # [agents]
     weights: Floats  # [landmarks, agents]
@@ -65,13 +66,11 @@ class Memory:
     centre: Floats  # [traits]
     scale: Floats  # [traits]
     landmarks: Floats  # [landmarks, traits] standardised
-    whitening: Floats  # [landmarks, landmarks] from kernel values to features
     width: float
     success: _Fit
     log_latency: _Fit
     log_cost: _Fit
     count: Floats  # [agents] past attempts
-    explained: Floats  # [landmarks, landmarks] posterior shrinkage of the features
     covariance: Doubles  # [agents, agents] of the residuals that remain
 
     @classmethod
@@ -102,26 +101,24 @@ class Memory:
         assert best is not None
         _, width, whitening, basis = best
         fits = [
-            _fit(basis, residuals, prior, known)
+            _fit(basis, whitening, residuals, prior, known)
             for residuals, prior, known in (
                 (target, prior, known),
                 _residuals(latency, np.nan),
                 _residuals(cost, np.nan, apart=True),
             )
         ]
-        remaining = np.where(known, success - np.clip(fits[0].loo, 0.02, 0.98), 0.0).astype(np.float64)
+        remaining = np.where(known, success - np.clip(fits[0].loo, *PROBABLE), 0.0).astype(np.float64)
         together = known.astype(np.float64).T @ known
         return cls(
             centre=centre,
             scale=scale,
             landmarks=landmarks,
-            whitening=whitening,
             width=width,
             success=fits[0],
             log_latency=fits[1],
             log_cost=fits[2],
             count=known.sum(axis=0).astype(np.float32),
-            explained=basis.explained(),
             covariance=remaining.T @ remaining / np.maximum(together, 1.0),
         )
 
@@ -131,19 +128,17 @@ class Memory:
 
     def recall(self, traits: Floats) -> Recalled:
         """What to expect at tasks with these `traits` [tasks, traits]."""
-        kernel = _kernel(_standardised(traits, self.centre, self.scale), self.landmarks, self.width)
-        features = kernel @ self.whitening  # [tasks, landmarks]
-        familiarity = np.einsum("tl,tl->t", features @ self.explained, features)
+        likeness = _kernel(_standardised(traits, self.centre, self.scale), self.landmarks, self.width)
         return Recalled(
-            success=np.clip(self.success.prior + features @ self.success.weights, 0.02, 0.98),
-            log_latency=self.log_latency.prior + features @ self.log_latency.weights,
-            log_cost=self.log_cost.prior + features @ self.log_cost.weights,
-            familiarity=np.clip(familiarity, 0.0, 1.0).astype(np.float32),
+            success=np.clip(self.success.prior + likeness @ self.success.weights, *PROBABLE),
+            log_latency=self.log_latency.prior + likeness @ self.log_latency.weights,
+            log_cost=self.log_cost.prior + likeness @ self.log_cost.weights,
+            familiarity=likeness.max(axis=1, initial=0.0),
         )
 
     def recalled_past(self) -> Floats:
         """[past tasks, agents] success as it would have been recalled without the task itself."""
-        return np.clip(self.success.loo, 0.02, 0.98)
+        return np.clip(self.success.loo, *PROBABLE)
 
     def conditioned(self, success: Floats, attempts: Floats) -> Floats:
         """[tasks, agents] the probabilities `success` given that some agents tried these tasks before.
@@ -206,13 +201,8 @@ class _Basis:
         loo = targets - (targets - fitted) / (1 - self.leverage[noises].T)
         return self.vectors @ inner, loo
 
-    def explained(self) -> Floats:
-        """[landmarks, landmarks] M with features' M features = the share of variance explained, at noise 1."""
-        shrunk: Floats = ((self.vectors * (self.values / (self.values + 1.0))) @ self.vectors.T).astype(np.float32)
-        return shrunk
 
-
-def _fit(basis: _Basis, residuals: Doubles, prior: Floats, known: npt.NDArray[np.bool_]) -> _Fit:
+def _fit(basis: _Basis, whitening: Floats, residuals: Doubles, prior: Floats, known: npt.NDArray[np.bool_]) -> _Fit:
     """Fit residuals; where an agent has no outcome, what the fit itself expects stands in (two rounds of EM)."""
     n_agents = residuals.shape[1]
     weights = np.zeros((len(basis.values), n_agents))
@@ -226,7 +216,7 @@ def _fit(basis: _Basis, residuals: Doubles, prior: Floats, known: npt.NDArray[np
             useful = errors < nothing  # directions in which the past predicts nothing are dropped
             weights, loo = (inner * useful) @ turn.T, (inner_loo * useful) @ turn.T
             residuals = np.where(known, residuals, loo)
-    return _Fit(prior=prior, weights=weights.astype(np.float32), loo=(prior + loo).astype(np.float32))
+    return _Fit(prior=prior, weights=(whitening @ weights).astype(np.float32), loo=(prior + loo).astype(np.float32))
 
 
 def _rotation(residuals: Doubles) -> tuple[Doubles, Doubles]:
@@ -257,7 +247,8 @@ def _residuals(values: Floats, unknown: float, *, apart: bool = False) -> tuple[
 def _standardised(traits: Floats, centre: Floats, scale: Floats) -> Floats:
     """Traits such that the squared distance of two tasks is a mean over traits."""
     bound = _TRAIT_BOUND * scale.max(initial=1e-9)
-    return np.clip((traits - centre) * scale, -bound, bound)
+    standard: Floats = np.clip((traits - centre) * scale, -bound, bound).astype(np.float32)
+    return standard
 
 
 def _kernel(tasks: Floats, landmarks: Floats, width: float) -> Floats:

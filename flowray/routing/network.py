@@ -2,7 +2,7 @@
 
     grams --bag--> labels ----linear----> capability heads ---+--> soft records of each agent (history table) --+
       \\                                                       |                                                 |
-       --bag--> meaning --+--> hidden --> difficulty of the task, and its demand: one vector                    |
+       --bag--> meaning --+--> readers --> difficulty of the task, and its demand: one vector each              |
     traits ---------------+                                        . (dot)                                      v
     agents' records --> profile --attention over the candidates--> strengths: one vector each --> residual + base logit
 
@@ -34,10 +34,11 @@ class NetworkConfig:
 
     heads: Mapping[str, tuple[str, ...]]  # name -> labels
     tables: tuple[str, ...]  # heads whose labels the agents' records are kept by
-    rows: int = 65_536  # n-grams that have a vector of their own; row 0 stands for all others
+    rows: int = 49_152  # n-grams that have a vector of their own; row 0 stands for all others
     label_width: int = 96  # of the bag that capabilities are read from
-    meaning_width: int = 32  # of the bag that difficulty is read from
-    hidden: int = 128
+    readers: int = 3  # that judge each task on their own; their mean is the answer
+    meaning_width: int = 24  # of each reader's bag
+    hidden: int = 96  # of each reader
     strengths: int = 16  # numbers that demand and strength meet in
     dropout: float = 0.3
     meaning_dropout: float = 0.5
@@ -72,8 +73,23 @@ class Encoded(NamedTuple):
     """What the network makes of tasks, whoever may do them."""
 
     logits: Mapping[str, Tensor]  # head -> [tasks, labels]
-    hidden: Tensor  # [tasks, hidden]
+    hidden: Tensor  # [readers, tasks, hidden]
     context: Tensor  # [tasks, tables + 1] certainty of each table's head, familiarity of the task
+
+
+class Readers(nn.Module):
+    """Linear layers side by side, one for each reader: [readers, tasks, inputs] -> [readers, tasks, outputs]."""
+
+    def __init__(self, readers: int, inputs: int, outputs: int, std: float | None = None) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(readers, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(readers, 1, outputs))
+        if std is not None:
+            nn.init.normal_(self.weight, std=std)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, values, self.weight)
 
 
 class RoutingNetwork(nn.Module):
@@ -90,30 +106,29 @@ class RoutingNetwork(nn.Module):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.label_width, len(labels)) for name, labels in config.heads.items()}
         )
-        self.meaning_bag = nn.EmbeddingBag(config.rows, config.meaning_width, mode="sum")
-        self.norm = nn.BatchNorm1d(config.meaning_width) if config.batch_norm else nn.Identity()
+        meaning = config.readers * config.meaning_width
+        self.meaning_bag = nn.EmbeddingBag(config.rows, meaning, mode="sum")
+        self.norm = nn.BatchNorm1d(meaning) if config.batch_norm else nn.Identity()
         self.trait_mean: Tensor
         self.trait_scale: Tensor
         self.register_buffer("trait_mean", torch.zeros(N_TRAITS))
         self.register_buffer("trait_scale", torch.ones(N_TRAITS))
         n_labels = sum(len(config.heads[name]) for name in config.tables)
-        self.lower = nn.Linear(config.meaning_width + N_TRAITS + n_labels, config.hidden)
-        self.upper = nn.Linear(config.hidden, config.hidden)
-        self.difficulty = nn.Linear(config.hidden, 1)
-        self.demand = nn.Linear(config.hidden, config.strengths)
+        self.lower = Readers(config.readers, config.meaning_width + N_TRAITS + n_labels, config.hidden)
+        self.upper = Readers(config.readers, config.hidden, config.hidden)
+        self.difficulty = Readers(config.readers, config.hidden, 1, std=0.02)
+        self.demand = Readers(config.readers, config.hidden, config.strengths, std=0.02)
+        self.quality = Readers(config.readers, config.hidden, 1, std=0.02)
         self.profile = nn.Sequential(
             nn.Linear(config.profile_width, 64), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(64, config.strengths)
         )
         self.candidates = nn.MultiheadAttention(config.strengths, 2, batch_first=True) if config.attention else None
         self.gates = nn.Linear(len(config.tables) + 1, config.n_sources - 1)
-        self.quality = nn.Linear(config.hidden, 1)
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
         for bag in (self.label_bag, self.meaning_bag):
             nn.init.normal_(bag.weight, std=0.1)
-        for layer in (self.difficulty, self.demand, self.quality, self.gates):
-            nn.init.zeros_(layer.bias)
-            nn.init.normal_(layer.weight, std=0.02)
+        nn.init.normal_(self.gates.weight, std=0.02)
         with torch.no_grad():
             self.gates.bias[0] = 0.5  # like tasks weigh most at first
             self.gates.bias[1:] = -1.5
@@ -156,13 +171,14 @@ class RoutingNetwork(nn.Module):
         if shares is None:
             shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
         config = self.config
-        meaning = self.norm(self._pooled(self.meaning_bag, grams, offsets))  # [tasks, meaning_width]
+        meaning = self.norm(self._pooled(self.meaning_bag, grams, offsets))  # [tasks, readers * meaning_width]
         meaning = functional.dropout(meaning, config.meaning_dropout, self.training)
+        meaning = meaning.view(-1, config.readers, config.meaning_width).transpose(0, 1)
         standard = ((traits - self.trait_mean) * self.trait_scale).clamp(-4.0, 4.0)
-        read = torch.cat([meaning, standard, *(shares[name] for name in config.tables)], dim=1)
+        common = torch.cat([standard, *(shares[name] for name in config.tables)], dim=1)
+        read = torch.cat([meaning, common.expand(config.readers, -1, -1)], dim=2)  # [readers, tasks, inputs]
         hidden = functional.dropout(functional.relu(self.lower(read)), config.dropout, self.training)
-        hidden = functional.relu(self.upper(hidden))
-        hidden = functional.dropout(hidden, config.dropout, self.training)  # [tasks, hidden]
+        hidden = functional.dropout(functional.relu(self.upper(hidden)), config.dropout, self.training)
         certain = [shares[name].max(dim=1).values for name in config.tables]
         return Encoded(logits, hidden, torch.stack([*certain, familiarity], dim=1))
 
@@ -175,18 +191,21 @@ class RoutingNetwork(nn.Module):
         return vectors
 
     def judge(self, encoded: Encoded, records: Tensor, strengths: Tensor, trust: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Logits of success and of quality, [tasks, agents] each.
+        """Logits of success and of quality, [readers, tasks, agents] each while training, else their mean over readers.
 
         `records` [tasks, agents, n_sources] are logits: the agent's prior first, then like tasks, then the tables.
         """
         prior = records[:, :, 0]
         gates = torch.sigmoid(self.gates(encoded.context))  # [tasks, n_sources - 1]
         logits = prior + torch.einsum("tas,ts->ta", records[:, :, 1:] - prior[:, :, None], gates)
+        residual, better = self.difficulty(encoded.hidden), self.quality(encoded.hidden)  # [readers, tasks, 1]
+        residual = residual + self.demand(encoded.hidden) @ strengths.T  # [readers, tasks, agents]
+        if not self.training:
+            residual, better = residual.mean(dim=0), better.mean(dim=0)
         if self.config.residual:
-            met = self.demand(encoded.hidden) @ strengths.T  # [tasks, agents]
-            logits = logits + trust * (self.difficulty(encoded.hidden) + met)
+            logits = logits + trust * residual
         logits = logits * self.temperature
-        return logits, logits + trust * self.quality(encoded.hidden)
+        return logits, logits + trust * better
 
     def _pooled(self, bag: nn.EmbeddingBag, grams: Tensor, offsets: Tensor) -> Tensor:
         """[tasks, width] sums over n-grams, of the length that a bag of one has. A quantized bag knows sums only."""

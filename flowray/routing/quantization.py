@@ -38,7 +38,7 @@ class Fidelity:
     """How far two precisions differ on some tasks."""
 
     n_tasks: int
-    n_agents: int
+    n_pairs: int  # of tasks and agents
     mean_error: float  # of a probability of success
     largest_error: float
     decisions_changed: float  # share of tasks whose most promising agent is another one
@@ -56,16 +56,12 @@ def compressed(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
     """The arrays with every float32 matrix as bytes and scales."""
     small: dict[str, npt.NDArray[Any]] = {}
     for name, values in arrays.items():
-        if values.ndim != 2 or values.dtype != np.float32:
+        if values.ndim < 2 or values.dtype != np.float32:
             small[name] = values
             continue
-        blocks = -(-len(values) // BLOCK)
-        padded = np.zeros((blocks * BLOCK, values.shape[1]), np.float32)
-        padded[: len(values)] = values
-        scale = np.abs(padded).reshape(blocks, BLOCK * values.shape[1]).max(axis=1, initial=0.0) / 127.0
-        scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
-        small[name + _BYTES] = np.rint(values / np.repeat(scale, BLOCK)[: len(values), None]).astype(np.int8)
-        small[name + _SCALE] = scale
+        scale = np.repeat(scales := _scales(values), BLOCK)[: _rows(values), None]
+        flat = np.rint(values.reshape(_rows(values), values.shape[-1]) / scale)
+        small[name + _BYTES], small[name + _SCALE] = flat.astype(np.int8).reshape(values.shape), scales
     return small
 
 
@@ -74,8 +70,9 @@ def expanded(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
     whole = {}
     for name, values in arrays.items():
         if name.endswith(_BYTES):
-            scale = np.repeat(arrays[name.removesuffix(_BYTES) + _SCALE], BLOCK)[: len(values), None]
-            whole[name.removesuffix(_BYTES)] = values.astype(np.float32) * scale
+            scale = np.repeat(arrays[name.removesuffix(_BYTES) + _SCALE], BLOCK)[: _rows(values), None]
+            flat = values.reshape(_rows(values), values.shape[-1]).astype(np.float32) * scale
+            whole[name.removesuffix(_BYTES)] = flat.reshape(values.shape)
         elif not name.endswith(_SCALE):
             whole[name] = values
     return whole
@@ -92,8 +89,9 @@ def quantized(network: RoutingNetwork) -> RoutingNetwork | None:
         with _quietly():
             small = copy.deepcopy(network).eval()
             parts: dict[Any, Any] = {nn.EmbeddingBag: torch.ao.quantization.float_qparams_weight_only_qconfig}
-            torch.ao.quantization.quantize_dynamic(small, parts, inplace=True)
-            torch.ao.quantization.quantize_dynamic(small, {nn.Linear}, dtype=torch.qint8, inplace=True)
+            quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
+            quantize_dynamic(small, parts, inplace=True)
+            quantize_dynamic(small, {nn.Linear}, dtype=torch.qint8, inplace=True)
             grams, offsets = small.vocabulary[:4].clamp(min=0).long(), torch.tensor([0, 2, 4])
             with torch.inference_mode():
                 agree = all(
@@ -122,6 +120,21 @@ def crossover(run: Callable[[bool, int], object], repeats: int = 5) -> int | Non
             break
         faster = batch
     return faster
+
+
+def _rows(values: npt.NDArray[Any]) -> int:
+    """All dimensions but the last."""
+    return int(np.prod(values.shape[:-1]))
+
+
+def _scales(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """[blocks] the step of each block of rows: its largest number is 127 steps."""
+    blocks = -(-_rows(values) // BLOCK)
+    padded = np.zeros((blocks * BLOCK, values.shape[-1]), np.float32)
+    padded[: _rows(values)] = values.reshape(_rows(values), values.shape[-1])
+    largest = np.abs(padded).reshape(blocks, BLOCK * values.shape[-1]).max(axis=1, initial=0.0)
+    scales: npt.NDArray[np.float32] = np.maximum(largest / 127.0, np.finfo(np.float32).tiny).astype(np.float32)
+    return scales
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -267,12 +267,8 @@ def _train_outcomes(
         success, quality = router.judge(encoded, part.records[rows][:, kept], strengths)
         target, score = part.success[rows][:, kept], part.quality[rows][:, kept]
         known = torch.isfinite(target)
-        loss = functional.binary_cross_entropy_with_logits(success[known], target[known])
-        if config.quality_weight:
-            loss = loss + config.quality_weight * functional.binary_cross_entropy_with_logits(
-                quality[known], score[known]
-            )
-        return loss
+        loss = _surprise(success, target, known)
+        return loss + config.quality_weight * _surprise(quality, score, known) if config.quality_weight else loss
 
     def value() -> dict[str, float]:
         losses: dict[str, float] = {}
@@ -286,6 +282,12 @@ def _train_outcomes(
         return losses
 
     _loop("outcomes", router, learn, optimiser, loss_of, value, config.outcome_epochs, config, generator, note)
+
+
+def _surprise(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Mean log loss over readers, tasks and agents [readers, tasks, agents] where the outcome is known."""
+    each = functional.binary_cross_entropy_with_logits(logits, target.nan_to_num().expand_as(logits), reduction="none")
+    return (each * known).sum() / (known.sum().clamp(min=1) * len(logits))
 
 
 def _calibrate(router: RoutingNetwork, check: Sequence[_Prepared]) -> None:

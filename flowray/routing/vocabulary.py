@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from flowray.routing.features import BUCKETS, Features, Ids
+from flowray.routing.features import BUCKETS, Features
+from flowray.routing.lexicon import Ids
 
 LEAST_TASKS = 2  # that an n-gram must occur in
 _AT_ONCE = 1 << 16  # n-grams whose statistic is taken together; bounds memory

@@ -103,7 +103,9 @@ def test_a_file_that_unpacks_to_too_much_is_refused(saved, monkeypatch):
 
 
 def test_nothing_there_is_said_with_a_way_out(tmp_path):
-    with pytest.raises(ArtifactError, match=r"card.json: there is no such file \(name a directory that holds a router\)"):
+    with pytest.raises(
+        ArtifactError, match=r"card.json: there is no such file \(name a directory that holds a router\)"
+    ):
         artifacts.load(tmp_path / "none")
 
 

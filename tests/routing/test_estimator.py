@@ -139,3 +139,36 @@ def test_a_residual_that_does_not_hold_on_the_past_is_not_trusted():
     )
     assert reversed_ < straight
     assert reversed_ < 0.3
+
+
+def test_eight_bits_answer_nearly_the_same_and_the_card_says_so(tmp_path):
+    estimator.save(tmp_path / "whole", trained())
+    fidelity = estimator.quantize(tmp_path / "whole", tmp_path / "small", [trades()])
+    assert fidelity.n_pairs == len(trades().split("val")) * 4
+    assert 0 < fidelity.largest_error < 0.05
+    assert fidelity.decisions_changed < 0.2
+    assert fidelity.reduction > 0.5
+    assert artifacts.card(tmp_path / "small")["fidelity"]["mean_error"] == fidelity.mean_error
+    size = [(tmp_path / name / artifacts.WEIGHTS).stat().st_size for name in ("small", "whole")]
+    assert size[0] < 0.5 * size[1]
+
+
+def test_precision_follows_the_batch(monkeypatch):
+    monkeypatch.setattr(estimator.quantization, "crossover", lambda run: 8)
+    asked = RouterEstimator(trained().network, precision="auto")
+    if asked.small is None:
+        pytest.skip("this torch has no int8 layers")
+    assert asked._reader(7) is asked.network
+    assert asked._reader(8) is asked.small
+
+
+def test_without_int8_layers_everything_is_read_in_float32(monkeypatch):
+    monkeypatch.setattr(estimator.quantization, "quantized", lambda network: None)
+    asked = RouterEstimator(trained().network, precision="auto")
+    assert asked.int8_from is None
+    assert asked._reader(1000) is asked.network
+
+
+def test_a_router_measures_for_itself_where_int8_pays():
+    asked = RouterEstimator(trained().network, precision="auto")
+    assert asked.int8_from is None or 1 <= asked.int8_from <= 128

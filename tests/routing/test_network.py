@@ -13,7 +13,9 @@ from flowray.routing.estimator import tensors
 from flowray.routing.features import featurise
 from flowray.routing.network import NetworkConfig, RoutingNetwork
 
-CONFIG = NetworkConfig(heads={"kind": ("a", "b", "c")}, tables=("kind",), rows=64, label_width=8, meaning_width=8, hidden=16)  # fmt: skip
+CONFIG = NetworkConfig(
+    heads={"kind": ("a", "b", "c")}, tables=("kind",), rows=64, label_width=8, meaning_width=8, hidden=16
+)
 TEXTS = ("sort these numbers", "write a sonnet", "name the capital of Peru", "")
 
 
@@ -47,7 +49,7 @@ def test_shapes(network):
     features, familiarity, _, profiles = inputs()
     encoded = network.encode(*features, familiarity)
     assert encoded.logits["kind"].shape == (4, 3)
-    assert encoded.hidden.shape == (4, 16)
+    assert encoded.hidden.shape == (3, 4, 16)
     assert network.strengths(profiles).shape == (3, CONFIG.strengths)
     assert judge(network).shape == (4, 3)
 
@@ -85,7 +87,7 @@ def test_n_grams_outside_the_vocabulary_are_not_read(network):
 def test_a_task_is_encoded_the_same_alone_and_among_others(network):
     features, familiarity, *_ = inputs()
     alone, *_ = inputs(texts=TEXTS[1:2])
-    whole = network.encode(*features, familiarity).hidden[1:2]
+    whole = network.encode(*features, familiarity).hidden[:, 1:2]
     torch.testing.assert_close(whole, network.encode(*alone, familiarity[:1]).hidden)
 
 
