@@ -34,6 +34,7 @@ _WIDTHS = (
 )  # of the kernel, tried in turn: squared distance per trait at which likeness falls to exp(-1/2)
 _NOISES = np.array([0.3, 1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 150, 300, 1000], np.float64)
 _TRAIT_BOUND = 4.0  # standard deviations beyond which a trait counts no further
+_BINS = 8  # of a trait's values, to see what it explains
 _PRIOR_STRENGTH = 4.0  # attempts; an agent with fewer is taken for like the others
 _ROTATED_AGENTS = 256  # beyond that many, agents are fitted one by one
 
@@ -65,6 +66,7 @@ class Memory:
 
     centre: Floats  # [traits]
     scale: Floats  # [traits]
+    bound: Floats  # [traits] where a scaled trait counts no further
     landmarks: Floats  # [landmarks, traits] standardised
     width: float
     success: _Fit
@@ -85,13 +87,15 @@ class Memory:
         n_past, n_traits = traits.shape
         centre = traits.mean(axis=0) if n_past else np.zeros(n_traits, np.float32)
         deviation = traits.std(axis=0) if n_past else np.ones(n_traits, np.float32)
-        scale = np.where(deviation > 1e-4, 1.0 / np.maximum(deviation, 1e-4), 0.0)  # a constant trait says nothing
-        scale = (scale / max(np.sqrt((scale > 0).sum()), 1.0)).astype(np.float32)
-        standard = _standardised(traits, centre, scale)
+        target, prior, known = _residuals(success, 0.5)
+        weight = np.where(deviation > 1e-4, _relevance(traits, target), 0.0)  # a constant trait says nothing
+        weight = weight / max(float(np.sqrt((weight**2).sum())), 1e-9)
+        scale = (weight / np.maximum(deviation, 1e-4)).astype(np.float32)
+        bound = (_TRAIT_BOUND * weight).astype(np.float32)
+        standard = _standardised(traits, centre, scale, bound)
         chosen = np.sort(np.random.default_rng(seed).permutation(n_past)[:LANDMARKS])
         landmarks = standard[chosen]
         best: tuple[float, float, Floats, _Basis] | None = None
-        target, prior, known = _residuals(success, 0.5)
         for width in _WIDTHS:
             whitening = _whitening(landmarks, width)
             basis = _Basis.of(_kernel(standard, landmarks, width) @ whitening)
@@ -113,6 +117,7 @@ class Memory:
         return cls(
             centre=centre,
             scale=scale,
+            bound=bound,
             landmarks=landmarks,
             width=width,
             success=fits[0],
@@ -128,7 +133,7 @@ class Memory:
 
     def recall(self, traits: Floats) -> Recalled:
         """What to expect at tasks with these `traits` [tasks, traits]."""
-        likeness = _kernel(_standardised(traits, self.centre, self.scale), self.landmarks, self.width)
+        likeness = _kernel(_standardised(traits, self.centre, self.scale, self.bound), self.landmarks, self.width)
         return Recalled(
             success=np.clip(self.success.prior + likeness @ self.success.weights, *PROBABLE),
             log_latency=self.log_latency.prior + likeness @ self.log_latency.weights,
@@ -244,9 +249,26 @@ def _residuals(values: Floats, unknown: float, *, apart: bool = False) -> tuple[
     return residuals.astype(np.float64), prior.astype(np.float32), known
 
 
-def _standardised(traits: Floats, centre: Floats, scale: Floats) -> Floats:
-    """Traits such that the squared distance of two tasks is a mean over traits."""
-    bound = _TRAIT_BOUND * scale.max(initial=1e-9)
+def _relevance(traits: Floats, residuals: Doubles) -> Doubles:
+    """[traits] how much each trait counts in likeness: the fourth root of the variance that it explains alone.
+
+    The root is low because what a trait explains together with others is not seen here; its floor keeps all in.
+    """
+    total = max(float((residuals**2).sum()), 1e-12)
+    explained = np.zeros(traits.shape[1])
+    for number, trait in enumerate(traits.T if len(traits) else ()):
+        cuts = np.unique(np.quantile(trait, np.arange(1, _BINS) / _BINS))
+        bins = np.searchsorted(cuts, trait, side="right")
+        member = np.zeros((len(cuts) + 1, len(trait)))
+        member[bins, np.arange(len(trait))] = 1.0
+        count = np.maximum(member.sum(axis=1), 1.0)
+        by_chance = len(cuts) / len(trait)
+        explained[number] = max(float(((member @ residuals) ** 2 / count[:, None]).sum()) / total - by_chance, 0.0)
+    return (explained + 1e-4) ** 0.25
+
+
+def _standardised(traits: Floats, centre: Floats, scale: Floats, bound: Floats) -> Floats:
+    """Traits such that the squared distance of two tasks is a weighted mean over traits."""
     standard: Floats = np.clip((traits - centre) * scale, -bound, bound).astype(np.float32)
     return standard
 
