@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flowray.routing import artifacts, quantization
 from flowray.routing.artifacts import ArtifactError
+from flowray.routing.cards import described
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Labelled, TaskBatch
 from flowray.routing.features import N_TRAITS, Features, featurise
@@ -27,7 +28,7 @@ from flowray.routing.memory import recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
 from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
-from flowray.routing.training import Trained, as_dict, shares_of
+from flowray.routing.training import Trained, shares_of
 
 Precision = Literal["auto", "float32", "int8"]
 
@@ -171,14 +172,7 @@ def tensors(features: Features) -> tuple[Tensor, Tensor, Tensor]:
 def save(directory: Path | str, trained: Trained, **more: Any) -> str:
     """Write a trained network as an artifact; gives its digest."""
     arrays = {name: values.detach().numpy() for name, values in trained.network.state_dict().items()}
-    header = {
-        "network": trained.network.config.as_dict(),
-        "training": as_dict(trained.config),
-        "data": dict(trained.digests),
-        "seconds": round(trained.seconds, 1),
-        **more,
-    }
-    return artifacts.save(directory, arrays, header)
+    return artifacts.save(directory, arrays, {**described(trained), **more})
 
 
 def load(directory: Path | str, precision: Precision = "auto") -> RouterEstimator:

@@ -34,6 +34,7 @@ _AT_ONCE = 64  # tasks; their n-grams fit the processor's cache, and their numbe
 _OPTION = re.compile(r"^\(?[A-J][.):]\s+(.*)$", re.MULTILINE)
 _STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
 _NOT_OPTIONS = frozenset({"text", "label", *"ABCDEFGHIJ"})
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _QUOTED = re.compile(r"'[^'\n]{1,60}'|\"[^\"\n]{1,80}\"|`[^`\n]{1,80}`")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -85,7 +86,7 @@ def _featurise(tasks: TaskBatch) -> Features:
     read = [lexicon.read(text, MAX_TOKENS) for text in texts]
     options = [_options(text, stated) for text, stated in zip(texts, tasks.choices, strict=True)]
     chosen = [
-        lexicon.read(" ".join(of_task), MAX_TOKENS) if stated else []  # else they are in the text
+        lexicon.read(_listed(of_task), MAX_TOKENS) if stated else []  # else they are in the text
         for stated, of_task in zip(tasks.choices, options, strict=True)
     ]
     tools = [_tools(lexicon, text) if text else [] for text in tasks.tools]
@@ -219,6 +220,11 @@ def _options(text: str, stated: str) -> list[str]:
         found = [one or other for one, other in _STATED.findall(_clipped(stated))]
         return [option for option in found if option not in _NOT_OPTIONS][:MAX_TOOLS]
     return _OPTION.findall(text)[:MAX_TOOLS] if "\nA" in text or "\n(A" in text else []
+
+
+def _listed(options: list[str]) -> str:
+    """Answers as they stand in most texts."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False))
 
 
 def _quotes(text: str) -> int:

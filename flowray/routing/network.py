@@ -16,7 +16,7 @@ history is read (`flowray.routing.estimator`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -34,16 +34,19 @@ class NetworkConfig:
 
     heads: Mapping[str, tuple[str, ...]]  # name -> labels
     tables: tuple[str, ...]  # heads whose labels the agents' records are kept by
-    rows: int = 49_152  # n-grams that have a vector of their own; row 0 stands for all others
-    label_width: int = 96  # of the bag that capabilities are read from
+    sums: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    # ^ heads that are not learned: name -> another head and, for each label of that, the number of the label it is in
+    rows: int = 65_536  # n-grams that have a vector of their own; row 0 stands for all others
+    label_width: int = 112  # of the bag that capabilities are read from
     readers: int = 3  # that judge each task on their own; their mean is the answer
     meaning_width: int = 24  # of each reader's bag
     hidden: int = 96  # of each reader
     strengths: int = 16  # numbers that demand and strength meet in
+    label_dropout: float = 0.2
     dropout: float = 0.3
     meaning_dropout: float = 0.5
-    gram_dropout: float = 0.2  # share of n-grams left out while training
-    grams_read: int = 300  # of a task while training, at most, on average
+    gram_dropout: float = 0.3  # share of n-grams left out while training
+    grams_read: int = 400  # of a task while training, at most, on average
     batch_norm: bool = True
     attention: bool = True  # candidates look at one another
     residual: bool = True  # False: the base alone, for ablations
@@ -66,7 +69,8 @@ class NetworkConfig:
     def of_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
         """The other way round; JSON knows lists only."""
         heads = {str(name): tuple(map(str, labels)) for name, labels in values["heads"].items()}
-        return cls(**{**values, "heads": heads, "tables": tuple(values["tables"])})
+        sums = {str(name): (str(of), tuple(map(int, into))) for name, (of, into) in values["sums"].items()}
+        return cls(**{**values, "heads": heads, "tables": tuple(values["tables"]), "sums": sums})
 
 
 class Encoded(NamedTuple):
@@ -104,7 +108,11 @@ class RoutingNetwork(nn.Module):
         self.register_buffer("_row_of", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)
         self.label_bag = nn.EmbeddingBag(config.rows, config.label_width, mode="sum")
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(config.label_width, len(labels)) for name, labels in config.heads.items()}
+            {
+                name: nn.Linear(config.label_width, len(labels))
+                for name, labels in config.heads.items()
+                if name not in config.sums
+            }
         )
         meaning = config.readers * config.meaning_width
         self.meaning_bag = nn.EmbeddingBag(config.rows, meaning, mode="sum")
@@ -151,8 +159,13 @@ class RoutingNetwork(nn.Module):
     def labels(self, grams: Tensor, offsets: Tensor) -> dict[str, Tensor]:
         """Logits [tasks, labels] of every head."""
         pooled = self._pooled(self.label_bag, grams, offsets)  # [tasks, label_width]
-        pooled = functional.dropout(pooled, self.config.dropout, self.training)
-        return {name: head(pooled) for name, head in self.heads.items()}
+        pooled = functional.dropout(pooled, self.config.label_dropout, self.training)
+        logits: dict[str, Tensor] = {name: head(pooled) for name, head in self.heads.items()}
+        for name, (of, into) in self.config.sums.items():
+            shares = torch.zeros(len(pooled), len(self.config.heads[name]))
+            shares = shares.index_add(1, torch.tensor(into), torch.softmax(logits[of], dim=1))
+            logits[name] = shares.clamp(min=1e-9).log()
+        return logits
 
     def encode(
         self,

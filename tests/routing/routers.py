@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,4 +27,4 @@ def trades(n_tasks: int = 240, seed: int = 0) -> OutcomeSet:
 @cache
 def trained(seed: int = 0, **shape: int) -> Trained:
     """A network that knows the two trades."""
-    return training.train([trades()], TrainingConfig(**{**training.as_dict(CONFIG), "seed": seed}), SHAPE | shape)
+    return training.train([trades()], replace(CONFIG, seed=seed), SHAPE | shape)

@@ -103,3 +103,16 @@ def test_a_set_without_labels_and_with_one_agent_trains(tmp_path):
     network = training.train([of_set], CONFIG, SHAPE).network
     estimates = RouterEstimator(network).estimate(of_set.tasks, of_set.agents, of_set.histories())
     assert np.isfinite(estimates.success).all()
+
+
+def test_a_label_that_follows_from_a_finer_one_is_summed_and_not_learned():
+    whole = trades()
+    fine = tuple(f"{kind} {'short' if n % 3 else 'long'}" for n, kind in enumerate(whole.labels["task_type"]))
+    both = replace(whole, labels={"task_type": whole.labels["task_type"], "capability": fine})
+    heads = training.heads_of([both])
+    assert training.sums_of([both], heads) == {"task_type": ("capability", (0, 0, 1, 1))}
+    network = training.train([both], replace(CONFIG, folds=1, outcome_epochs=1), SHAPE).network
+    assert set(network.heads) == {"capability"}
+    test = both.split("test")
+    estimates = RouterEstimator(network).estimate(test.tasks, test.agents, both.histories())
+    assert estimates.capabilities["task_type"].best() == test.labels["task_type"]
