@@ -48,7 +48,7 @@ class TrainingConfig:
     seed: int = 0
     batch: int = 128  # tasks
     label_epochs: int = 8
-    label_rate: float = 3e-3
+    label_rate: float = 5e-3
     label_smoothing: float = 0.05
     folds: int = 3  # the labels of training tasks are guessed by networks that have not seen them; 1: by the network
     fold_epochs: int = 5
@@ -58,7 +58,7 @@ class TrainingConfig:
     weight_decay: float = 0.02
     clip: float | None = 1.0  # norm that gradients are clipped to
     patience: int = 3  # epochs without a better val before training stops
-    agents_kept: float = 0.8  # share of a set's agents in a batch
+    agents_kept: float = 1.0  # share of a set's agents in a batch
     leave_one_out: bool = True  # False leaks the label; for ablations only
     quality_weight: float = 0.2
 
