@@ -81,6 +81,14 @@ class Encoded(NamedTuple):
     context: Tensor  # [tasks, tables + 1] certainty of each table's head, familiarity of the task
 
 
+class Known(NamedTuple):
+    """The n-grams that have a row."""
+
+    rows: Tensor  # [n-grams of all tasks]
+    offsets: Tensor  # [tasks] int32, where each task's begin
+    scale: Tensor  # [tasks] that a sum of so many rows is multiplied by
+
+
 class Readers(nn.Module):
     """Linear layers side by side, one for each reader: [readers, tasks, inputs] -> [readers, tasks, outputs]."""
 
@@ -115,6 +123,8 @@ class RoutingNetwork(nn.Module):
             }
         )
         meaning = config.readers * config.meaning_width
+        for name, (_, into) in config.sums.items():
+            self.register_buffer(f"_into_{name}", torch.tensor(into), persistent=False)
         self.meaning_bag = nn.EmbeddingBag(config.rows, meaning, mode="sum")
         self.norm = nn.BatchNorm1d(meaning) if config.batch_norm else nn.Identity()
         self.trait_mean: Tensor
@@ -158,12 +168,15 @@ class RoutingNetwork(nn.Module):
 
     def labels(self, grams: Tensor, offsets: Tensor) -> dict[str, Tensor]:
         """Logits [tasks, labels] of every head."""
-        pooled = self._pooled(self.label_bag, grams, offsets)  # [tasks, label_width]
+        return self._labels(self._known(grams, offsets))
+
+    def _labels(self, known: Known) -> dict[str, Tensor]:
+        pooled = self._pooled(self.label_bag, known)  # [tasks, label_width]
         pooled = functional.dropout(pooled, self.config.label_dropout, self.training)
         logits: dict[str, Tensor] = {name: head(pooled) for name, head in self.heads.items()}
-        for name, (of, into) in self.config.sums.items():
+        for name, (of, _) in self.config.sums.items():
             shares = torch.zeros(len(pooled), len(self.config.heads[name]))
-            shares = shares.index_add(1, torch.tensor(into), torch.softmax(logits[of], dim=1))
+            shares = shares.index_add(1, self.get_buffer(f"_into_{name}"), torch.softmax(logits[of], dim=1))
             logits[name] = shares.clamp(min=1e-9).log()
         return logits
 
@@ -180,11 +193,12 @@ class RoutingNetwork(nn.Module):
         `shares` [tasks, labels] of each table's head stand in for the network's own in training, where those would be
         too good to be true: it has seen the labels of these very texts.
         """
-        logits = self.labels(grams, offsets) if shares is None else {}
+        known = self._known(grams, offsets)
+        logits = self._labels(known) if shares is None else {}
         if shares is None:
             shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
         config = self.config
-        meaning = self.norm(self._pooled(self.meaning_bag, grams, offsets))  # [tasks, readers * meaning_width]
+        meaning = self.norm(self._pooled(self.meaning_bag, known))  # [tasks, readers * meaning_width]
         meaning = functional.dropout(meaning, config.meaning_dropout, self.training)
         meaning = meaning.view(-1, config.readers, config.meaning_width).transpose(0, 1)
         standard = ((traits - self.trait_mean) * self.trait_scale).clamp(-4.0, 4.0)
@@ -220,8 +234,7 @@ class RoutingNetwork(nn.Module):
         logits = logits * self.temperature
         return logits, logits + trust * better
 
-    def _pooled(self, bag: nn.EmbeddingBag, grams: Tensor, offsets: Tensor) -> Tensor:
-        """[tasks, width] sums over n-grams, of the length that a bag of one has. A quantized bag knows sums only."""
+    def _known(self, grams: Tensor, offsets: Tensor) -> Known:
         rows = self._row_of[grams]
         known = rows > 0
         sizes = self._counted(known, offsets)
@@ -231,8 +244,13 @@ class RoutingNetwork(nn.Module):
             scale = scale / share
             known &= torch.rand(grams.shape) < torch.repeat_interleave(share, offsets.diff())
             sizes = self._counted(known, offsets)
-        pooled: Tensor = bag(rows[known], sizes[:-1].to(torch.int32))
-        return pooled * scale[:, None]
+        return Known(rows[known], sizes[:-1].to(torch.int32), scale[:, None])
+
+    @staticmethod
+    def _pooled(bag: nn.EmbeddingBag, known: Known) -> Tensor:
+        """[tasks, width] sums over n-grams, of the length that a bag of one has. A quantized bag knows sums only."""
+        pooled: Tensor = bag(known.rows, known.offsets)
+        return pooled * known.scale
 
     @staticmethod
     def _counted(known: Tensor, offsets: Tensor) -> Tensor:
