@@ -9,7 +9,11 @@ OUT    ?= out/audit
 # What `make demo` audits: the standard library of the Python it runs on (without its own test suites).
 INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: demo test test-fast test-ray chaos check format sim mutants bench docs clean help
+# What the shipped router is made of: the sets whose licences let their weights be passed on.
+DATA        ?= ../shared/data
+ROUTER_DATA := $(foreach set,llmrouter_mix mmlu_pro_matrix routellm_pairs intent_clinc150,--data $(DATA)/$(set))
+
+.PHONY: demo test test-fast test-ray chaos check format sim mutants bench router docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +52,10 @@ check: $(VENV)/.dev  ## format, lint, types, layers
 format: $(VENV)/.dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its int8 form (ten minutes on two cores)
+	$(BIN)/flowray router train $(ROUTER_DATA) -o out/router
+	$(BIN)/flowray router quantize --model out/router $(ROUTER_DATA) -o models/router/v1
 
 sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutants
 	$(BIN)/python -m flowray.testing --seeds $(SEEDS)

@@ -2,6 +2,7 @@
 
 FlowrayError
 ├── ConfigError                a configuration value is wrong; `field` names it
+│   └── SchemaError            (flowray.routing.tables) data that does not follow the schema: file and column
 ├── InvalidTask                a task that can never be accepted; `field` names what is wrong with it
 │   └── PayloadError           its payload cannot be serialised, or is larger than the limit
 ├── TaskRefused                not accepted, nothing stored; `retry_after_s` says when to try again, if ever

@@ -34,6 +34,14 @@ COMMANDS = [
     *(["up"], ["down"], ["status"], ["agents"], ["run"], ["submit"], ["story"], ["doctor"], ["version"]),
     *(["dead-letters", "list"], ["dead-letters", "show"], ["dead-letters", "replay"], ["dead-letters", "purge"]),
     *(["config", "validate"], ["config", "show"], ["config", "schema"]),
+    *(
+        ["router", "train"],
+        ["router", "evaluate"],
+        ["router", "prune"],
+        ["router", "quantize"],
+        ["router", "inspect"],
+        ["router", "explain"],
+    ),
 ]
 Call = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flowray import errors
-from flowray.cli import bridges, lifecycle, run, settings, tasks, tokens
+from flowray.cli import bridges, lifecycle, router, run, settings, tasks, tokens
 from flowray.errors import FlowrayError
 
 _HINTS: tuple[tuple[type[FlowrayError], str], ...] = (
@@ -48,6 +48,7 @@ tasks.add_to(app)
 run.add_to(app)
 tokens.add_to(app)
 bridges.add_to(app)
+router.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

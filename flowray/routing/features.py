@@ -1,0 +1,269 @@
+"""What a router reads of a task: one versioned pure function, shared by training and serving.
+
+Two views of the same words. `grams`: words, pairs of words and the character n-grams of each word, hashed into
+`BUCKETS` buckets, for an embedding bag (as fastText does: a bucket may hold several n-grams). `traits`: numbers that
+say what kind of task it is whatever it is about: length, numbers, mathematics, code, questions, answers to choose from,
+how many tools there are and how far their descriptions meet the request. N-grams need training on similar texts;
+traits carry over to kinds of texts never seen in training.
+
+Words are remembered (`flowray.routing.lexicon`), the rest is arithmetic on arrays over the whole batch. Only the first
+and last characters of a long text are read (`MAX_CHARS`); an empty one has no n-grams and zero counts.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flowray.routing.estimates import Floats, TaskBatch
+from flowray.routing.lexicon import CAPITAL, N_KINDS, NUMBER, Hashes, Ids, Lexicon
+
+FEATURES_VERSION = 1  # raised by every change that gives another value for the same task
+BUCKET_BITS = 20  # two n-grams share a bucket now and then; a network keeps the rows worth it (`vocabulary`)
+BUCKETS = 1 << BUCKET_BITS
+MAX_CHARS = 6_000  # of a text: two thirds from its beginning, one third from its end
+MAX_TOKENS = 1_500  # of a text, its choices and each of its tools; bounds the time of one task
+MAX_TOOLS = 64  # tools looked at one by one
+LEXICON_WORDS = 100_000  # words remembered before all are forgotten; about 30 MB
+_AT_ONCE = 64  # tasks; their n-grams fit the processor's cache, and their numbers the 12 bits above a bucket's
+
+_OPTION = re.compile(r"^\(?[A-J][.):]\s+(.*)$", re.MULTILINE)
+_STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
+_NOT_OPTIONS = frozenset({"text", "label", *"ABCDEFGHIJ"})
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_QUOTED = re.compile(r"'[^'\n]{1,60}'|\"[^\"\n]{1,80}\"|`[^`\n]{1,80}`")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+N_TEXT_TRAITS = 5 + 2 * N_KINDS
+N_CHOICE_TRAITS = 6
+N_TOOL_TRAITS = 11
+N_TRAITS = N_TEXT_TRAITS + N_CHOICE_TRAITS + N_TOOL_TRAITS
+
+_lexicon = Lexicon()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """A batch of tasks in numbers."""
+
+    grams: Ids  # [n-grams of all tasks] the distinct buckets of each, ascending, 0..BUCKETS-1
+    offsets: Ids  # [tasks + 1] where each task's n-grams begin and end
+    traits: Floats  # [tasks, N_TRAITS] finite; counts are compressed to log(1 + count)
+
+    def __len__(self) -> int:
+        return len(self.traits)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Features:
+        """Some of the tasks, in the order of `rows`."""
+        sizes = np.diff(self.offsets)[rows]
+        grams = self.grams[_ranges(self.offsets[:-1][rows], sizes)]
+        return Features(grams=grams, offsets=_offsets(sizes), traits=self.traits[rows])
+
+
+def featurise(tasks: TaskBatch) -> Features:
+    """The features of each task: the same on every machine, for any Unicode, never NaN."""
+    parts = [_featurise(tasks.take(slice(at, at + _AT_ONCE))) for at in range(0, max(len(tasks), 1), _AT_ONCE)]
+    if len(parts) == 1:
+        return parts[0]
+    return Features(
+        grams=np.concatenate([part.grams for part in parts]),
+        offsets=_offsets(np.concatenate([np.diff(part.offsets) for part in parts])),
+        traits=np.concatenate([part.traits for part in parts]),
+    )
+
+
+def _featurise(tasks: TaskBatch) -> Features:
+    global _lexicon
+    if len(_lexicon) > LEXICON_WORDS:
+        _lexicon = Lexicon()
+    lexicon = _lexicon
+    n_tasks = len(tasks)
+    texts = [_clipped(text) for text in tasks.texts]
+    read = [lexicon.read(text, MAX_TOKENS) for text in texts]
+    options = [_options(text, stated) for text, stated in zip(texts, tasks.choices, strict=True)]
+    chosen = [
+        lexicon.read(_listed(of_task), MAX_TOKENS) if stated else []  # else they are in the text
+        for stated, of_task in zip(tasks.choices, options, strict=True)
+    ]
+    tools = [_tools(lexicon, text) if text else [] for text in tasks.tools]
+    # The text's and the choices' words are n-grams of one kind; those of tools are of another: they say what could be
+    # done, not what is asked.
+    words, owners = _flat([*read, *chosen], n_tasks)
+    described, tool_owners = _flat([[word for tool in of_task for word in tool[1]] for of_task in tools], n_tasks)
+    hashes, sizes = lexicon.hashes[words], lexicon.sizes[words]
+    together = owners[1:] == owners[:-1]  # no pair of the last word of one task with the first of the next
+    grams = [
+        _buckets(lexicon.grams[_ranges(lexicon.starts[words], sizes)]),
+        _buckets(hashes[:-1] * np.uint64(0xD6E8FEB86659FD93) + hashes[1:])[together],
+        _buckets(lexicon.hashes[described] * np.uint64(0xA0761D6478BD642F)),
+    ]
+    gram_owners = np.concatenate([np.repeat(owners, sizes), owners[1:][together], tool_owners])
+    keys = (gram_owners.astype(np.uint32) << np.uint32(BUCKET_BITS)) | np.concatenate(grams)
+    keys.sort()  # by task, then bucket
+    distinct = keys[_changes(keys)]  # how often a text repeats itself says little
+    text_words = sum(map(len, read))
+    return Features(
+        grams=(distinct & np.uint32(BUCKETS - 1)).astype(np.int64),
+        offsets=_offsets(np.bincount(distinct >> BUCKET_BITS, minlength=n_tasks)),
+        traits=np.concatenate(
+            [
+                text_traits := _text_traits(texts, read, lexicon, words[:text_words], owners[:text_words]),
+                _choice_traits(options, tasks.n_options),
+                _tool_traits(tasks, read, tools, lexicon, np.expm1(text_traits[:, [2 + NUMBER, 2 + CAPITAL, -1]])),
+            ],
+            axis=1,
+        ),
+    )
+
+
+def _text_traits(texts: list[str], read: list[list[int]], lexicon: Lexicon, words: Ids, owners: Ids) -> Floats:
+    """[tasks, N_TEXT_TRAITS]"""
+    counts = np.zeros((len(texts), N_KINDS), np.float32)
+    if len(words):
+        begins = np.flatnonzero(np.diff(owners, prepend=-1))
+        counts[owners[begins]] = np.add.reduceat(lexicon.kinds[words], begins)
+    n_words = np.array([len(of_task) for of_task in read], np.float32)
+    more = np.array(
+        [
+            (len(text), len(of_task), len(set(of_task)) / (len(of_task) + 1), text.count("\n"), _quotes(text))
+            for text, of_task in zip(texts, read, strict=True)
+        ],
+        np.float32,
+    ).reshape(len(texts), 5)
+    more[:, [0, 1, 3, 4]] = np.log1p(more[:, [0, 1, 3, 4]])
+    shares = 4.0 * counts / (n_words[:, None] + 1.0)
+    return np.concatenate([more[:, :2], np.log1p(counts), shares, more[:, 2:]], axis=1)
+
+
+def _choice_traits(options_of: list[list[str]], n_options: Floats) -> Floats:
+    """[tasks, N_CHOICE_TRAITS] how many answers there are to choose from, how long, how alike, how many are numbers."""
+    traits = np.zeros((len(options_of), N_CHOICE_TRAITS), np.float32)
+    for row, options in enumerate(options_of):
+        if options:
+            sizes = [len(option) for option in options]
+            mean = sum(sizes) / len(sizes)
+            traits[row] = (
+                np.log1p(len(options)),
+                np.log1p(mean),
+                np.log1p(max(sizes) - min(sizes)),
+                sum(option[:1].isdigit() or option[:1] in "$-(" for option in options) / len(options),
+                any("of the above" in option.lower() or "of these" in option.lower() for option in options),
+                0,
+            )
+    traits[:, 5] = np.log1p(np.nan_to_num(np.maximum(n_options, 0), nan=0, posinf=0))
+    return traits
+
+
+def _tool_traits(
+    tasks: TaskBatch,
+    read: list[list[int]],
+    tools: list[list[tuple[list[int], list[int]]]],
+    lexicon: Lexicon,
+    values: Floats,
+) -> Floats:
+    """[tasks, N_TOOL_TRAITS] how many tools, how far their names and descriptions meet the text.
+
+    `values` [tasks, 3] counts what may be an argument in the text: numbers, names, quotations.
+    """
+    traits = np.zeros((len(tasks), N_TOOL_TRAITS), np.float32)
+    n_tools = np.nan_to_num(np.maximum(tasks.n_tools, 0), nan=0, posinf=0)
+    n_params = np.nan_to_num(np.maximum(tasks.n_params, 0), nan=0, posinf=0)
+    for row in np.flatnonzero([bool(of_task) for of_task in tools]):
+        asked = _stems(lexicon, read[row])
+        meets, named, dotted, longest = [0.0, 0.0], [0.0, 0.0], 0, 0
+        for name, description in tools[row]:
+            of_name, of_tool = _stems(lexicon, name), _stems(lexicon, description)
+            meets.append(len(of_tool & asked) / ((len(of_tool) + 1) * (len(asked) + 1)) ** 0.5)
+            named.append(len(of_name & asked) / (len(of_name) + 0.5))
+            dotted += len(name) > len(of_name) + 1  # signs or stop words within the name: a module, a method
+            longest = max(longest, len(description))
+        meets.sort(reverse=True)
+        named.sort(reverse=True)
+        count = max(float(n_tools[row]), float(len(tools[row])))
+        traits[row] = (
+            np.log1p(count),
+            np.log1p(n_params[row]),
+            np.log1p(n_params[row] / count),
+            meets[0],
+            meets[1],
+            sum(meets) / count,
+            named[0],
+            named[1],
+            np.log1p(sum(meet > 0.15 for meet in meets)),
+            np.log1p(dotted / count) + np.log1p(longest) / 4,
+            np.log1p(values[row].sum() * count / (n_params[row] + 1)),
+        )
+    return traits
+
+
+def _tools(lexicon: Lexicon, text: str) -> list[tuple[list[int], list[int]]]:
+    """Of each tool the words of its name, and of its name and description, from "name: description ; name: ..."."""
+    read = []
+    for tool in _clipped(text).split(" ; ")[:MAX_TOOLS]:
+        name, _, _ = tool.partition(":")
+        words = lexicon.read(_CAMEL.sub(" ", tool), MAX_TOKENS)
+        read.append((lexicon.read(_CAMEL.sub(" ", name), MAX_TOKENS), words))
+    return read
+
+
+def _stems(lexicon: Lexicon, words: list[int]) -> set[int]:
+    return set(lexicon.stems[words].tolist()) - {0} if words else set()
+
+
+def _options(text: str, stated: str) -> list[str]:
+    """The answers to choose from, without the notation that they are stated in: it betrays where a task comes from."""
+    if stated:
+        found = [one or other for one, other in _STATED.findall(_clipped(stated))]
+        return [option for option in found if option not in _NOT_OPTIONS][:MAX_TOOLS]
+    return _OPTION.findall(text)[:MAX_TOOLS] if "\nA" in text or "\n(A" in text else []
+
+
+def _listed(options: list[str]) -> str:
+    """Answers as they stand in most texts."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False))
+
+
+def _quotes(text: str) -> int:
+    return len(_QUOTED.findall(text)) if "'" in text or '"' in text or "`" in text else 0
+
+
+def _clipped(text: str) -> str:
+    """The beginning and the end of a text, with the many ways to write one character made one."""
+    if len(text) > MAX_CHARS:
+        text = text[: MAX_CHARS * 2 // 3] + "\n" + text[-MAX_CHARS // 3 :]
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)[:MAX_CHARS]
+
+
+def _flat(of_fields: list[list[int]], n_tasks: int) -> tuple[Ids, Ids]:
+    """The words of some fields one after the other, and whose task each is."""
+    sizes = np.array([len(words) for words in of_fields], np.int64)
+    words = np.fromiter((word for words in of_fields for word in words), np.int64, int(sizes.sum()))
+    return words, np.repeat(np.arange(len(of_fields)) % max(n_tasks, 1), sizes)
+
+
+def _changes(ascending: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Where a value is not the one before it."""
+    changed = np.ones(len(ascending), np.bool_)
+    changed[1:] = ascending[1:] != ascending[:-1]
+    return changed
+
+
+def _buckets(hashes: Hashes) -> npt.NDArray[np.uint32]:
+    """The upper bits after one more round of mixing: what was multiplied once is not yet even in them."""
+    mixed = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (mixed >> np.uint64(64 - BUCKET_BITS)).astype(np.uint32)
+
+
+def _offsets(sizes: Ids) -> Ids:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _ranges(starts: Ids, sizes: Ids) -> Ids:
+    """start, start + 1, ... for each start, `size` numbers each."""
+    ends = np.cumsum(sizes)
+    numbers: Ids = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) + np.repeat(starts - (ends - sizes), sizes)
+    return numbers

@@ -1,0 +1,177 @@
+"""Words that were met before, and what features need of each: hashes, n-grams, stem and kind.
+
+Taking a word apart costs some twenty microseconds, looking it up a tenth of one; so each word is taken apart once and
+then is a row of arrays. A lexicon is a cache and nothing else: what it says of a word does not depend on the words
+before it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+GRAM_SIZES = (3, 4, 5)  # characters of a word's n-grams, its ends marked by < and >
+MAX_WORD = 24  # longer words are identifiers or noise: their n-grams are those of the first characters
+
+_TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_")
+_STOP = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "for",
+        "and",
+        "or",
+        "is",
+        "are",
+        "be",
+        "with",
+        "on",
+        "by",
+        "from",
+        "at",
+        "as",
+        "it",
+        "that",
+        "this",
+        "i",
+        "me",
+        "my",
+        "you",
+        "your",
+        "can",
+        "could",
+        "please",
+        "what",
+        "how",
+        "which",
+        "find",
+        "get",
+        "calculate",
+        "given",
+        "using",
+        "use",
+        "need",
+        "want",
+        "s",
+        "t",
+        "do",
+        "does",
+        "did",
+        "will",
+        "would",
+        "if",
+        "so",
+        "also",
+        "then",
+    ]
+)
+_ENDINGS = ("ations", "ation", "ings", "ing", "ies", "es", "ed", "ly", "al", "s", "e")
+
+# What a word may be by its letters; each is counted over a text.
+_LISTED: tuple[frozenset[str], ...] = tuple(
+    frozenset(words.split())
+    for words in (
+        "and",
+        "or",
+        "also then additionally next finally furthermore lastly second another both each",
+        "not except never no none false",
+        "what which who whom when where whose",
+        "how why explain describe",
+        "calculate compute solve find determine evaluate many much total sum area volume",
+        "def function return class import code python java javascript string array list",
+        "write create make generate give implement show tell",
+        "true correct incorrect following best most",
+        ". !",
+        "?",
+        ", ;",
+        "+ - * / < > = ^ % ~",
+        "( ) [ ]",
+        "{ } _",
+        "\\ $",
+        ":",
+        "' \" `",
+    )
+)
+CAPITAL, UPPER, NUMBER, DIGITS, LETTERS, FOREIGN = range(len(_LISTED), len(_LISTED) + 6)
+N_KINDS = len(_LISTED) + 6
+
+
+class Lexicon(dict[str, int]):
+    """From a word, as it is written, to its row in the arrays."""
+
+    def __init__(self) -> None:
+        self.hashes: Hashes = np.zeros(1024, np.uint64)  # [words] of the word in lower case
+        self.stems: Ids = np.zeros(1024, np.int64)  # [words] hash of its stem, 0 for stop words and signs
+        self.kinds = np.zeros((1024, N_KINDS), np.float32)  # [words, kinds] how often each kind applies
+        self.starts: Ids = np.zeros(1024, np.int64)  # [words] where its n-grams begin in `grams`
+        self.sizes: Ids = np.zeros(1024, np.int64)  # [words] and how many they are, the word itself among them
+        self.grams: Hashes = np.zeros(16_384, np.uint64)
+        self._n_grams = 0
+        self._growing = threading.Lock()
+
+    def read(self, text: str, max_tokens: int) -> list[int]:
+        """The rows of a text's words, numbers and signs."""
+        return [self[token] for token in _TOKEN.findall(text)[:max_tokens]]
+
+    def __missing__(self, token: str) -> int:
+        with self._growing:
+            row = self.get(token)
+            if row is None:
+                row = len(self)
+                self._write(row, token)
+                self[token] = row  # last, so that no other thread finds a row half written
+            return row
+
+    def _write(self, row: int, token: str) -> None:
+        if row == len(self.hashes):
+            for name in ("hashes", "stems", "kinds", "starts", "sizes"):
+                setattr(self, name, _doubled(getattr(self, name)))
+        word = token.lower()
+        shown = f"<{len(word)} digits>" if word.isdigit() and len(word) > 2 else word  # numbers have few repeats
+        grams = [shown, *_n_grams(word)] if word.isalpha() else [shown]
+        hashes = np.array([_hash(gram) for gram in grams], np.uint64)
+        while self._n_grams + len(grams) > len(self.grams):
+            self.grams = _doubled(self.grams)
+        self.grams[self._n_grams : self._n_grams + len(grams)] = hashes
+        self.hashes[row], self.starts[row], self.sizes[row] = hashes[0], self._n_grams, len(grams)
+        self._n_grams += len(grams)
+        self.stems[row] = _hash(_stem(word)) >> np.uint64(1) if word.isalnum() and word not in _STOP else 0
+        kinds = self.kinds[row]
+        kinds[: len(_LISTED)] = [word in listed for listed in _LISTED]
+        kinds[CAPITAL] = token.istitle() and token.isalpha()
+        kinds[UPPER] = len(token) > 1 and token.isupper()
+        kinds[NUMBER] = word.isdigit()
+        kinds[DIGITS] = len(word) if word.isdigit() else 0
+        kinds[LETTERS] = len(word) if word.isalpha() else 0
+        kinds[FOREIGN] = 0 if token.isascii() else len(token)
+
+
+def _n_grams(word: str) -> list[str]:
+    marked = f"<{word[:MAX_WORD]}>"
+    return [marked[at : at + size] for size in GRAM_SIZES for at in range(len(marked) - size + 1)]
+
+
+def _stem(word: str) -> str:
+    return next((word[: -len(end)] for end in _ENDINGS if word.endswith(end) and len(word) - len(end) >= 3), word)
+
+
+def _hash(text: str) -> np.uint64:
+    """64 bits of which the upper ones are well mixed (multiplication by an odd number, after a checksum)."""
+    checksum = zlib.crc32(text.encode("utf-8", "surrogatepass"))
+    return np.uint64((checksum * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+
+
+def _doubled(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.concatenate([values, np.zeros_like(values)])

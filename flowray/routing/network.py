@@ -1,0 +1,258 @@
+"""The routing network: from a task's features and the agents' records to probabilities. One class trains and serves.
+
+    grams --bag--> labels ----linear----> capability heads ---+--> soft records of each agent (history table) --+
+      \\                                                       |                                                 |
+       --bag--> meaning --+--> readers --> difficulty of the task, and its demand: one vector each              |
+    traits ---------------+                                        . (dot)                                      v
+    agents' records --> profile --attention over the candidates--> strengths: one vector each --> residual + base logit
+
+The base of a pair's logit is a gated mean of what the past says of it in several ways: the agent's prior, like tasks
+(`flowray.routing.memory`), and the table per capability of each head. The network adds a residual that it learned from
+texts. An agent is known by its records alone, so one never seen in training needs no retraining. Of tasks of a kind
+never seen in training the residual may be worthless: `trust` scales it, and is measured on the agents' own past when a
+history is read (`flowray.routing.estimator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowray.routing.features import BUCKETS, N_TRAITS
+
+SOURCES = 2  # of a base logit besides the tables: the agent's prior, and like tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """The shape of a network."""
+
+    heads: Mapping[str, tuple[str, ...]]  # name -> labels
+    tables: tuple[str, ...]  # heads whose labels the agents' records are kept by
+    sums: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    # ^ heads that are not learned: name -> another head and, for each label of that, the number of the label it is in
+    rows: int = 65_536  # n-grams that have a vector of their own; row 0 stands for all others
+    label_width: int = 112  # of the bag that capabilities are read from
+    readers: int = 3  # that judge each task on their own; their mean is the answer
+    meaning_width: int = 24  # of each reader's bag
+    hidden: int = 96  # of each reader
+    strengths: int = 16  # numbers that demand and strength meet in
+    label_dropout: float = 0.2
+    dropout: float = 0.3
+    meaning_dropout: float = 0.5
+    gram_dropout: float = 0.3  # share of n-grams left out while training
+    grams_read: int = 400  # of a task while training, at most, on average
+    batch_norm: bool = True
+    attention: bool = True  # candidates look at one another
+    residual: bool = True  # False: the base alone, for ablations
+
+    @property
+    def profile_width(self) -> int:
+        """Numbers that an agent is known by: a deviation per label of the tables, its prior, its relative price."""
+        return sum(len(self.heads[name]) for name in self.tables) + 2
+
+    @property
+    def n_sources(self) -> int:
+        """Kinds of record that the base logit is made of."""
+        return SOURCES + len(self.tables)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the artifact's header."""
+        return asdict(self)
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """The other way round; JSON knows lists only."""
+        heads = {str(name): tuple(map(str, labels)) for name, labels in values["heads"].items()}
+        sums = {str(name): (str(of), tuple(map(int, into))) for name, (of, into) in values["sums"].items()}
+        return cls(**{**values, "heads": heads, "tables": tuple(values["tables"]), "sums": sums})
+
+
+class Encoded(NamedTuple):
+    """What the network makes of tasks, whoever may do them."""
+
+    logits: Mapping[str, Tensor]  # head -> [tasks, labels]
+    hidden: Tensor  # [readers, tasks, hidden]
+    context: Tensor  # [tasks, tables + 1] certainty of each table's head, familiarity of the task
+
+
+class Known(NamedTuple):
+    """The n-grams that have a row."""
+
+    rows: Tensor  # [n-grams of all tasks]
+    offsets: Tensor  # [tasks] int32, where each task's begin
+    scale: Tensor  # [tasks] that a sum of so many rows is multiplied by
+
+
+class Readers(nn.Module):
+    """Linear layers side by side, one for each reader: [readers, tasks, inputs] -> [readers, tasks, outputs]."""
+
+    def __init__(self, readers: int, inputs: int, outputs: int, std: float | None = None) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(readers, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(readers, 1, outputs))
+        if std is not None:
+            nn.init.normal_(self.weight, std=std)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, values, self.weight)
+
+
+class RoutingNetwork(nn.Module):
+    """See the module."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary: Tensor
+        self.register_buffer("vocabulary", torch.full((config.rows - 1,), -1, dtype=torch.int32))
+        self._row_of: Tensor
+        self.register_buffer("_row_of", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)
+        self.label_bag = nn.EmbeddingBag(config.rows, config.label_width, mode="sum")
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(config.label_width, len(labels))
+                for name, labels in config.heads.items()
+                if name not in config.sums
+            }
+        )
+        meaning = config.readers * config.meaning_width
+        for name, (_, into) in config.sums.items():
+            self.register_buffer(f"_into_{name}", torch.tensor(into), persistent=False)
+        self.meaning_bag = nn.EmbeddingBag(config.rows, meaning, mode="sum")
+        self.norm = nn.BatchNorm1d(meaning) if config.batch_norm else nn.Identity()
+        self.trait_mean: Tensor
+        self.trait_scale: Tensor
+        self.register_buffer("trait_mean", torch.zeros(N_TRAITS))
+        self.register_buffer("trait_scale", torch.ones(N_TRAITS))
+        n_labels = sum(len(config.heads[name]) for name in config.tables)
+        self.lower = Readers(config.readers, config.meaning_width + N_TRAITS + n_labels, config.hidden)
+        self.upper = Readers(config.readers, config.hidden, config.hidden)
+        self.difficulty = Readers(config.readers, config.hidden, 1, std=0.02)
+        self.demand = Readers(config.readers, config.hidden, config.strengths, std=0.02)
+        self.quality = Readers(config.readers, config.hidden, 1, std=0.02)
+        self.profile = nn.Sequential(
+            nn.Linear(config.profile_width, 64), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(64, config.strengths)
+        )
+        self.candidates = nn.MultiheadAttention(config.strengths, 2, batch_first=True) if config.attention else None
+        self.gates = nn.Linear(len(config.tables) + 1, config.n_sources - 1)
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones(()))
+        for bag in (self.label_bag, self.meaning_bag):
+            nn.init.normal_(bag.weight, std=0.1)
+        nn.init.normal_(self.gates.weight, std=0.02)
+        with torch.no_grad():
+            self.gates.bias[0] = 0.5  # like tasks weigh most at first
+            self.gates.bias[1:] = -1.5
+
+    def learn_words(self, buckets: Tensor) -> None:
+        """Give these buckets [at most rows - 1] a row each; all others are not read."""
+        self.vocabulary.fill_(-1)[: len(buckets)] = buckets.to(torch.int32)
+        self._index()
+
+    def _index(self) -> None:
+        known = self.vocabulary[self.vocabulary >= 0].long()
+        self._row_of.zero_()[known] = torch.arange(1, len(known) + 1, dtype=torch.int32)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module does; the index of the vocabulary is made again."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._index()
+        return result
+
+    def labels(self, grams: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """Logits [tasks, labels] of every head."""
+        return self._labels(self._known(grams, offsets))
+
+    def _labels(self, known: Known) -> dict[str, Tensor]:
+        pooled = self._pooled(self.label_bag, known)  # [tasks, label_width]
+        pooled = functional.dropout(pooled, self.config.label_dropout, self.training)
+        logits: dict[str, Tensor] = {name: head(pooled) for name, head in self.heads.items()}
+        for name, (of, _) in self.config.sums.items():
+            shares = torch.zeros(len(pooled), len(self.config.heads[name]))
+            shares = shares.index_add(1, self.get_buffer(f"_into_{name}"), torch.softmax(logits[of], dim=1))
+            logits[name] = shares.clamp(min=1e-9).log()
+        return logits
+
+    def encode(
+        self,
+        grams: Tensor,
+        offsets: Tensor,
+        traits: Tensor,
+        familiarity: Tensor,
+        shares: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
+        """What there is to know of the tasks. `familiarity` [tasks] comes from the agents' past.
+
+        `shares` [tasks, labels] of each table's head stand in for the network's own in training, where those would be
+        too good to be true: it has seen the labels of these very texts.
+        """
+        known = self._known(grams, offsets)
+        logits = self._labels(known) if shares is None else {}
+        if shares is None:
+            shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
+        config = self.config
+        meaning = self.norm(self._pooled(self.meaning_bag, known))  # [tasks, readers * meaning_width]
+        meaning = functional.dropout(meaning, config.meaning_dropout, self.training)
+        meaning = meaning.view(-1, config.readers, config.meaning_width).transpose(0, 1)
+        standard = ((traits - self.trait_mean) * self.trait_scale).clamp(-4.0, 4.0)
+        common = torch.cat([standard, *(shares[name] for name in config.tables)], dim=1)
+        read = torch.cat([meaning, common.expand(config.readers, -1, -1)], dim=2)  # [readers, tasks, inputs]
+        hidden = functional.dropout(functional.relu(self.lower(read)), config.dropout, self.training)
+        hidden = functional.dropout(functional.relu(self.upper(hidden)), config.dropout, self.training)
+        certain = [shares[name].max(dim=1).values for name in config.tables]
+        return Encoded(logits, hidden, torch.stack([*certain, familiarity], dim=1))
+
+    def strengths(self, profiles: Tensor) -> Tensor:
+        """[agents, strengths] from records [agents, profile_width]; independent of the task, so it can be kept."""
+        vectors: Tensor = self.profile(profiles)  # [agents, strengths]
+        if self.candidates is not None:
+            rows = vectors[None]
+            vectors = vectors + self.candidates(rows, rows, rows, need_weights=False)[0][0]
+        return vectors
+
+    def judge(self, encoded: Encoded, records: Tensor, strengths: Tensor, trust: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Logits of success and of quality, [readers, tasks, agents] each while training, else their mean over readers.
+
+        `records` [tasks, agents, n_sources] are logits: the agent's prior first, then like tasks, then the tables.
+        """
+        prior = records[:, :, 0]
+        gates = torch.sigmoid(self.gates(encoded.context))  # [tasks, n_sources - 1]
+        logits = prior + torch.einsum("tas,ts->ta", records[:, :, 1:] - prior[:, :, None], gates)
+        residual, better = self.difficulty(encoded.hidden), self.quality(encoded.hidden)  # [readers, tasks, 1]
+        residual = residual + self.demand(encoded.hidden) @ strengths.T  # [readers, tasks, agents]
+        if not self.training:
+            residual, better = residual.mean(dim=0), better.mean(dim=0)
+        if self.config.residual:
+            logits = logits + trust * residual
+        logits = logits * self.temperature
+        return logits, logits + trust * better
+
+    def _known(self, grams: Tensor, offsets: Tensor) -> Known:
+        rows = self._row_of[grams]
+        known = rows > 0
+        sizes = self._counted(known, offsets)
+        scale = sizes.diff().clamp(min=1).rsqrt()
+        if self.training:  # a random part of each task's n-grams, few of a long text: it learns as much and is faster
+            share = (self.config.grams_read / sizes.diff().clamp(min=1)).clamp(max=1.0 - self.config.gram_dropout)
+            scale = scale / share
+            known &= torch.rand(grams.shape) < torch.repeat_interleave(share, offsets.diff())
+            sizes = self._counted(known, offsets)
+        return Known(rows[known], sizes[:-1].to(torch.int32), scale[:, None])
+
+    @staticmethod
+    def _pooled(bag: nn.EmbeddingBag, known: Known) -> Tensor:
+        """[tasks, width] sums over n-grams, of the length that a bag of one has. A quantized bag knows sums only."""
+        pooled: Tensor = bag(known.rows, known.offsets)
+        return pooled * known.scale
+
+    @staticmethod
+    def _counted(known: Tensor, offsets: Tensor) -> Tensor:
+        """Offsets of what is known alone."""
+        return functional.pad(known.cumsum(0), (1, 0))[offsets]

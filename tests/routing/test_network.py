@@ -1,0 +1,103 @@
+"""The network's laws: what it must not look at, and what it falls back to."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flowray.routing.estimates import TaskBatch
+from flowray.routing.estimator import tensors
+from flowray.routing.features import featurise
+from flowray.routing.network import NetworkConfig, RoutingNetwork
+
+CONFIG = NetworkConfig(
+    heads={"kind": ("a", "b", "c")}, tables=("kind",), rows=64, label_width=8, meaning_width=8, hidden=16
+)
+TEXTS = ("sort these numbers", "write a sonnet", "name the capital of Peru", "")
+
+
+@pytest.fixture
+def network() -> RoutingNetwork:
+    torch.manual_seed(0)
+    made = RoutingNetwork(CONFIG).eval()
+    grams = featurise(TaskBatch.of_texts(TEXTS)).grams
+    made.learn_words(torch.from_numpy(np.unique(grams)[:63]))
+    torch.nn.init.normal_(made.difficulty.weight)
+    torch.nn.init.normal_(made.demand.weight)
+    return made
+
+
+def inputs(n_agents: int = 3, texts: tuple[str, ...] = TEXTS):
+    rng = np.random.default_rng(0)
+    records = torch.from_numpy(rng.normal(size=(len(texts), n_agents, CONFIG.n_sources)).astype(np.float32))
+    profiles = torch.from_numpy(rng.normal(size=(n_agents, CONFIG.profile_width)).astype(np.float32))
+    return tensors(featurise(TaskBatch.of_texts(texts))), torch.full((len(texts),), 0.5), records, profiles
+
+
+def judge(network, trust=1.0, agents=slice(None), texts=TEXTS):
+    features, familiarity, records, profiles = inputs(texts=texts)
+    with torch.inference_mode():
+        encoded = network.encode(*features, familiarity)
+        strengths = network.strengths(profiles[agents])
+        return network.judge(encoded, records[:, agents], strengths, trust)[0]
+
+
+def test_shapes(network):
+    features, familiarity, _, profiles = inputs()
+    encoded = network.encode(*features, familiarity)
+    assert encoded.logits["kind"].shape == (4, 3)
+    assert encoded.hidden.shape == (3, 4, 16)
+    assert network.strengths(profiles).shape == (3, CONFIG.strengths)
+    assert judge(network).shape == (4, 3)
+
+
+def test_the_order_of_candidates_does_not_matter(network):
+    order = [2, 0, 1]
+    torch.testing.assert_close(judge(network)[:, order], judge(network, agents=order))
+
+
+def test_candidates_look_at_one_another_only_with_attention(network):
+    alone = RoutingNetwork(NetworkConfig(**{**CONFIG.as_dict(), "attention": False})).eval()
+    alone.learn_words(network.vocabulary)
+    torch.nn.init.normal_(alone.demand.weight)
+    torch.testing.assert_close(judge(alone)[:, :2], judge(alone, agents=[0, 1]))
+    assert not torch.allclose(judge(network)[:, :2], judge(network, agents=[0, 1]))
+
+
+def test_without_trust_the_records_alone_decide(network):
+    """Whatever the text makes of the task, the answer lies between what the records say."""
+    _, _, records, _ = inputs()
+    untrusting = judge(network, trust=0.0)
+    spread = (records[:, :, 1:] - records[:, :, :1]).abs().sum(dim=2)
+    assert ((untrusting - records[:, :, 0]).abs() <= spread + 1e-5).all()
+    assert not torch.allclose(untrusting, judge(network))
+
+
+def test_n_grams_outside_the_vocabulary_are_not_read(network):
+    features, familiarity, _, _ = inputs(texts=("sort these numbers", "sort these numbers zyxwvut"))
+    known = network.encode(*features, familiarity[:2]).logits["kind"]
+    shared = torch.isin(features[0], network.vocabulary)
+    assert 0 < int(shared.sum()) < len(features[0])
+    torch.testing.assert_close(known[0], known[1])
+
+
+def test_a_task_is_encoded_the_same_alone_and_among_others(network):
+    features, familiarity, *_ = inputs()
+    alone, *_ = inputs(texts=TEXTS[1:2])
+    whole = network.encode(*features, familiarity).hidden[:, 1:2]
+    torch.testing.assert_close(whole, network.encode(*alone, familiarity[:1]).hidden)
+
+
+def test_training_reads_a_part_of_the_n_grams(network):
+    network.train()
+    features, *_ = inputs()
+    with torch.no_grad():
+        first, second = (network.label_bag.weight.norm() * network.labels(*features[:2])["kind"] for _ in range(2))
+    assert not torch.allclose(first, second)
+
+
+def test_the_shape_survives_being_written_down():
+    assert NetworkConfig.of_dict(json.loads(json.dumps(CONFIG.as_dict()))) == CONFIG
