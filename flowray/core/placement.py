@@ -63,7 +63,7 @@ def choose_agent(lane: Lane, policy: PlacementPolicy, now: float, rng: Rng) -> t
         if now < lane.last_chosen_at + policy.batch_within_s:
             return last, Choice("batch", 1, ((last.id, last.load),))
     found = _recent(lane.recent, policy, rng) if lane.recent else None
-    if found is not None and (len(lane.recent) == policy.recent or found[0].held * found[0].service_s < policy.batch_s):
+    if found is not None and (len(lane.recent) == policy.recent or _may_batch(found[0], policy)):
         lane.last_chosen, lane.last_chosen_at = found[0], now
         return found
     if lane.free:
@@ -91,9 +91,7 @@ def _has_room(agent: Agent) -> bool:
 
 
 def _may_batch(agent: Agent, policy: PlacementPolicy) -> bool:
-    if agent.service_s < 0 or max(agent.held, 1) * agent.service_s >= policy.batch_s:
-        return False
-    return _has_room(agent)
+    return _is_quick(agent, policy) and agent.held * agent.service_s < policy.batch_s and _has_room(agent)
 
 
 def _recent(recent: list[Agent], policy: PlacementPolicy, rng: Rng) -> tuple[Agent, Choice] | None:

@@ -183,9 +183,7 @@ def load(directory: Path | str, precision: Precision = "auto") -> RouterEstimato
     """
     artifact = artifacts.load(directory)
     try:
-        network = RoutingNetwork(NetworkConfig.of_dict(artifact.header["network"]))
-        arrays = quantization.expanded(artifact.arrays)
-        network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in arrays.items()})
+        network = _network_of(artifact.header, artifact.arrays)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(str(artifact.path), f"its weights do not fit its header: {error}") from error
     return RouterEstimator(network, artifact.header, precision=precision)
@@ -200,8 +198,9 @@ def quantize(source: Path | str, out: Path | str, sets: Sequence[OutcomeSet], sp
     artifact = artifacts.load(source)
     small = quantization.compressed(quantization.expanded(artifact.arrays))
     header = {name: value for name, value in artifact.header.items() if name not in ("format", "features_version")}
-    artifacts.save(out, small, {**header, "precision": "int8"})
-    fidelity = compare(load(source, "float32"), load(out, "int8"), sets, split)
+    original = load(source, "float32")
+    as_written = RouterEstimator(_network_of(header, small), precision="int8")
+    fidelity = compare(original, as_written, sets, split)
     sizes = {name: quantization.size_bytes(arrays) for name, arrays in (("before", artifact.arrays), ("after", small))}
     fidelity = replace(fidelity, bytes_before=sizes["before"], bytes_after=sizes["after"])
     artifacts.save(out, small, {**header, "precision": "int8", "fidelity": asdict(fidelity)})
@@ -234,6 +233,14 @@ def compare(one: RouterEstimator, other: RouterEstimator, sets: Sequence[Outcome
         bytes_before=0,
         bytes_after=0,
     )
+
+
+def _network_of(header: Mapping[str, Any], arrays: quantization.Arrays) -> RoutingNetwork:
+    """The network that an artifact's header and arrays, of either precision, describe."""
+    network = RoutingNetwork(NetworkConfig.of_dict(header["network"]))
+    whole = quantization.expanded(arrays)
+    network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in whole.items()})
+    return network
 
 
 def _probability(logits: Floats) -> Floats:

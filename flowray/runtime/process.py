@@ -80,7 +80,6 @@ class AgentProcess:
         self._prepare: Prepare | None = None
         self._made: Prepared | None = None
         self._coordinator: Any = None
-        self._door: Door | None = None
         self._credentials: Credentials | None = None
         self._node_id = ray.get_runtime_context().get_node_id()
         self._endpoint: Endpoint | None = None
@@ -180,7 +179,6 @@ class AgentProcess:
             return known
         if known is not None:
             self._endpoint.forget(COORDINATOR, "there is a new one")
-        self._door = door
         if door.node_id == self._node_id:
             return self._endpoint.dial(COORDINATOR, f"unix:{door.path}")
         return self._endpoint.dial(COORDINATOR, f"{door.host}:{door.port}", self._channel_credentials)
