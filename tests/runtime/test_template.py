@@ -38,8 +38,10 @@ import os, socket, sys, time
 path, told = sys.argv[1], int(sys.argv[2])
 with open({starts!r}, "a") as file:
     file.write(f"{{os.getpid()}}\\n")
+first = len(open({starts!r}).readlines()) == 1
 listener = socket.socket(socket.AF_UNIX)
 {before}
+os.path.exists(path + ".socket") and os.unlink(path + ".socket")
 listener.bind(path + ".socket")
 listener.listen(64)
 os.write(told, b"listening")
@@ -55,15 +57,36 @@ while True:
     pid = os.fork()
     if pid == 0:
         {fork}
+        stream.sendall(b"P%8d" % os.getpid())
         if stream.recv(1) == b"G":
             {go}
             os.write(descriptors[1], b"forked\\n")
             stream.sendall(b"R")
         os._exit(0)
-    stream.sendall(b"P%8d" % pid)
     stream.close()
     for descriptor in descriptors:
         os.close(descriptor)
+"""
+# The real one, killed before it can do anything more than fork; and a worker that only says that it runs.
+KILLED = """#!{python}
+import os, sys
+from ray._private.worker import Worker
+from flowray.runtime.template.template import Template
+from flowray.runtime.template.worker import become
+path, told = sys.argv[1], int(sys.argv[2])
+with open({starts!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+fork = os.fork
+def fork_and_die():
+    pid = fork()
+    if pid:
+        os.kill(os.getpid(), 9)
+    return pid
+os.fork = fork_and_die
+Worker.main_loop = lambda self: os.write(1, b"forked\\n")
+template = Template(path + ".socket", int(os.environ["RAY_RAYLET_PID"]), {worker!r})
+os.write(told, b"listening")
+become(template.serve(), compile("from ray._private.worker import Worker; Worker.main_loop(None)", "worker", "exec"))
 """
 
 
@@ -143,11 +166,65 @@ def test_a_template_is_started_once_for_all_and_forks(world: World) -> None:
 
 @pytest.mark.slow
 def test_a_killed_template_is_started_again(world: World) -> None:
-    world.template_is(before="os.path.exists(path + '.socket') and os.unlink(path + '.socket')")
+    world.template_is()
     assert world.worker()[0] == "forked"
     psutil.Process(world.started()[0]).kill()
     assert world.worker() == ("forked", "")
     assert len(world.started()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "end",
+    [
+        "os.kill(os.getpid(), 9)",
+        "os._exit(0)",
+        "(stream.close(), time.sleep(0.1), os._exit(1))",  # its socket outlives the stream
+    ],
+)
+def test_a_request_that_a_template_had_not_answered_when_it_ended_goes_to_another(world: World, end: str) -> None:
+    world.template_is(request=f"first and {end}")
+    assert world.worker() == ("forked", "")
+    assert len(world.started()) == 2
+
+
+@pytest.mark.slow
+def test_a_template_killed_under_many_requests_is_followed_by_one_and_not_given_up(
+    world: World, eventually: Callable[..., Any]
+) -> None:
+    """A team starts, and the template is killed while each launcher has a request with it, or waits to be let in."""
+    world.template_is(request="first and time.sleep(1000)")
+    number = 2 * launcher.MAX_DEATHS
+    launches = [world.launch(WORKER, f"--worker-id={n}") for n in range(number)]
+    socket_path = f"{world.key}.socket"
+
+    def all_there() -> bool:
+        # The accepted one, those in the queue, and the listener itself have this path.
+        return Path("/proc/net/unix").read_text().count(socket_path) == number + 1
+
+    eventually(all_there, "all have connected")
+    psutil.Process(world.started()[0]).kill()
+    assert [finish() for finish in launches] == [("forked", "")] * number
+    assert len(world.started()) == 2
+    assert not world.key.with_name(f"{world.key.name}.deaths").exists()
+
+
+@pytest.mark.slow
+def test_a_fork_becomes_a_worker_although_the_template_was_killed_as_soon_as_it_had_forked(world: World) -> None:
+    world.template_is()
+    world.template.write_text(KILLED.format(python=sys.executable, starts=str(world.starts), worker=WORKER))
+    assert world.worker() == ("forked", "")
+    assert len(world.started()) == 1
+
+
+@pytest.mark.slow
+def test_a_request_goes_to_two_templates_at_most(world: World) -> None:
+    world.template_is(request="os._exit(1)")
+    for _ in range(launcher.MAX_DEATHS - 1):
+        assert world.worker()[0] == SLOW
+    assert "3 times in a row" in world.worker()[1]
+    assert len(world.started()) == 2 * launcher.MAX_DEATHS
+    assert world.worker() == (SLOW, "")
 
 
 @pytest.mark.slow

@@ -5,9 +5,13 @@ starts, so it imports little and nothing of flowray. What it asks the template f
 worker is started once and only once, whoever is slow or dies in between:
 
     launcher -> template   the request: arguments, environment, directory, standard streams
-    template -> launcher   "P" and the process id of the fork, which does nothing yet
+    fork -> launcher       "P" and its process id; it does nothing yet
     launcher -> fork       "G": go
     fork -> launcher       "R": the worker is ready. Until then its end is seen as the end of the stream.
+
+The fork says "P" itself, so a template that is killed once it has forked is not missed. A stream that ends before "P"
+leaves nobody who could become the worker, because a fork that hears no "G" ends by itself: so if the template has
+ended, another one is asked, once.
 """
 
 # pathlib and contextlib would take longer to import than all the rest takes to run.
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 START_S = 20.0  # until a new template listens
 STALL_S = 4.0  # without any use of a processor, until a new template is taken to hang
 ANSWER_S = 10.0  # until a template has forked: milliseconds, but many may ask at once
+ENDING_S = 1.0  # until a template that has ended a stream is taken to live on: one that was killed takes milliseconds
 READY_S = 40.0  # until a fork is a worker of its raylet; Ray itself gives up after 60
 MAX_DEATHS = 3  # forks that ended before they were ready, one after another, until the template is given up
 
@@ -45,6 +50,10 @@ _SUBREAPER = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
 
 class NoFork(Exception):
     """No worker was forked, and none will be for this request; the text says why."""
+
+
+class Unanswered(NoFork):
+    """The stream ended before "P": nobody was told to go, and nobody can be told any more."""
 
 
 class Refused(NoFork):
@@ -86,11 +95,24 @@ class Launcher:
         self.raylet = int(os.environ["RAY_RAYLET_PID"])
         self.path = os.path.join(directory, key_of(self.raylet))
         self.log = session_log(arguments, f"{self.path}.log")
+        self.asked = 0  # process id of the template that was connected to last
 
     def run(self) -> None:
         """Have the worker forked. Raises NoFork."""
         if os.path.exists(f"{self.path}.broken"):
             raise NoFork("")  # said once, by whoever found it out
+        for last in (False, True):
+            try:
+                self.have_forked()
+                return
+            except Unanswered as error:
+                if last or not self.asked_has_ended():
+                    raise self.died(str(error)) from error
+            # Not noted as a death: a whole team may have been waiting for this template, and that would be many.
+            self.require_raylet()
+
+    def have_forked(self) -> None:
+        """Ask the template that listens, or a new one. Raises NoFork."""
         stream = self.connect()
         if stream is None:
             stream = self.start()
@@ -110,11 +132,27 @@ class Launcher:
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
                 return None
             raise NoFork(f"the template does not take requests: {error}") from error
-        peer = int.from_bytes(stream.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], sys.byteorder)
-        if peer != os.geteuid():
+        peer = stream.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
+        user = int.from_bytes(peer[4:8], sys.byteorder)
+        if user != os.geteuid():
             stream.close()
-            raise Refused(f"{self.path}.socket belongs to user {peer}")
+            raise Refused(f"{self.path}.socket belongs to user {user}")
+        self.asked = int.from_bytes(peer[:4], sys.byteorder)
         return stream
+
+    def asked_has_ended(self) -> bool:
+        """Whether the template that was asked has ended, or does so within a moment.
+
+        Its streams end before its socket does: whoever connects in between is let in, and reset.
+        """
+        try:
+            pidfd = os.pidfd_open(self.asked)
+        except OSError:
+            return True
+        try:
+            return bool(select.select([pidfd], [], [], ENDING_S)[0])
+        finally:
+            os.close(pidfd)
 
     def start(self) -> socket:
         """A stream to a template that this call, or another launcher meanwhile, has started."""
@@ -194,23 +232,10 @@ class Launcher:
         return "" if os.read(ready, 64) == b"listening" else f"did not start: {last_line(self.log)}"
 
     def ask(self, stream: socket) -> None:
-        """Have the template on this stream fork, and wait until the fork is a worker."""
-        body = marshal.dumps((self.arguments, dict(os.environb), os.getcwdb()))
+        """Have the template on this stream fork, and wait until the fork is a worker. Raises NoFork."""
         pidfd = -1
         try:
-            streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
-            head = len(body).to_bytes(4, "big")
-            stream.sendmsg([head], [(SOL_SOCKET, SCM_RIGHTS, streams)])
-            stream.sendall(body)
-            answer = b""
-            while len(answer) < 9:
-                more = stream.recv(9 - len(answer))
-                if not more:
-                    raise self.died("the template ended, or refused the request")
-                answer += more
-            if answer[:1] != b"P":
-                raise Refused("the template speaks another version: restart the node")
-            pid = int(answer[1:])
+            pid = self.request(stream)
             pidfd = os.pidfd_open(pid)
             stream.sendall(b"G")
             stream.settimeout(READY_S)
@@ -222,7 +247,7 @@ class Launcher:
                 pidfd_send_signal(pidfd, SIGKILL)
             raise self.died("the template or its fork did not answer in time") from None
         except OSError as error:
-            raise self.died(f"the template or its fork ended: {error}") from error
+            raise self.died(f"the fork ended before it was ready: {error}") from error
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
@@ -232,10 +257,35 @@ class Launcher:
             except OSError:
                 pass  # the other side has gone first
 
+    def request(self, stream: socket) -> int:
+        """Send the request. Returns the process id of the fork. Raises Unanswered, Refused or TimeoutError."""
+        body = marshal.dumps((self.arguments, dict(os.environb), os.getcwdb()))
+        streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+        answer = b""
+        try:
+            stream.sendmsg([len(body).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, streams)])
+            stream.sendall(body)
+            while len(answer) < 9:
+                more = stream.recv(9 - len(answer))
+                if not more:
+                    raise Unanswered("the template ended, or refused the request")
+                answer += more
+        except TimeoutError:
+            raise  # it may be late only: another request would be as late, and the worker is waited for
+        except OSError as error:
+            raise Unanswered(f"the template ended: {error}") from error
+        if answer[:1] != b"P":
+            raise Refused("the template speaks another version: restart the node")
+        return int(answer[1:])
+
+    def require_raylet(self) -> None:
+        """End this process if its raylet has gone: its template goes with it, and nobody wants the worker any more."""
+        if os.getppid() != self.raylet:
+            os._exit(1)
+
     def died(self, what: str) -> NoFork:
         """Note one failed fork. The error to raise: after a few in a row the template is given up."""
-        if os.getppid() != self.raylet:
-            os._exit(1)  # the raylet has gone, its template with it, and nobody wants this worker any more
+        self.require_raylet()
         with open(f"{self.path}.deaths", "ab") as file:
             file.write(b".")
             deaths = file.tell()

@@ -109,8 +109,7 @@ class Template:
                 child = request
                 self._forget()
                 return request
-            self._children[pid] = time.monotonic()
-            stream.sendall(b"P%8d" % pid)
+            self._children[pid] = time.monotonic()  # the fork itself answers: this process may be killed at any moment
         except (OSError, ValueError, EOFError, TypeError) as error:
             say(f"a request was not served: {error}")
         except CannotFork as error:
