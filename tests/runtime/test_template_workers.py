@@ -59,11 +59,23 @@ def test_forks_draw_their_own_random_numbers(rt: fr.Runtime) -> None:
     assert len(set(drawn)) == len(drawn) == 6
 
 
-def test_agents_outlive_a_killed_template_and_new_ones_come_from_another(rt: fr.Runtime) -> None:
+def all_have_work(template: psutil.Process) -> bool:
+    """Whether every fork hosts an actor: Ray gives a worker that is idle, or late, to whoever asks next."""
+    try:
+        return all(fork.name().startswith(("ray::AgentActor", "ray::Coordinator")) for fork in template.children())
+    except psutil.NoSuchProcess:
+        return False  # one has just ended: look again
+
+
+def test_agents_outlive_a_killed_template_and_new_ones_come_from_another(
+    rt: fr.Runtime, eventually: Callable[..., Any]
+) -> None:
     before = {one["pid"] for one in ask_all(rt, 3)}
     first = ask(rt)["parent"]
     template = psutil.Process(first)
     assert any(word.endswith("template.py") for word in template.cmdline())
+    eventually(lambda: rt.figures()["warm"] == 1, "the warm process is there, so nothing is asked of the template")
+    eventually(lambda: all_have_work(template), "no worker of it is left over for the new agent")
     template.kill()
     psutil.wait_procs([template], timeout=WAIT_S)
     rt.agents.add(origin, name="two", count=1, capabilities={"second"})
