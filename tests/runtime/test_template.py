@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
@@ -25,11 +26,13 @@ from flowray.runtime.template.deferred import Deferred
 WORKER = "/x/ray/_private/workers/default_worker.py"
 # In place of Python: says that it was started the slow way, and with what.
 STOCK = "#!/bin/sh\necho stock $@\n"
-# In place of launcher.py with its patience: the tests' launchers wait as long as a broken template makes them.
-IMPATIENT = """
+# In place of launcher.py with its patience: the tests' launchers wait as long as a loaded machine may need, and only
+# for what never comes no longer than is said.
+PATIENT = """
 import sys
 from flowray.runtime.template import launcher
-launcher.START_S, launcher.STALL_S, launcher.ANSWER_S, launcher.READY_S = 60.0, 1.0, {answer_s}, {answer_s}
+launcher.START_S = 60.0
+launcher.STALL_S, launcher.ANSWER_S, launcher.ENDING_S, launcher.READY_S = {stall_s}, {answer_s}, {ending_s}, {ready_s}
 launcher.main(*sys.argv[1:4], sys.argv[4:])
 """
 # In place of template.py, run by {python}: the protocol in a few lines, with room for what goes wrong.
@@ -101,6 +104,7 @@ class World:
         self.template = directory / "template"
         self.starts = directory / "starts"
         self.key = directory / launcher.key_of(os.getpid())
+        self.launched: list[subprocess.Popen[bytes]] = []
 
     def template_is(self, before: str = "", request: str = "pass", fork: str = "pass", go: str = "pass") -> None:
         body = TEMPLATE.format(
@@ -111,11 +115,20 @@ class World:
         self.template.chmod(0o755)
         self.python.write_text(f'#!/bin/sh\nif [ "$1" = "{self.template}" ]; then exec "$@"; fi\necho stock $@\n')
 
-    def launch(self, *arguments: str, answer_s: float = 30.0, **environment: str) -> Callable[[], tuple[str, str]]:
+    def launch(
+        self,
+        *arguments: str,
+        stall_s: float = 30.0,
+        answer_s: float = 30.0,
+        ending_s: float = 30.0,
+        ready_s: float = 30.0,
+        **environment: str,
+    ) -> Callable[[], tuple[str, str]]:
         """Start a launcher; call what comes back for what it wrote: (output, error)."""
         # Files, not pipes: a process that hangs would keep those open.
         written = [self.directory / f"{secrets.token_hex(4)}.{name}" for name in ("output", "error")]
-        command = [sys.executable, "-c", IMPATIENT.format(answer_s=answer_s)]
+        patient = PATIENT.format(stall_s=stall_s, answer_s=answer_s, ending_s=ending_s, ready_s=ready_s)
+        command = [sys.executable, "-c", patient]
         with written[0].open("w") as output, written[1].open("w") as error:
             process = subprocess.Popen(
                 [*command, str(self.python), str(self.directory), str(self.template), *arguments],
@@ -123,6 +136,7 @@ class World:
                 stdout=output,
                 stderr=error,
             )
+        self.launched.append(process)
 
         def finish() -> tuple[str, str]:
             assert process.wait(timeout=120) == 0, written[1].read_text()
@@ -199,6 +213,7 @@ def test_a_template_killed_under_many_requests_is_followed_by_one_and_not_given_
     socket_path = f"{world.key}.socket"
 
     def all_there() -> bool:
+        assert [one.poll() for one in world.launched] == [None] * number, "all wait"
         # The accepted one, those in the queue, and the listener itself have this path.
         return Path("/proc/net/unix").read_text().count(socket_path) == number + 1
 
@@ -241,13 +256,36 @@ def test_a_template_that_does_not_start_is_given_up_and_said_once(
     world: World, eventually: Callable[..., Any], before: str, says: str
 ) -> None:
     world.template_is(before=before)
-    output, error = world.worker()
+    output, error = world.worker(stall_s=1.0 if "hung" in says else 30.0)
     assert output == SLOW
     assert error.startswith("flowray: all workers of this node start the slow way") and says in error
     assert says in world.key.with_name(f"{world.key.name}.broken").read_text()
     assert world.worker() == (SLOW, "")
     assert len(world.started()) == 1
     eventually(lambda: not processes_of(world), "nothing of it is left")
+
+
+def test_a_machine_that_stood_still_is_no_template_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a virtual machine is moved: the clock has gone on, and nobody has run."""
+    monkeypatch.setenv("RAY_RAYLET_PID", str(os.getpid()))
+    one = launcher.Launcher("python", str(tmp_path), "template", [])
+    ready, tell = os.pipe()
+    looks: list[int] = []
+
+    def stat_of(pid: int) -> tuple[int, int]:
+        looks.append(pid)
+        if len(looks) == 3:
+            os.write(tell, b"listening")
+        return 0, 7
+
+    clock = itertools.count(step=1000.0)
+    monkeypatch.setattr(launcher, "stat_of", stat_of)
+    monkeypatch.setattr(launcher, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(launcher, "LOOK_S", 0.01)
+    monkeypatch.setattr(launcher, "START_S", 1e9)
+    assert one.await_listening(ready, 1) == "" and len(looks) == 3
+    os.close(ready)
+    os.close(tell)
 
 
 def processes_of(world: World) -> list[psutil.Process]:
@@ -293,7 +331,7 @@ def test_one_good_fork_clears_the_count(world: World) -> None:
 )
 def test_whatever_goes_wrong_with_one_request_the_worker_starts(world: World, wrong: dict[str, str]) -> None:
     world.template_is(**wrong)
-    output, error = world.worker(answer_s=0.5)
+    output, error = world.worker(answer_s=0.5, ending_s=0.5, ready_s=0.5)
     assert output == SLOW
     assert "this worker starts the slow way" in error
 
@@ -301,8 +339,8 @@ def test_whatever_goes_wrong_with_one_request_the_worker_starts(world: World, wr
 @pytest.mark.slow
 def test_a_fork_that_is_late_is_ended_before_another_worker_of_its_id_starts(world: World) -> None:
     late = world.directory / "late"
-    world.template_is(go=f"open({str(late)!r}, 'w').write(str(os.getpid())); time.sleep(1000)")
-    assert world.worker(answer_s=1.0)[0] == SLOW
+    world.template_is(fork=f"open({str(late)!r}, 'w').write(str(os.getpid()))", go="time.sleep(1000)")
+    assert world.worker(ready_s=0.5)[0] == SLOW
     pid = int(late.read_text())
     deadline = time.monotonic() + 20
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:

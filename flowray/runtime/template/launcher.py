@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 START_S = 20.0  # until a new template listens
+LOOK_S = 0.25  # between two looks at a template that starts
 STALL_S = 4.0  # without any use of a processor, until a new template is taken to hang
 ANSWER_S = 10.0  # until a template has forked: milliseconds, but many may ask at once
 ENDING_S = 1.0  # until a template that has ended a stream is taken to live on: one that was killed takes milliseconds
@@ -218,16 +219,16 @@ class Launcher:
 
     def await_listening(self, ready: int, pid: int) -> str:
         """What is wrong with a template that does not come to listen; "" when it does."""
-        began_at = moved_at = time.monotonic()
-        used = -1
-        while not select.select([ready], [], [], 0.25)[0]:
-            now = time.monotonic()
+        began_at = time.monotonic()
+        used, still_s = -1, 0.0
+        while not select.select([ready], [], [], LOOK_S)[0]:
+            # Counted by looks, not by the clock: while the whole machine stands still, this process does not look.
             now_used = stat_of(pid)[1]
-            if now_used != used:
-                used, moved_at = now_used, now
-            if now - moved_at > STALL_S:
+            still_s = still_s + LOOK_S if now_used == used else 0.0
+            used = now_used
+            if still_s > STALL_S:
                 return f"has hung for {STALL_S:g} s while it was starting"
-            if now - began_at > START_S:
+            if time.monotonic() - began_at > START_S:
                 return f"did not start within {START_S:g} s"
         return "" if os.read(ready, 64) == b"listening" else f"did not start: {last_line(self.log)}"
 
