@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_agents import shout
 
 import flowray as fr
-from tests.runtime.ray_agents import shout
 
 # Its main thread does what that of a Ray worker does: it looks every 10 ms, in C, for signals.
 _SCRIPT = """
