@@ -7,6 +7,11 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says what else the machine does. In CI hypothesis has a profile of its own.
+settings.register_profile("flowray", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("flowray")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -49,6 +49,7 @@ from flowray.routing.estimates import AgentBatch, Floats, Histories, Outcomes, R
 from flowray.routing.tables import ParquetTable, SchemaError
 
 LABELS = ("task_type", "capability", "intent", "domain", "benchmark", "contaminated")
+KINDS = ("task_type", "capability")  # the labels that say of what kind a past task was: the first that is there
 DESCRIBING = ("description", "name", "model", "org", "scaffold", "mode", "role")
 POOLS = ("in_price_pool", "has_cost")
 NOMINAL_TOKENS = 1_000  # of an attempt whose tokens nobody counted
@@ -111,7 +112,8 @@ class OutcomeSet:
         place = {agent_id: column for column, agent_id in enumerate(self.agents.agent_ids)}
         wanted = (self.agents if agents is None else agents).agent_ids
         columns = np.array([place.get(agent_id, -1) for agent_id in wanted], dtype=np.intp)
-        return Histories(tasks=past.tasks, outcomes=past.outcomes.of_columns(columns), timed=self.timed)
+        kinds = next((past.labels[column] for column in KINDS if column in past.labels), ())
+        return Histories(tasks=past.tasks, outcomes=past.outcomes.of_columns(columns), kinds=kinds, timed=self.timed)
 
 
 def load(directory: Path | str, *, like: OutcomeSet | None = None) -> OutcomeSet:

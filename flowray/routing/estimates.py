@@ -132,11 +132,18 @@ class Histories:
 
     tasks: TaskBatch
     outcomes: Outcomes  # [past tasks, agents]
+    kinds: tuple[str, ...] = ()  # [past tasks] of what kind each was said to be, "" where nobody did; () for nowhere
     timed: bool = False  # the order is that of time, so that older outcomes may count less
+
+    def __post_init__(self) -> None:
+        if self.kinds and len(self.kinds) != len(self.tasks):
+            raise ValueError(f"kinds has {len(self.kinds)} entries for {len(self.tasks)} past tasks")
 
     def take(self, rows: Rows = slice(None), agents: Rows = slice(None)) -> Histories:
         """Some of the past tasks and agents."""
-        return replace(self, tasks=self.tasks.take(rows), outcomes=self.outcomes.take(rows, agents))
+        chosen = np.arange(len(self.tasks))[rows]
+        kinds = tuple(self.kinds[at] for at in chosen) if self.kinds else ()
+        return replace(self, tasks=self.tasks.take(chosen), outcomes=self.outcomes.take(chosen, agents), kinds=kinds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

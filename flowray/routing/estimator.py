@@ -24,7 +24,8 @@ from flowray.routing.cards import described
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Labelled, TaskBatch
 from flowray.routing.features import N_TRAITS, Features, featurise
-from flowray.routing.memory import recent
+from flowray.routing.leads import foretold, leader_of, margin_of, tempered
+from flowray.routing.memory import Views, recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
 from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
@@ -33,7 +34,7 @@ from flowray.routing.training import Trained, shares_of
 Precision = Literal["auto", "float32", "int8"]
 
 _USUAL_GRAMS = 200  # n-grams of a task that both precisions are timed with
-_TRUST_TASKS = 1_000  # past tasks that trust is measured on
+_TRUST_TASKS = 2_000  # past tasks that trust is measured on
 _FULL_CONFIDENCE = 30.0  # attempts after which an agent's record counts two thirds
 
 
@@ -44,6 +45,8 @@ class Acquaintance:
     records: Records
     strengths: Tensor  # [agents, strengths]
     trust: float  # 0..1 how far the network's residual held on these agents' past
+    leader: int  # the agent with the best past
+    margin: float  # of success, by which another's estimate must exceed the leader's to be believed
 
 
 class RouterEstimator:
@@ -72,7 +75,7 @@ class RouterEstimator:
         known = self.acquaintance(agents, histories)
         features = featurise(tasks)
         memory = known.records.memory
-        recalled = memory.recall(features.traits)
+        recalled = memory.recall(views_of(features))
         with torch.inference_mode():
             encoded = self._reader(len(tasks)).encode(*tensors(features), torch.from_numpy(recalled.familiarity))
             shares = {name: torch.softmax(logits, dim=1).numpy() for name, logits in encoded.logits.items()}
@@ -80,6 +83,8 @@ class RouterEstimator:
             success, quality = self.network.judge(encoded, records, known.strengths, known.trust)
         success_p = _probability(success.numpy())
         quality_p = _probability(quality.numpy())
+        if len(agents):
+            success_p = tempered(success_p, known.leader, known.margin)
         if tasks.attempts is not None and np.isfinite(tasks.attempts).any():
             if tasks.attempts.shape != success_p.shape:
                 raise ValueError(f"attempts are of shape {tasks.attempts.shape}, not {success_p.shape}: tasks x agents")
@@ -129,13 +134,18 @@ class RouterEstimator:
     def _acquaint(self, agents: AgentBatch, past: Histories) -> Acquaintance:
         features = featurise(past.tasks)
         shares = shares_of(self.network, features)
-        records = Records.of(shares, features.traits, past.outcomes, agents)
+        records = Records.of(shares, views_of(features), past.outcomes, agents, past.kinds)
         strengths = torch.zeros(0, self.network.config.strengths)
         if len(agents):
             with torch.inference_mode():
                 strengths = self.network.strengths(torch.from_numpy(records.profiles))
         trust = self._trust(features, shares, past, records, strengths)
-        return Acquaintance(records=records, strengths=strengths, trust=trust)
+        leader = leader_of(records.memory.success.prior) if len(agents) else 0
+        margin = 0.0
+        if len(agents) > 1:
+            expected = foretold(views_of(features), past.outcomes, past.kinds)
+            margin = margin_of(expected, past.outcomes.success, leader)
+        return Acquaintance(records=records, strengths=strengths, trust=trust, leader=leader, margin=margin)
 
     def _trust(
         self, features: Features, shares: Mapping[str, Floats], past: Histories, records: Records, strengths: Tensor
@@ -151,7 +161,7 @@ class RouterEstimator:
             return 1.0
         leave_one_out = records.of_past(shares, past.outcomes)[rows]
         chosen = features.take(rows)
-        familiarity = records.memory.recall(chosen.traits).familiarity
+        familiarity = records.memory.recall(views_of(chosen)).familiarity
         with torch.inference_mode():
             encoded = self.network.encode(*tensors(chosen), torch.from_numpy(familiarity))
             base = self.network.judge(encoded, torch.from_numpy(leave_one_out), strengths, 0.0)[0].numpy()
@@ -162,6 +172,11 @@ class RouterEstimator:
             for factor in scale
         ]
         return float(scale[int(np.argmin(surprise))])
+
+
+def views_of(features: Features) -> Views:
+    """What the likeness of tasks is judged by."""
+    return Views(traits=features.traits, sense=np.zeros((len(features), 0), np.float32))
 
 
 def tensors(features: Features) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,44 +1,57 @@
 """What agents' pasts say about a new task: regression over like tasks, fitted in closed form when a history is read.
 
-No weight is trained, so it works for agents and kinds of tasks never seen before. The residuals of the past,
-r[t, a] = success[t, a] - prior[a], are a Gaussian process over the tasks' traits (Rasmussen & Williams 2006, ch. 2
-and 5) with a squared exponential kernel, on at most `LANDMARKS` tasks (Nystrom). Agents fail together: their residuals
-are turned into the eigenvectors of their covariance, the noise of each is chosen by leave-one-out error, and directions
-that predict nothing are dropped. That is what keeps the best of seventy agents from being the luckiest one. Seconds and
-dollars are fitted alike, as logarithms.
+No weight is trained, so it works for agents and kinds of tasks never seen before. Three questions are answered one
+after the other, each by a Gaussian process over past tasks (`flowray.routing.kernels`):
 
-Leave-one-out predictions of the past come from the same decomposition,
+1. What kind of task is it? Where past tasks were said to be of some kind (`Histories.kinds`), from traits and sense.
+2. How does each agent fare? The residuals of the past, r[t, a] = success[t, a] - prior[a], over traits and the kind as
+   guessed in 1, and over the sense of the text where that helps. Seconds and dollars alike, as logarithms.
+3. What if somebody already tried this very task? Agents fail together: the covariance of what 2 leaves unexplained
+   says what one attempt means for the others (`conditioned`).
 
-    r_loo[t] = r[t] - (r[t] - fit[t]) / (1 - H[t, t]),
-
-and are what a network may be trained on. When somebody already tried this very task, the residuals' covariance says
-what that means for the others (`conditioned`).
+Of the past itself everything is predicted without the task in question (leave-one-out), the kinds too. That is what a
+network may be trained on, and what trust is measured by.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from flowray.routing.estimates import Floats, Histories, Outcomes
+from flowray.routing.kernels import Basis, Doubles, Numbers, Space
 
-LANDMARKS = 1_024  # past tasks that the kernel is spanned by
+LANDMARKS = 1_024  # past tasks that the kernel of traits is spanned by, half as many that of sense
 MAX_PAST = 20_000  # past tasks that are read: the newest
+MAX_KINDS = 64  # the most frequent ones
+LEAST_OF_KIND = 3  # past tasks
 PROBABLE = (0.02, 0.98)  # bounds of a probability that rests on like tasks alone
-_WIDTHS = (
-    0.5,
-    1.0,
-    2.0,
-)  # of the kernel, tried in turn: squared distance per trait at which likeness falls to exp(-1/2)
-_NOISES = np.array([0.3, 1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 150, 300, 1000], np.float64)
-_TRAIT_BOUND = 4.0  # standard deviations beyond which a trait counts no further
-_BINS = 8  # of a trait's values, to see what it explains
+_WIDTHS = (0.25, 0.5, 1.0, 2.0)  # of the kernels of traits, tried in turn
+_TRIAL_LANDMARKS = 256  # that a width is tried with
+_SENSE_WIDTH = 0.3  # of vectors of length 1
+_SENSE_SCALE = 0.6  # standard deviation of what sense adds, in units of what traits do
+_WORTHWHILE = 0.998  # of the error without sense that must be left with it: it costs time
+_SHARPNESS = 2.0  # power that guessed kinds are raised to: regression on labels is timid
 _PRIOR_STRENGTH = 4.0  # attempts; an agent with fewer is taken for like the others
-_ROTATED_AGENTS = 256  # beyond that many, agents are fitted one by one
 
-Doubles = npt.NDArray[np.float64]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """What the likeness of tasks is judged by."""
+
+    traits: Floats  # [tasks, traits]
+    sense: Floats  # [tasks, width] unit vectors of what the text is about, 0 where that is unknown; the width may be 0
+
+    def __len__(self) -> int:
+        return len(self.traits)
+
+    def take(self, rows: npt.NDArray[np.intp] | slice) -> Views:
+        """Some of the tasks."""
+        return Views(traits=self.traits[rows], sense=self.sense[rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +62,7 @@ class Recalled:
     log_latency: Floats  # [tasks, agents] of seconds, NaN where no agent's are known
     log_cost: Floats  # [tasks, agents] of dollars, NaN where none of this agent's are known
     familiarity: Floats  # [tasks] 0..1, how like the most alike past task is; 0 without a past
+    kinds: Floats  # [tasks, kinds] probabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +75,47 @@ class _Fit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Kinds:
+    """A guess of what kind a task is."""
+
+    labels: tuple[str, ...]
+    space: Space
+    share: Floats  # [kinds] of the past
+    weights: Floats  # [landmarks of traits and sense, kinds]
+
+    def guess(self, traits: Floats, sense_likeness: Floats) -> Floats:
+        """[tasks, kinds] probabilities."""
+        likeness = np.hstack([self.space.likeness(traits), sense_likeness])
+        return _sharpened(self.share + likeness @ self.weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sensed:
+    """The past in the space of texts."""
+
+    space: Space | None
+    whitening: Floats  # [landmarks, landmarks]
+    features: Floats  # [past, landmarks]
+
+    @classmethod
+    def of(cls, sense: Floats, landmarks: Numbers) -> _Sensed:
+        if not sense.any():
+            return cls(
+                space=None, whitening=np.zeros((0, 0), np.float32), features=np.zeros((len(sense), 0), np.float32)
+            )
+        space = Space.plain(sense, landmarks, _SENSE_WIDTH)
+        whitening = np.float32(_SENSE_SCALE) * space.whitening()
+        return cls(space=space, whitening=whitening, features=space.likeness(sense) @ whitening)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """The past of some agents, ready to be asked."""
 
-    centre: Floats  # [traits]
-    scale: Floats  # [traits]
-    bound: Floats  # [traits] where a scaled trait counts no further
-    landmarks: Floats  # [landmarks, traits] standardised
-    width: float
+    kinds: _Kinds | None  # None where no past task was said to be of a kind, or all were of one
+    sense: Space | None  # None where texts are not read
+    space: Space  # of traits and kinds
+    uses_sense: bool  # besides, for agents
     success: _Fit
     log_latency: _Fit
     log_cost: _Fit
@@ -76,34 +123,37 @@ class Memory:
     covariance: Doubles  # [agents, agents] of the residuals that remain
 
     @classmethod
-    def of(cls, traits: Floats, outcomes: Outcomes, seed: int = 0) -> Memory:
-        """Fit to past tasks, oldest first. None at all is fine: then everything is the prior."""
-        traits = traits[-MAX_PAST:]
-        rows = np.arange(len(outcomes.success))[-MAX_PAST:]
-        success = outcomes.success[rows]
+    def of(
+        cls,
+        views: Views,
+        outcomes: Outcomes,
+        kinds: Sequence[str] = (),
+        *,
+        n_landmarks: int = LANDMARKS,
+        seed: int = 0,
+    ) -> Memory:
+        """Fit to past tasks, oldest first. None at all is fine: then everything is the prior.
+
+        `kinds` [tasks] says what kind of task each was, "" where nobody did. Fewer landmarks are quicker and coarser.
+        """
+        views, kinds = views.take(slice(-MAX_PAST, None)), kinds[-MAX_PAST:]
+        outcomes = outcomes.take(slice(-MAX_PAST, None))
+        success = outcomes.success
         with np.errstate(divide="ignore", invalid="ignore"):
-            latency = np.log(np.where(outcomes.latency_s[rows] > 0, outcomes.latency_s[rows], np.nan))
-            cost = np.log(np.where(outcomes.cost_usd[rows] > 0, outcomes.cost_usd[rows], np.nan))
-        n_past, n_traits = traits.shape
-        centre = traits.mean(axis=0) if n_past else np.zeros(n_traits, np.float32)
-        deviation = traits.std(axis=0) if n_past else np.ones(n_traits, np.float32)
+            latency = np.log(np.where(outcomes.latency_s > 0, outcomes.latency_s, np.nan))
+            cost = np.log(np.where(outcomes.cost_usd > 0, outcomes.cost_usd, np.nan))
+        order = np.random.default_rng(seed).permutation(len(views))
+        landmarks = np.sort(order[:n_landmarks])
+        sensed = _Sensed.of(views.sense, np.sort(order[: n_landmarks // 2]))
+        guess, guessed = _kinds_of(views.traits, kinds, landmarks, sensed)
         target, prior, known = _residuals(success, 0.5)
-        weight = np.where(deviation > 1e-4, _relevance(traits, target), 0.0)  # a constant trait says nothing
-        weight = weight / max(float(np.sqrt((weight**2).sum())), 1e-9)
-        scale = (weight / np.maximum(deviation, 1e-4)).astype(np.float32)
-        bound = (_TRAIT_BOUND * weight).astype(np.float32)
-        standard = _standardised(traits, centre, scale, bound)
-        chosen = np.sort(np.random.default_rng(seed).permutation(n_past)[:LANDMARKS])
-        landmarks = standard[chosen]
-        best: tuple[float, float, Floats, _Basis] | None = None
-        for width in _WIDTHS:
-            whitening = _whitening(landmarks, width)
-            basis = _Basis.of(_kernel(standard, landmarks, width) @ whitening)
-            error = basis.error(target)
-            if best is None or error < best[0]:
-                best = error, width, whitening, basis
-        assert best is not None
-        _, width, whitening, basis = best
+        space, whitening, features = _best_space(np.hstack([views.traits, np.sqrt(guessed)]), target, landmarks)
+        basis, uses_sense = Basis.of(features), False
+        if sensed.space is not None:
+            with_sense = Basis.of(np.hstack([features, sensed.features]))
+            uses_sense = with_sense.error(target) < _WORTHWHILE * basis.error(target)
+            if uses_sense:
+                basis, whitening = with_sense, _block(whitening, sensed.whitening)
         fits = [
             _fit(basis, whitening, residuals, prior, known)
             for residuals, prior, known in (
@@ -115,11 +165,10 @@ class Memory:
         remaining = np.where(known, success - np.clip(fits[0].loo, *PROBABLE), 0.0).astype(np.float64)
         together = known.astype(np.float64).T @ known
         return cls(
-            centre=centre,
-            scale=scale,
-            bound=bound,
-            landmarks=landmarks,
-            width=width,
+            kinds=guess,
+            sense=sensed.space,
+            space=space,
+            uses_sense=uses_sense,
             success=fits[0],
             log_latency=fits[1],
             log_cost=fits[2],
@@ -131,14 +180,21 @@ class Memory:
     def n_agents(self) -> int:
         return len(self.count)
 
-    def recall(self, traits: Floats) -> Recalled:
-        """What to expect at tasks with these `traits` [tasks, traits]."""
-        likeness = _kernel(_standardised(traits, self.centre, self.scale, self.bound), self.landmarks, self.width)
+    def recall(self, views: Views) -> Recalled:
+        """What to expect at some tasks."""
+        none = np.zeros((len(views), 0), np.float32)
+        alike = self.sense.likeness(views.sense) if self.sense is not None else none
+        kinds = self.kinds.guess(views.traits, alike) if self.kinds is not None else none
+        likeness = self.space.likeness(np.hstack([views.traits, np.sqrt(kinds)]))
+        familiarity = likeness.max(axis=1, initial=0.0)
+        if self.uses_sense:
+            likeness = np.hstack([likeness, alike])
         return Recalled(
             success=np.clip(self.success.prior + likeness @ self.success.weights, *PROBABLE),
             log_latency=self.log_latency.prior + likeness @ self.log_latency.weights,
             log_cost=self.log_cost.prior + likeness @ self.log_cost.weights,
-            familiarity=likeness.max(axis=1, initial=0.0),
+            familiarity=familiarity,
+            kinds=kinds,
         )
 
     def recalled_past(self) -> Floats:
@@ -167,69 +223,49 @@ def recent(histories: Histories) -> Histories:
     return histories if len(histories.tasks) <= MAX_PAST else histories.take(slice(-MAX_PAST, None))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Basis:
-    """The eigenvectors of the features' second moment: every noise is tried at the cost of a product."""
-
-    values: Doubles  # [landmarks]
-    vectors: Doubles  # [landmarks, landmarks]
-    rotated: Doubles  # [past, landmarks] features @ vectors
-    leverage: Doubles  # [noises, past] diagonal of the hat matrix
-
-    @classmethod
-    def of(cls, features: Floats) -> _Basis:
-        wide = features.astype(np.float64)
-        values, vectors = np.linalg.eigh(wide.T @ wide)
-        values = np.maximum(values, 0.0)
-        rotated = wide @ vectors
-        leverage = (1.0 / (values + _NOISES[:, None])) @ (rotated**2).T
-        return cls(values=values, vectors=vectors, rotated=rotated, leverage=np.minimum(leverage, 0.999))
-
-    def best_noise(self, targets: Doubles) -> tuple[npt.NDArray[np.intp], Doubles, Doubles]:
-        """Of each column the number of the best noise, its leave-one-out squared error, and that of predicting 0."""
-        errors = np.empty((len(_NOISES), targets.shape[1]))
-        moments = self.rotated.T @ targets
-        for number, noise in enumerate(_NOISES):
-            fitted = self.rotated @ (moments / (self.values + noise)[:, None])
-            errors[number] = (((targets - fitted) / (1 - self.leverage[number])[:, None]) ** 2).sum(axis=0)
-        best = errors.argmin(axis=0)
-        return best, errors[best, np.arange(len(best))], (targets**2).sum(axis=0)
-
-    def error(self, targets: Doubles) -> float:
-        _, errors, nothing = self.best_noise(_rotation(targets)[0])
-        return float(np.minimum(errors, nothing).sum())
-
-    def solve(self, targets: Doubles, noises: npt.NDArray[np.intp]) -> tuple[Doubles, Doubles]:
-        """Weights [landmarks, columns] and leave-one-out predictions [past, columns]."""
-        inner = (self.rotated.T @ targets) / (self.values[:, None] + _NOISES[noises])
-        fitted = self.rotated @ inner
-        loo = targets - (targets - fitted) / (1 - self.leverage[noises].T)
-        return self.vectors @ inner, loo
+def _kinds_of(
+    traits: Floats, kinds: Sequence[str], landmarks: Numbers, sensed: _Sensed
+) -> tuple[_Kinds | None, Floats]:
+    """The guess of kinds, and what it says of the past, each task without itself [past, kinds]."""
+    often = [kind for kind, count in Counter(filter(None, kinds)).most_common(MAX_KINDS) if count >= LEAST_OF_KIND]
+    if len(often) < 2:
+        return None, np.zeros((len(traits), 0), np.float32)
+    place = {kind: at for at, kind in enumerate(sorted(often))}
+    said = np.array([place.get(kind, -1) for kind in kinds])
+    labelled = np.flatnonzero(said >= 0)
+    share = np.bincount(said[labelled], minlength=len(place)) / len(labelled)
+    target = np.zeros((len(traits), len(place)))
+    target[labelled] = np.eye(len(place))[said[labelled]] - share
+    space, whitening, features = _best_space(traits, target, landmarks)
+    weights, loo = Basis.of(np.hstack([features, sensed.features])).fit(target)
+    weights = _block(whitening, sensed.whitening) @ weights
+    kept = _Kinds(labels=tuple(place), space=space, share=share.astype(np.float32), weights=weights.astype(np.float32))
+    return kept, _sharpened(share + loo)
 
 
-def _fit(basis: _Basis, whitening: Floats, residuals: Doubles, prior: Floats, known: npt.NDArray[np.bool_]) -> _Fit:
+def _best_space(values: Floats, target: Doubles, landmarks: Numbers) -> tuple[Space, Floats, Floats]:
+    """The space of the width that predicts the target best, its whitening, and its features of the past."""
+    space = Space.of(values, target, landmarks)
+    few = replace(space, landmarks=space.landmarks[:: max(len(landmarks) // _TRIAL_LANDMARKS, 1)])
+    errors = []
+    for width in _WIDTHS:
+        trial = replace(few, width=width)
+        errors.append(Basis.of(trial.likeness(values) @ trial.whitening()).error(target))
+    space = replace(space, width=_WIDTHS[int(np.argmin(errors))])
+    whitening = space.whitening()
+    return space, whitening, space.likeness(values) @ whitening
+
+
+def _fit(basis: Basis, whitening: Floats, residuals: Doubles, prior: Floats, known: npt.NDArray[np.bool_]) -> _Fit:
     """Fit residuals; where an agent has no outcome, what the fit itself expects stands in (two rounds of EM)."""
     n_agents = residuals.shape[1]
     weights = np.zeros((len(basis.values), n_agents))
     loo = np.zeros_like(residuals)
     if known.any():
-        complete = bool(known.all())
-        for _ in range(1 if complete else 3):
-            rotated, turn = _rotation(residuals)
-            noises, errors, nothing = basis.best_noise(rotated)
-            inner, inner_loo = basis.solve(rotated, noises)
-            useful = errors < nothing  # directions in which the past predicts nothing are dropped
-            weights, loo = (inner * useful) @ turn.T, (inner_loo * useful) @ turn.T
+        for _ in range(1 if known.all() else 3):
+            weights, loo = basis.fit(residuals)
             residuals = np.where(known, residuals, loo)
     return _Fit(prior=prior, weights=(whitening @ weights).astype(np.float32), loo=(prior + loo).astype(np.float32))
-
-
-def _rotation(residuals: Doubles) -> tuple[Doubles, Doubles]:
-    """Residuals in the agents' principal directions, and these directions as columns."""
-    if residuals.shape[1] > _ROTATED_AGENTS:
-        return residuals, np.eye(residuals.shape[1])
-    _, turn = np.linalg.eigh(residuals.T @ residuals)
-    return residuals @ turn, turn
 
 
 def _residuals(values: Floats, unknown: float, *, apart: bool = False) -> tuple[Doubles, Floats, npt.NDArray[np.bool_]]:
@@ -249,42 +285,16 @@ def _residuals(values: Floats, unknown: float, *, apart: bool = False) -> tuple[
     return residuals.astype(np.float64), prior.astype(np.float32), known
 
 
-def _relevance(traits: Floats, residuals: Doubles) -> Doubles:
-    """[traits] how much each trait counts in likeness: the fourth root of the variance that it explains alone.
-
-    The root is low because what a trait explains together with others is not seen here; its floor keeps all in.
-    """
-    total = max(float((residuals**2).sum()), 1e-12)
-    explained = np.zeros(traits.shape[1])
-    for number, trait in enumerate(traits.T if len(traits) else ()):
-        cuts = np.unique(np.quantile(trait, np.arange(1, _BINS) / _BINS))
-        bins = np.searchsorted(cuts, trait, side="right")
-        member = np.zeros((len(cuts) + 1, len(trait)))
-        member[bins, np.arange(len(trait))] = 1.0
-        count = np.maximum(member.sum(axis=1), 1.0)
-        by_chance = len(cuts) / len(trait)
-        explained[number] = max(float(((member @ residuals) ** 2 / count[:, None]).sum()) / total - by_chance, 0.0)
-    return (explained + 1e-4) ** 0.25
+def _sharpened(guess: npt.NDArray[np.floating]) -> Floats:
+    """Guesses of regression as probabilities [tasks, kinds]."""
+    powered = np.maximum(guess, 1e-3) ** _SHARPNESS
+    shares: Floats = (powered / powered.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
 
 
-def _standardised(traits: Floats, centre: Floats, scale: Floats, bound: Floats) -> Floats:
-    """Traits such that the squared distance of two tasks is a weighted mean over traits."""
-    standard: Floats = np.clip((traits - centre) * scale, -bound, bound).astype(np.float32)
-    return standard
-
-
-def _kernel(tasks: Floats, landmarks: Floats, width: float) -> Floats:
-    """[tasks, landmarks] likeness, 0..1."""
-    squares = (tasks**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1) - 2.0 * tasks @ landmarks.T
-    likeness: Floats = np.exp(np.maximum(squares, 0.0) * (-0.5 / width)).astype(np.float32)
-    return likeness
-
-
-def _whitening(landmarks: Floats, width: float) -> Floats:
-    """[landmarks, landmarks] W with W W' = the landmarks' inverse kernel: features of unit prior variance."""
-    if not len(landmarks):
-        return np.zeros((0, 0), np.float32)
-    kernel = _kernel(landmarks, landmarks, width).astype(np.float64)
-    values, vectors = np.linalg.eigh(kernel)
-    whitening: Floats = (vectors / np.sqrt(np.maximum(values, 1e-4))).astype(np.float32)
-    return whitening
+def _block(one: Floats, other: Floats) -> Floats:
+    """Both matrices as blocks of one."""
+    whole = np.zeros((one.shape[0] + other.shape[0], one.shape[1] + other.shape[1]), np.float32)
+    whole[: one.shape[0], : one.shape[1]] = one
+    whole[one.shape[0] :, one.shape[1] :] = other
+    return whole

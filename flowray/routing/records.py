@@ -9,7 +9,7 @@ import numpy as np
 
 from flowray.routing.estimates import AgentBatch, Floats, Outcomes
 from flowray.routing.history import HistoryTable
-from flowray.routing.memory import Memory
+from flowray.routing.memory import Memory, Views
 
 TABLE_STRENGTH = 8.0  # attempts by which a rate in a capability is pulled to the agent's overall rate
 _AT_ONCE = 256  # past tasks whose tables are taken apart together
@@ -26,10 +26,16 @@ class Records:
 
     @classmethod
     def of(
-        cls, shares: Mapping[str, Floats], traits: Floats, outcomes: Outcomes, agents: AgentBatch, decay: float = 1.0
+        cls,
+        shares: Mapping[str, Floats],
+        views: Views,
+        outcomes: Outcomes,
+        agents: AgentBatch,
+        kinds: Sequence[str] = (),
+        decay: float = 1.0,
     ) -> Records:
         """`shares` are the label probabilities [past tasks, labels] of each head that has a table."""
-        memory = Memory.of(traits, outcomes)
+        memory = Memory.of(views, outcomes, kinds)
         tables = {name: HistoryTable.of(share, outcomes, decay=decay) for name, share in shares.items()}
         prior = logit(memory.success.prior)
         rates = {name: table.success_rates(TABLE_STRENGTH).T.astype(np.float32) for name, table in tables.items()}

@@ -28,6 +28,7 @@ from flowray.routing.calibration import temperature
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import Floats
 from flowray.routing.features import Features, featurise
+from flowray.routing.memory import Views
 from flowray.routing.network import NetworkConfig, RoutingNetwork
 from flowray.routing.records import Records
 
@@ -100,6 +101,11 @@ class _Prepared:
     profiles: Tensor = field(default_factory=lambda: torch.zeros(0))  # [agents, profile width]
     familiarity: Tensor = field(default_factory=lambda: torch.zeros(0))  # [tasks]
     shares: dict[str, Tensor] | None = None  # head -> [tasks, labels], out of fold; None: the network's own
+
+    @property
+    def views(self) -> Views:
+        """What the memory judges likeness by."""
+        return Views(traits=self.features.traits, sense=np.zeros((len(self.features), 0), np.float32))
 
     def inputs(self, rows: npt.NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor]:
         chosen = self.features.take(rows)
@@ -423,12 +429,13 @@ def _recall(
         shares_asked = {name: share.numpy() for name, share in past.shares.items()}
     else:
         shares_asked = shares
-    records = Records.of(shares, past.features.traits, outcomes, of_set.agents.take(seen))
+    kinds = of_set.histories().kinds
+    records = Records.of(shares, past.views, outcomes, of_set.agents.take(seen), kinds)
     if config.leave_one_out:
         past.records = torch.from_numpy(records.of_past(shares, outcomes, shares_asked))
-        past.familiarity = torch.from_numpy(records.memory.recall(past.features.traits).familiarity)
+        past.familiarity = torch.from_numpy(records.memory.recall(past.views).familiarity)
     for part in (new,) if config.leave_one_out else (past, new):
-        recalled = records.memory.recall(part.features.traits)
+        recalled = records.memory.recall(part.views)
         part.records = torch.from_numpy(records.of_tasks(shares_of(router, part.features), recalled.success))
         part.familiarity = torch.from_numpy(recalled.familiarity)
     past.profiles = new.profiles = torch.from_numpy(records.profiles)
