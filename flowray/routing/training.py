@@ -210,11 +210,11 @@ def _train_labels(
     learn = [part for part in learn if part.targets]
     if not learn:
         return
-    parameters = [*router.label_bag.parameters(), *router.heads.parameters()]
+    parameters = [p for part in router.label_parts() for p in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.label_rate, weight_decay=1e-4)
 
     def loss_of(part: _Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
-        logits = router.labels(*part.inputs(rows)[:2])
+        logits = router.labels(*part.inputs(rows))
         losses = [
             functional.cross_entropy(
                 logits[head], target[rows], ignore_index=-1, label_smoothing=config.label_smoothing
@@ -228,7 +228,7 @@ def _train_labels(
         right: dict[str, float] = {}
         for part in check:
             if len(part.features):
-                logits = router.labels(*part.inputs(np.arange(len(part.features)))[:2])
+                logits = router.read_labels(part.features)
                 for head, target in part.targets.items():
                     known = target >= 0
                     right[head] = float((logits[head].argmax(dim=1) == target)[known].float().mean())
@@ -269,7 +269,7 @@ def _train_outcomes(
     generator: np.random.Generator,
     note: Callable[[Progress], None],
 ) -> None:
-    frozen = {id(p) for part in (router.label_bag, router.heads) for p in part.parameters()}
+    frozen = {id(p) for part in router.label_parts() for p in part.parameters()}
     bag = list(router.meaning_bag.parameters())
     others = [p for p in router.parameters() if id(p) not in frozen and all(p is not b for b in bag)]
     optimiser = torch.optim.AdamW(
@@ -441,7 +441,7 @@ def shares_of(router: RoutingNetwork, features: Features, at_once: int = 512) ->
     with torch.inference_mode():
         for at in range(0, max(len(features), 1), at_once):
             chosen = features.take(np.arange(at, min(at + at_once, len(features))))
-            logits = router.labels(torch.from_numpy(chosen.grams), torch.from_numpy(chosen.offsets))
+            logits = router.read_labels(chosen)
             for name, found in parts.items():
                 found.append(torch.softmax(logits[name], dim=1).numpy())
     return {name: np.concatenate(found) for name, found in parts.items()}
