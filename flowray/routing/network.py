@@ -133,8 +133,8 @@ class RoutingNetwork(nn.Module):
         self.config = config
         self.vocabulary: Tensor
         self.register_buffer("vocabulary", torch.full((config.rows - 1,), -1, dtype=torch.int32))
-        self._row_of: Tensor
-        self.register_buffer("_row_of", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)
+        self.row_of: Tensor  # [BUCKETS] int32, 0 for n-grams that are not known
+        self.register_buffer("row_of", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)
         self.label_bag = nn.EmbeddingBag(config.rows, config.label_width, mode="sum")
         self.label_traits = nn.Linear(N_TRAITS, config.label_traits) if config.label_traits else None
         self.heads = nn.ModuleDict(
@@ -184,7 +184,7 @@ class RoutingNetwork(nn.Module):
 
     def _index(self) -> None:
         known = self.vocabulary[self.vocabulary >= 0].long()
-        self._row_of.zero_()[known] = torch.arange(1, len(known) + 1, dtype=torch.int32)
+        self.row_of.zero_()[known] = torch.arange(1, len(known) + 1, dtype=torch.int32)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As every module does; the index of the vocabulary is made again."""
@@ -214,7 +214,7 @@ class RoutingNetwork(nn.Module):
         """What the bags make of the tasks, word by word."""
         config = self.config
         bags = (self.label_bag.weight, self.meaning_bag.weight, self.sense_bag.weight)
-        sums = self.folds.of(bags, self.vocabulary, self._row_of).pooled(features)  # [tasks, all widths + 1]
+        sums = self.folds.of(bags, self.vocabulary, self.row_of).pooled(features)  # [tasks, all widths + 1]
         widths = [config.label_width, config.readers * config.meaning_width, config.sense_width, 1]
         labels, meaning, sense, count = torch.split(sums, widths, dim=1)
         scale = count.clamp(min=1).rsqrt()
@@ -319,7 +319,7 @@ class RoutingNetwork(nn.Module):
         return logits, logits + trust * better
 
     def _known(self, grams: Tensor, offsets: Tensor) -> Known:
-        rows = self._row_of[grams]
+        rows = self.row_of[grams]
         known = rows > 0
         sizes = self._counted(known, offsets)
         scale = sizes.diff().clamp(min=1).rsqrt()

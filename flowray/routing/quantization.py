@@ -5,8 +5,8 @@ in a block being what training makes of frequent and rare n-grams; vectors stay 
 
 In memory (`quantized`): torch's own dynamic int8 layers for what is multiplied. They are about to leave torch (pytorch
 issue 184982), so a probe asks whether they still work, and where they do not the network stays in float32: a smaller
-file, the same speed. Bags stay in float32 and are shared by both precisions: what is read of them are sums that are kept
-per word (`flowray.routing.folding`), and a sum of bytes is no byte.
+file, the same speed. Bags stay in float32 and are shared by both precisions: what is read of them are sums that are
+kept per word (`flowray.routing.folding`), and a sum of bytes is no byte.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def quantized(network: RoutingNetwork) -> RoutingNetwork | None:
     try:
         with _quietly():
             bags = (network.label_bag, network.meaning_bag, network.sense_bag)
-            shared = [*(bag.weight for bag in bags), network.vocabulary, network._row_of, network.folds]
+            shared = [*(bag.weight for bag in bags), network.vocabulary, network.row_of, network.folds]
             small = copy.deepcopy(network, {id(part): part for part in shared}).eval()
             quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
             quantize_dynamic(small, {nn.Linear}, dtype=torch.qint8, inplace=True)
