@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -204,7 +205,7 @@ def _choice_traits(options_of: list[list[str]], n_options: Floats) -> Floats:
                 any("of the above" in option.lower() or "of these" in option.lower() for option in options),
                 0,
             )
-    traits[:, 5] = np.log1p(np.nan_to_num(np.maximum(n_options, 0), nan=0, posinf=0))
+    traits[:, 5] = np.log1p(_counted(n_options))
     return traits
 
 
@@ -220,13 +221,15 @@ def _tool_traits(
     `values` [tasks, 3] counts what may be an argument in the text: numbers, names, quotations.
     """
     traits = np.zeros((len(tasks), N_TOOL_TRAITS), np.float32)
-    n_tools = np.nan_to_num(np.maximum(tasks.n_tools, 0), nan=0, posinf=0)
-    n_params = np.nan_to_num(np.maximum(tasks.n_params, 0), nan=0, posinf=0)
-    for row in np.flatnonzero([bool(of_task) for of_task in tools]):
-        asked = _stems(lexicon, read[row])
+    rows = [row for row, of_task in enumerate(tools) if of_task]
+    if not rows:
+        return traits
+    n_tools, n_params = _counted(tasks.n_tools), _counted(tasks.n_params)
+    for row in rows:
+        asked = lexicon.stems_of(read[row])
         meets, named, dotted, longest = [0.0, 0.0], [0.0, 0.0], 0, 0
         for name, description in tools[row]:
-            of_name, of_tool = _stems(lexicon, name), _stems(lexicon, description)
+            of_name, of_tool = lexicon.stems_of(name), lexicon.stems_of(description)
             meets.append(len(of_tool & asked) / ((len(of_tool) + 1) * (len(asked) + 1)) ** 0.5)
             named.append(len(of_name & asked) / (len(of_name) + 0.5))
             dotted += len(name) > len(of_name) + 1  # signs or stop words within the name: a module, a method
@@ -260,8 +263,10 @@ def _tools(lexicon: Lexicon, text: str) -> list[tuple[list[int], list[int]]]:
     return read
 
 
-def _stems(lexicon: Lexicon, words: list[int]) -> set[int]:
-    return set(lexicon.stems[words].tolist()) - {0} if words else set()
+def _counted(numbers: Floats) -> Floats:
+    """Numbers that count something: 0 where they are unknown or odd."""
+    counted: Floats = np.where(np.isfinite(numbers) & (numbers > 0), numbers, np.float32(0))
+    return counted
 
 
 def _options(text: str, stated: str) -> list[str]:
@@ -291,7 +296,7 @@ def _clipped(text: str) -> str:
 def _flat(of_fields: list[list[int]], n_tasks: int) -> tuple[Ids, Ids]:
     """The words of some fields one after the other, and whose task each is."""
     sizes = np.array([len(words) for words in of_fields], np.int64)
-    words = np.fromiter((word for words in of_fields for word in words), np.int64, int(sizes.sum()))
+    words = np.fromiter(chain.from_iterable(of_fields), np.int64, int(sizes.sum()))
     return words, np.repeat(np.arange(len(of_fields)) % max(n_tasks, 1), sizes)
 
 
