@@ -1,10 +1,12 @@
 """What a router reads of a task: one versioned pure function, shared by training and serving.
 
-Two views of the same words. `grams`: words, pairs of words and the character n-grams of each word, hashed into
-`BUCKETS` buckets, for an embedding bag (as fastText does: a bucket may hold several n-grams). `traits`: numbers that
-say what kind of task it is whatever it is about: length, numbers, mathematics, code, questions, answers to choose from,
-how many tools there are and how far their descriptions meet the request. N-grams need training on similar texts;
-traits carry over to kinds of texts never seen in training.
+Two views of the same words. N-grams: each distinct word of the text and its choices with its character n-grams, each
+distinct pair of neighbouring words, and each distinct word of the tools, hashed into `BUCKETS` buckets, for an
+embedding bag (as fastText does: a bucket may hold several n-grams). What a bag makes of a text is therefore a sum over
+its distinct words, and can be kept per word (`flowray.routing.folding`): `Features` holds words and pairs, and spells
+out n-grams only when asked. Traits: numbers that say what kind of task it is whatever it is about: length, numbers,
+mathematics, code, questions, answers to choose from, how many tools there are and how far their descriptions meet the
+request. N-grams need training on similar texts; traits carry over to kinds of texts never seen in training.
 
 Words are remembered (`flowray.routing.lexicon`), the rest is arithmetic on arrays over the whole batch. Only the first
 and last characters of a long text are read (`MAX_CHARS`); an empty one has no n-grams and zero counts.
@@ -15,21 +17,23 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from flowray.routing.estimates import Floats, TaskBatch
-from flowray.routing.lexicon import CAPITAL, N_KINDS, NUMBER, Hashes, Ids, Lexicon
+from flowray.routing.lexicon import BUCKET_BITS, BUCKETS, CAPITAL, N_KINDS, NUMBER, Hashes, Ids, Lexicon, buckets_of
 
-FEATURES_VERSION = 1  # raised by every change that gives another value for the same task
-BUCKET_BITS = 20  # two n-grams share a bucket now and then; a network keeps the rows worth it (`vocabulary`)
-BUCKETS = 1 << BUCKET_BITS
+__all__ = ["BUCKETS", "FEATURES_VERSION", "N_TRAITS", "Features", "featurise"]
+
+FEATURES_VERSION = 2  # raised by every change that gives another value for the same task
 MAX_CHARS = 6_000  # of a text: two thirds from its beginning, one third from its end
 MAX_TOKENS = 1_500  # of a text, its choices and each of its tools; bounds the time of one task
 MAX_TOOLS = 64  # tools looked at one by one
 LEXICON_WORDS = 100_000  # words remembered before all are forgotten; about 30 MB
-_AT_ONCE = 64  # tasks; their n-grams fit the processor's cache, and their numbers the 12 bits above a bucket's
+_AT_ONCE = 64  # tasks; their words fit the processor's cache, their numbers 6 bits and the words' `_PLACE_BITS`
+_PLACE_BITS = 26
 
 _OPTION = re.compile(r"^\(?[A-J][.):]\s+(.*)$", re.MULTILINE)
 _STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
@@ -50,37 +54,67 @@ _lexicon = Lexicon()
 class Features:
     """A batch of tasks in numbers."""
 
-    grams: Ids  # [n-grams of all tasks] the distinct buckets of each, ascending, 0..BUCKETS-1
-    offsets: Ids  # [tasks + 1] where each task's n-grams begin and end
+    lexicon: Lexicon  # that the words are numbered by; kept here, so that it may be forgotten elsewhere
+    words: Ids  # [distinct words of all tasks] forms, in an order that depends on the words alone
+    word_offsets: Ids  # [tasks + 1] where each task's words begin and end
+    loose: Ids  # [distinct pairs of words, and words of tools] their buckets, ascending within a task, 0..BUCKETS-1
+    loose_offsets: Ids  # [tasks + 1]
     traits: Floats  # [tasks, N_TRAITS] finite; counts are compressed to log(1 + count)
 
     def __len__(self) -> int:
         return len(self.traits)
 
+    @property
+    def grams(self) -> Ids:
+        """[n-grams of all tasks] buckets: those of each task's words, then its loose ones. Made anew at each call."""
+        sizes = self.lexicon.sizes[self.words]
+        of_words = self.lexicon.grams[_ranges(self.lexicon.starts[self.words], sizes)]
+        grams = np.empty(len(of_words) + len(self.loose), np.int64)
+        n_loose = np.diff(self.loose_offsets)
+        is_loose = np.zeros(len(grams), np.bool_)
+        is_loose[_ranges(self.offsets[1:] - n_loose, n_loose)] = True
+        grams[is_loose], grams[~is_loose] = self.loose, of_words
+        return grams
+
+    @property
+    def offsets(self) -> Ids:
+        """[tasks + 1] where each task's n-grams begin and end."""
+        return _offsets(self.lexicon.sizes[self.words])[self.word_offsets] + self.loose_offsets
+
     def take(self, rows: npt.NDArray[np.intp]) -> Features:
         """Some of the tasks, in the order of `rows`."""
-        sizes = np.diff(self.offsets)[rows]
-        grams = self.grams[_ranges(self.offsets[:-1][rows], sizes)]
-        return Features(grams=grams, offsets=_offsets(sizes), traits=self.traits[rows])
+        words, word_offsets = _taken(self.words, self.word_offsets, rows)
+        loose, loose_offsets = _taken(self.loose, self.loose_offsets, rows)
+        return Features(
+            lexicon=self.lexicon,
+            words=words,
+            word_offsets=word_offsets,
+            loose=loose,
+            loose_offsets=loose_offsets,
+            traits=self.traits[rows],
+        )
 
 
 def featurise(tasks: TaskBatch) -> Features:
     """The features of each task: the same on every machine, for any Unicode, never NaN."""
-    parts = [_featurise(tasks.take(slice(at, at + _AT_ONCE))) for at in range(0, max(len(tasks), 1), _AT_ONCE)]
-    if len(parts) == 1:
-        return parts[0]
+    global _lexicon
+    if len(_lexicon) > LEXICON_WORDS:
+        _lexicon = Lexicon()
+    lexicon = _lexicon  # one for the whole batch, whatever other threads do
+    if len(tasks) <= _AT_ONCE:
+        return _featurise(tasks, lexicon)
+    parts = [_featurise(tasks.take(slice(at, at + _AT_ONCE)), lexicon) for at in range(0, len(tasks), _AT_ONCE)]
     return Features(
-        grams=np.concatenate([part.grams for part in parts]),
-        offsets=_offsets(np.concatenate([np.diff(part.offsets) for part in parts])),
+        lexicon=lexicon,
+        words=np.concatenate([part.words for part in parts]),
+        word_offsets=_offsets(np.concatenate([np.diff(part.word_offsets) for part in parts])),
+        loose=np.concatenate([part.loose for part in parts]),
+        loose_offsets=_offsets(np.concatenate([np.diff(part.loose_offsets) for part in parts])),
         traits=np.concatenate([part.traits for part in parts]),
     )
 
 
-def _featurise(tasks: TaskBatch) -> Features:
-    global _lexicon
-    if len(_lexicon) > LEXICON_WORDS:
-        _lexicon = Lexicon()
-    lexicon = _lexicon
+def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
     n_tasks = len(tasks)
     texts = [_clipped(text) for text in tasks.texts]
     read = [lexicon.read(text, MAX_TOKENS) for text in texts]
@@ -92,32 +126,49 @@ def _featurise(tasks: TaskBatch) -> Features:
     tools = [_tools(lexicon, text) if text else [] for text in tasks.tools]
     # The text's and the choices' words are n-grams of one kind; those of tools are of another: they say what could be
     # done, not what is asked.
-    words, owners = _flat([*read, *chosen], n_tasks)
+    rows, owners = _flat([*read, *chosen], n_tasks)
     described, tool_owners = _flat([[word for tool in of_task for word in tool[1]] for of_task in tools], n_tasks)
-    hashes, sizes = lexicon.hashes[words], lexicon.sizes[words]
+    forms = lexicon.forms[rows]
+    hashes = lexicon.hashes[forms]
+    distinct = _distinct(hashes, owners)
     together = owners[1:] == owners[:-1]  # no pair of the last word of one task with the first of the next
-    grams = [
-        _buckets(lexicon.grams[_ranges(lexicon.starts[words], sizes)]),
-        _buckets(hashes[:-1] * np.uint64(0xD6E8FEB86659FD93) + hashes[1:])[together],
-        _buckets(lexicon.hashes[described] * np.uint64(0xA0761D6478BD642F)),
-    ]
-    gram_owners = np.concatenate([np.repeat(owners, sizes), owners[1:][together], tool_owners])
-    keys = (gram_owners.astype(np.uint32) << np.uint32(BUCKET_BITS)) | np.concatenate(grams)
+    loose = np.concatenate(
+        [
+            buckets_of(hashes[:-1] * np.uint64(0xD6E8FEB86659FD93) + hashes[1:])[together],
+            buckets_of(lexicon.hashes[lexicon.forms[described]] * np.uint64(0xA0761D6478BD642F)),
+        ]
+    )
+    keys = (np.concatenate([owners[1:][together], tool_owners]) << BUCKET_BITS) | loose
     keys.sort()  # by task, then bucket
-    distinct = keys[_changes(keys)]  # how often a text repeats itself says little
+    keys = keys[_changes(keys)]
     text_words = sum(map(len, read))
     return Features(
-        grams=(distinct & np.uint32(BUCKETS - 1)).astype(np.int64),
-        offsets=_offsets(np.bincount(distinct >> BUCKET_BITS, minlength=n_tasks)),
+        lexicon=lexicon,
+        words=forms[distinct],
+        word_offsets=_offsets(np.bincount(owners[distinct], minlength=n_tasks)),
+        loose=keys & (BUCKETS - 1),
+        loose_offsets=_offsets(np.bincount(keys >> BUCKET_BITS, minlength=n_tasks)),
         traits=np.concatenate(
             [
-                text_traits := _text_traits(texts, read, lexicon, words[:text_words], owners[:text_words]),
+                text_traits := _text_traits(texts, read, lexicon, rows[:text_words], owners[:text_words]),
                 _choice_traits(options, tasks.n_options),
                 _tool_traits(tasks, read, tools, lexicon, np.expm1(text_traits[:, [2 + NUMBER, 2 + CAPITAL, -1]])),
             ],
             axis=1,
         ),
     )
+
+
+def _distinct(hashes: Hashes, owners: Ids) -> Ids:
+    """Where each task's distinct words stand, by task and then by hash: how often a text repeats itself says little.
+
+    Task, the upper 32 bits of the hash and place share one number, so that one plain sort does it.
+    """
+    keys = (owners.astype(np.uint64) << np.uint64(58)) | ((hashes >> np.uint64(32)) << np.uint64(_PLACE_BITS))
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    places = (keys & np.uint64((1 << _PLACE_BITS) - 1)).astype(np.int64)
+    return places[_changes(keys >> np.uint64(_PLACE_BITS))]
 
 
 def _text_traits(texts: list[str], read: list[list[int]], lexicon: Lexicon, words: Ids, owners: Ids) -> Floats:
@@ -154,7 +205,7 @@ def _choice_traits(options_of: list[list[str]], n_options: Floats) -> Floats:
                 any("of the above" in option.lower() or "of these" in option.lower() for option in options),
                 0,
             )
-    traits[:, 5] = np.log1p(np.nan_to_num(np.maximum(n_options, 0), nan=0, posinf=0))
+    traits[:, 5] = np.log1p(_counted(n_options))
     return traits
 
 
@@ -170,13 +221,15 @@ def _tool_traits(
     `values` [tasks, 3] counts what may be an argument in the text: numbers, names, quotations.
     """
     traits = np.zeros((len(tasks), N_TOOL_TRAITS), np.float32)
-    n_tools = np.nan_to_num(np.maximum(tasks.n_tools, 0), nan=0, posinf=0)
-    n_params = np.nan_to_num(np.maximum(tasks.n_params, 0), nan=0, posinf=0)
-    for row in np.flatnonzero([bool(of_task) for of_task in tools]):
-        asked = _stems(lexicon, read[row])
+    rows = [row for row, of_task in enumerate(tools) if of_task]
+    if not rows:
+        return traits
+    n_tools, n_params = _counted(tasks.n_tools), _counted(tasks.n_params)
+    for row in rows:
+        asked = lexicon.stems_of(read[row])
         meets, named, dotted, longest = [0.0, 0.0], [0.0, 0.0], 0, 0
         for name, description in tools[row]:
-            of_name, of_tool = _stems(lexicon, name), _stems(lexicon, description)
+            of_name, of_tool = lexicon.stems_of(name), lexicon.stems_of(description)
             meets.append(len(of_tool & asked) / ((len(of_tool) + 1) * (len(asked) + 1)) ** 0.5)
             named.append(len(of_name & asked) / (len(of_name) + 0.5))
             dotted += len(name) > len(of_name) + 1  # signs or stop words within the name: a module, a method
@@ -210,8 +263,10 @@ def _tools(lexicon: Lexicon, text: str) -> list[tuple[list[int], list[int]]]:
     return read
 
 
-def _stems(lexicon: Lexicon, words: list[int]) -> set[int]:
-    return set(lexicon.stems[words].tolist()) - {0} if words else set()
+def _counted(numbers: Floats) -> Floats:
+    """Numbers that count something: 0 where they are unknown or odd."""
+    counted: Floats = np.where(np.isfinite(numbers) & (numbers > 0), numbers, np.float32(0))
+    return counted
 
 
 def _options(text: str, stated: str) -> list[str]:
@@ -241,25 +296,27 @@ def _clipped(text: str) -> str:
 def _flat(of_fields: list[list[int]], n_tasks: int) -> tuple[Ids, Ids]:
     """The words of some fields one after the other, and whose task each is."""
     sizes = np.array([len(words) for words in of_fields], np.int64)
-    words = np.fromiter((word for words in of_fields for word in words), np.int64, int(sizes.sum()))
+    words = np.fromiter(chain.from_iterable(of_fields), np.int64, int(sizes.sum()))
     return words, np.repeat(np.arange(len(of_fields)) % max(n_tasks, 1), sizes)
 
 
-def _changes(ascending: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+def _changes(ascending: npt.NDArray[np.uint64] | Ids) -> npt.NDArray[np.bool_]:
     """Where a value is not the one before it."""
     changed = np.ones(len(ascending), np.bool_)
     changed[1:] = ascending[1:] != ascending[:-1]
     return changed
 
 
-def _buckets(hashes: Hashes) -> npt.NDArray[np.uint32]:
-    """The upper bits after one more round of mixing: what was multiplied once is not yet even in them."""
-    mixed = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return (mixed >> np.uint64(64 - BUCKET_BITS)).astype(np.uint32)
+def _taken(values: Ids, offsets: Ids, rows: npt.NDArray[np.intp]) -> tuple[Ids, Ids]:
+    """The values of some of the tasks."""
+    sizes = np.diff(offsets)[rows]
+    return values[_ranges(offsets[:-1][rows], sizes)], _offsets(sizes)
 
 
 def _offsets(sizes: Ids) -> Ids:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
 
 
 def _ranges(starts: Ids, sizes: Ids) -> Ids:

@@ -1,8 +1,9 @@
 """Words that were met before, and what features need of each: hashes, n-grams, stem and kind.
 
 Taking a word apart costs some twenty microseconds, looking it up a tenth of one; so each word is taken apart once and
-then is a row of arrays. A lexicon is a cache and nothing else: what it says of a word does not depend on the words
-before it.
+then is a row of arrays. Ways to write one word ("The", "the"; any two numbers of three digits) are rows of one form;
+n-grams are of forms, so whatever is worked out from n-grams can be kept per form too (`flowray.routing.folding`). A
+lexicon is a cache and nothing else: what it says of a word does not depend on the words before it, save its number.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ Ids = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 GRAM_SIZES = (3, 4, 5)  # characters of a word's n-grams, its ends marked by < and >
+BUCKET_BITS = 20  # two n-grams share a bucket now and then; a network keeps the rows worth it (`vocabulary`)
+BUCKETS = 1 << BUCKET_BITS
 MAX_WORD = 24  # longer words are identifiers or noise: their n-grams are those of the first characters
 
 _TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_")
+_ASCII_TOKEN = re.compile(r"[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]")  # the same of plain texts, twice as fast
 _STOP = frozenset(
     [
         "a",
@@ -109,21 +113,38 @@ N_KINDS = len(_LISTED) + 6
 
 
 class Lexicon(dict[str, int]):
-    """From a word, as it is written, to its row in the arrays."""
+    """From a word, as it is written, to its row in the arrays.
+
+    Safe to use by several threads: arrays grow by being replaced, and a row is announced after it is written.
+    """
 
     def __init__(self) -> None:
-        self.hashes: Hashes = np.zeros(1024, np.uint64)  # [words] of the word in lower case
-        self.stems: Ids = np.zeros(1024, np.int64)  # [words] hash of its stem, 0 for stop words and signs
+        self.forms: Ids = np.zeros(1024, np.int64)  # [words] number of the word's form
+        self.stems: list[int] = []  # [words] hash of its stem, 0 for stop words and signs; looked up one by one
         self.kinds = np.zeros((1024, N_KINDS), np.float32)  # [words, kinds] how often each kind applies
-        self.starts: Ids = np.zeros(1024, np.int64)  # [words] where its n-grams begin in `grams`
-        self.sizes: Ids = np.zeros(1024, np.int64)  # [words] and how many they are, the word itself among them
-        self.grams: Hashes = np.zeros(16_384, np.uint64)
+        self.hashes: Hashes = np.zeros(1024, np.uint64)  # [forms]
+        self.starts: Ids = np.zeros(1024, np.int64)  # [forms] where its n-grams begin in `grams`
+        self.sizes: Ids = np.zeros(1024, np.int64)  # [forms] and how many they are, the form itself among them
+        self.grams: Ids = np.zeros(16_384, np.int64)  # buckets
+        self._number: dict[str, int] = {}  # form -> number
         self._n_grams = 0
         self._growing = threading.Lock()
 
+    @property
+    def n_forms(self) -> int:
+        """Forms met so far: their numbers are 0, 1, ..."""
+        return len(self._number)
+
     def read(self, text: str, max_tokens: int) -> list[int]:
         """The rows of a text's words, numbers and signs."""
-        return [self[token] for token in _TOKEN.findall(text)[:max_tokens]]
+        found = (_ASCII_TOKEN if text.isascii() else _TOKEN).findall(text)
+        return list(map(self.__getitem__, found[:max_tokens]))
+
+    def stems_of(self, words: list[int]) -> set[int]:
+        """The distinct stems of some words."""
+        stems = set(map(self.stems.__getitem__, words))
+        stems.discard(0)
+        return stems
 
     def __missing__(self, token: str) -> int:
         with self._growing:
@@ -135,19 +156,18 @@ class Lexicon(dict[str, int]):
             return row
 
     def _write(self, row: int, token: str) -> None:
-        if row == len(self.hashes):
-            for name in ("hashes", "stems", "kinds", "starts", "sizes"):
+        if row == len(self.forms):
+            for name in ("forms", "kinds"):
                 setattr(self, name, _doubled(getattr(self, name)))
         word = token.lower()
         shown = f"<{len(word)} digits>" if word.isdigit() and len(word) > 2 else word  # numbers have few repeats
-        grams = [shown, *_n_grams(word)] if word.isalpha() else [shown]
-        hashes = np.array([_hash(gram) for gram in grams], np.uint64)
-        while self._n_grams + len(grams) > len(self.grams):
-            self.grams = _doubled(self.grams)
-        self.grams[self._n_grams : self._n_grams + len(grams)] = hashes
-        self.hashes[row], self.starts[row], self.sizes[row] = hashes[0], self._n_grams, len(grams)
-        self._n_grams += len(grams)
-        self.stems[row] = _hash(_stem(word)) >> np.uint64(1) if word.isalnum() and word not in _STOP else 0
+        form = self._number.get(shown)
+        if form is None:
+            form = len(self._number)
+            self._write_form(form, shown, word)
+            self._number[shown] = form
+        self.forms[row] = form
+        self.stems.append(int(_hash(_stem(word))) if word.isalnum() and word not in _STOP else 0)
         kinds = self.kinds[row]
         kinds[: len(_LISTED)] = [word in listed for listed in _LISTED]
         kinds[CAPITAL] = token.istitle() and token.isalpha()
@@ -156,6 +176,24 @@ class Lexicon(dict[str, int]):
         kinds[DIGITS] = len(word) if word.isdigit() else 0
         kinds[LETTERS] = len(word) if word.isalpha() else 0
         kinds[FOREIGN] = 0 if token.isascii() else len(token)
+
+    def _write_form(self, form: int, shown: str, word: str) -> None:
+        if form == len(self.hashes):
+            for name in ("hashes", "starts", "sizes"):
+                setattr(self, name, _doubled(getattr(self, name)))
+        hashes = np.array([_hash(gram) for gram in [shown, *(_n_grams(word) if word.isalpha() else [])]], np.uint64)
+        grams = np.unique(buckets_of(hashes))  # a word repeats an n-gram now and then; that says little
+        while self._n_grams + len(grams) > len(self.grams):
+            self.grams = _doubled(self.grams)
+        self.grams[self._n_grams : self._n_grams + len(grams)] = grams
+        self.hashes[form], self.starts[form], self.sizes[form] = hashes[0], self._n_grams, len(grams)
+        self._n_grams += len(grams)
+
+
+def buckets_of(hashes: Hashes) -> Ids:
+    """The upper bits after one more round of mixing: what was multiplied once is not yet even in them."""
+    mixed = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (mixed >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
 
 
 def _n_grams(word: str) -> list[str]:

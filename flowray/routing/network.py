@@ -1,10 +1,15 @@
 """The routing network: from a task's features and the agents' records to probabilities. One class trains and serves.
 
     grams --bag--> labels ----linear----> capability heads ---+--> soft records of each agent (history table) --+
-      \\                                                       |                                                 |
-       --bag--> meaning --+--> readers --> difficulty of the task, and its demand: one vector each              |
-    traits ---------------+                                        . (dot)                                      v
-    agents' records --> profile --attention over the candidates--> strengths: one vector each --> residual + base logit
+     | \\     traits --/                                       |                                                 |
+     |  --bag--> meaning --+--> readers --> difficulty of the task, and its demand: one vector each             |
+     |   traits -----------+                                       . (dot)                                      v
+     |  agents' records -> profile -attention over the candidates-> strengths: one vector each --> residual + base logit
+     |
+      --bag--> sense: a vector of the text that no label had a part in (`flowray.routing.sense`), for finding like tasks
+
+Training reads n-grams, a random part of them (`encode`); serving reads words, each of which is the sum of its n-grams
+and is kept (`read`, `flowray.routing.folding`). Both come to the same.
 
 The base of a pair's logit is a gated mean of what the past says of it in several ways: the agent's prior, like tasks
 (`flowray.routing.memory`), and the table per capability of each head. The network adds a residual that it learned from
@@ -23,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowray.routing.features import BUCKETS, N_TRAITS
+from flowray.routing.features import BUCKETS, N_TRAITS, Features
+from flowray.routing.folding import Folds
 
 SOURCES = 2  # of a base logit besides the tables: the agent's prior, and like tasks
 
@@ -38,6 +44,8 @@ class NetworkConfig:
     # ^ heads that are not learned: name -> another head and, for each label of that, the number of the label it is in
     rows: int = 65_536  # n-grams that have a vector of their own; row 0 stands for all others
     label_width: int = 112  # of the bag that capabilities are read from
+    label_traits: int = 32  # numbers that capabilities are read from besides, made of the traits; 0: none
+    sense_width: int = 96  # of the vectors that tell how alike two texts are
     readers: int = 3  # that judge each task on their own; their mean is the answer
     meaning_width: int = 24  # of each reader's bag
     hidden: int = 96  # of each reader
@@ -79,6 +87,19 @@ class Encoded(NamedTuple):
     logits: Mapping[str, Tensor]  # head -> [tasks, labels]
     hidden: Tensor  # [readers, tasks, hidden]
     context: Tensor  # [tasks, tables + 1] certainty of each table's head, familiarity of the task
+    sense: Tensor  # [tasks, sense_width] of length 1, or 0 where no n-gram is known; empty while training
+
+    def familiar(self, familiarity: Tensor) -> Encoded:
+        """The same tasks, of which the agents' past says [tasks] how familiar they are."""
+        return self._replace(context=torch.cat([self.context[:, :-1], familiarity[:, None]], dim=1))
+
+
+class Pooled(NamedTuple):
+    """What the bags make of tasks."""
+
+    labels: Tensor  # [tasks, label_width]
+    meaning: Tensor  # [tasks, readers * meaning_width]
+    sense: Tensor  # [tasks, sense_width], as in `Encoded`
 
 
 class Known(NamedTuple):
@@ -112,12 +133,13 @@ class RoutingNetwork(nn.Module):
         self.config = config
         self.vocabulary: Tensor
         self.register_buffer("vocabulary", torch.full((config.rows - 1,), -1, dtype=torch.int32))
-        self._row_of: Tensor
-        self.register_buffer("_row_of", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)
+        self.row_of: Tensor  # [BUCKETS] int32, 0 for n-grams that are not known
+        self.register_buffer("row_of", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)
         self.label_bag = nn.EmbeddingBag(config.rows, config.label_width, mode="sum")
+        self.label_traits = nn.Linear(N_TRAITS, config.label_traits) if config.label_traits else None
         self.heads = nn.ModuleDict(
             {
-                name: nn.Linear(config.label_width, len(labels))
+                name: nn.Linear(config.label_width + config.label_traits, len(labels))
                 for name, labels in config.heads.items()
                 if name not in config.sums
             }
@@ -126,6 +148,8 @@ class RoutingNetwork(nn.Module):
         for name, (_, into) in config.sums.items():
             self.register_buffer(f"_into_{name}", torch.tensor(into), persistent=False)
         self.meaning_bag = nn.EmbeddingBag(config.rows, meaning, mode="sum")
+        self.sense_bag = nn.EmbeddingBag(config.rows, config.sense_width, mode="sum")
+        self.sense_bag.weight.requires_grad_(False)  # it is computed, not learned
         self.norm = nn.BatchNorm1d(meaning) if config.batch_norm else nn.Identity()
         self.trait_mean: Tensor
         self.trait_scale: Tensor
@@ -146,6 +170,8 @@ class RoutingNetwork(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         for bag in (self.label_bag, self.meaning_bag):
             nn.init.normal_(bag.weight, std=0.1)
+        nn.init.zeros_(self.sense_bag.weight)
+        self.folds = Folds()
         nn.init.normal_(self.gates.weight, std=0.02)
         with torch.no_grad():
             self.gates.bias[0] = 0.5  # like tasks weigh most at first
@@ -158,7 +184,7 @@ class RoutingNetwork(nn.Module):
 
     def _index(self) -> None:
         known = self.vocabulary[self.vocabulary >= 0].long()
-        self._row_of.zero_()[known] = torch.arange(1, len(known) + 1, dtype=torch.int32)
+        self.row_of.zero_()[known] = torch.arange(1, len(known) + 1, dtype=torch.int32)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As every module does; the index of the vocabulary is made again."""
@@ -166,16 +192,56 @@ class RoutingNetwork(nn.Module):
         self._index()
         return result
 
-    def labels(self, grams: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-        """Logits [tasks, labels] of every head."""
-        return self._labels(self._known(grams, offsets))
+    def label_parts(self) -> list[nn.Module]:
+        """What learns labels; outcomes leave it alone."""
+        return [self.label_bag, self.heads, *([self.label_traits] if self.label_traits is not None else [])]
 
-    def _labels(self, known: Known) -> dict[str, Tensor]:
-        pooled = self._pooled(self.label_bag, known)  # [tasks, label_width]
-        pooled = functional.dropout(pooled, self.config.label_dropout, self.training)
+    def read(self, features: Features, familiarity: Tensor | None = None) -> Encoded:
+        """What there is to know of the tasks, as it is served.
+
+        `familiarity` [tasks] comes from the agents' past; where that is asked with the tasks' `sense`, it is told
+        afterwards (`Encoded.familiar`) and 0 until then.
+        """
+        pooled = self.pooled(features)
+        traits = self._standard(torch.from_numpy(features.traits))
+        logits = self._labels(pooled.labels, traits)
+        shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
+        if familiarity is None:
+            familiarity = traits.new_zeros(len(traits))
+        return self._encode(pooled, traits, familiarity, logits, shares)
+
+    def pooled(self, features: Features) -> Pooled:
+        """What the bags make of the tasks, word by word."""
+        config = self.config
+        bags = (self.label_bag.weight, self.meaning_bag.weight, self.sense_bag.weight)
+        sums = self.folds.of(bags, self.vocabulary, self.row_of).pooled(features)  # [tasks, all widths + 1]
+        widths = [config.label_width, config.readers * config.meaning_width, config.sense_width, 1]
+        labels, meaning, sense, count = torch.split(sums, widths, dim=1)
+        scale = count.clamp(min=1).rsqrt()
+        return Pooled(labels * scale, meaning * scale, functional.normalize(sense, dim=1))
+
+    def sense(self, features: Features) -> Tensor:
+        """[tasks, sense_width] of length 1, or 0 where no n-gram is known: the likeness of two texts is a product."""
+        return self.pooled(features).sense
+
+    def read_labels(self, features: Features) -> dict[str, Tensor]:
+        """Logits [tasks, labels] of every head, as they are served."""
+        return self._labels(self.pooled(features).labels, self._standard(torch.from_numpy(features.traits)))
+
+    def labels(self, grams: Tensor, offsets: Tensor, traits: Tensor) -> dict[str, Tensor]:
+        """Logits [tasks, labels] of every head, as they are learned."""
+        pooled = self._pooled(self.label_bag, self._known(grams, offsets))
+        return self._labels(pooled, self._standard(traits))
+
+    def _labels(self, pooled: Tensor, traits: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        pooled = functional.dropout(pooled, config.label_dropout, self.training)  # [tasks, label_width]
+        if self.label_traits is not None:
+            seen = functional.relu(self.label_traits(functional.dropout(traits, 0.1, self.training)))
+            pooled = torch.cat([pooled, functional.dropout(seen, config.label_dropout, self.training)], dim=1)
         logits: dict[str, Tensor] = {name: head(pooled) for name, head in self.heads.items()}
-        for name, (of, _) in self.config.sums.items():
-            shares = torch.zeros(len(pooled), len(self.config.heads[name]))
+        for name, (of, _) in config.sums.items():
+            shares = torch.zeros(len(pooled), len(config.heads[name]))
             shares = shares.index_add(1, self.get_buffer(f"_into_{name}"), torch.softmax(logits[of], dim=1))
             logits[name] = shares.clamp(min=1e-9).log()
         return logits
@@ -188,26 +254,44 @@ class RoutingNetwork(nn.Module):
         familiarity: Tensor,
         shares: Mapping[str, Tensor] | None = None,
     ) -> Encoded:
-        """What there is to know of the tasks. `familiarity` [tasks] comes from the agents' past.
+        """What there is to know of the tasks, as it is learned. `familiarity` [tasks] comes from the agents' past.
 
         `shares` [tasks, labels] of each table's head stand in for the network's own in training, where those would be
         too good to be true: it has seen the labels of these very texts.
         """
         known = self._known(grams, offsets)
-        logits = self._labels(known) if shares is None else {}
+        traits = self._standard(traits)
+        logits = self._labels(self._pooled(self.label_bag, known), traits) if shares is None else {}
         if shares is None:
             shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
+        sense = traits.new_zeros(len(traits), 0)
+        if not self.training:
+            sense = functional.normalize(self._pooled(self.sense_bag, known), dim=1)
+        pooled = Pooled(traits.new_zeros(0), self._pooled(self.meaning_bag, known), sense)
+        return self._encode(pooled, traits, familiarity, logits, shares)
+
+    def _encode(
+        self,
+        pooled: Pooled,
+        traits: Tensor,
+        familiarity: Tensor,
+        logits: Mapping[str, Tensor],
+        shares: Mapping[str, Tensor],
+    ) -> Encoded:
         config = self.config
-        meaning = self.norm(self._pooled(self.meaning_bag, known))  # [tasks, readers * meaning_width]
+        meaning = self.norm(pooled.meaning)  # [tasks, readers * meaning_width]
         meaning = functional.dropout(meaning, config.meaning_dropout, self.training)
         meaning = meaning.view(-1, config.readers, config.meaning_width).transpose(0, 1)
-        standard = ((traits - self.trait_mean) * self.trait_scale).clamp(-4.0, 4.0)
-        common = torch.cat([standard, *(shares[name] for name in config.tables)], dim=1)
+        common = torch.cat([traits, *(shares[name] for name in config.tables)], dim=1)
         read = torch.cat([meaning, common.expand(config.readers, -1, -1)], dim=2)  # [readers, tasks, inputs]
         hidden = functional.dropout(functional.relu(self.lower(read)), config.dropout, self.training)
         hidden = functional.dropout(functional.relu(self.upper(hidden)), config.dropout, self.training)
         certain = [shares[name].max(dim=1).values for name in config.tables]
-        return Encoded(logits, hidden, torch.stack([*certain, familiarity], dim=1))
+        return Encoded(logits, hidden, torch.stack([*certain, familiarity], dim=1), pooled.sense)
+
+    def _standard(self, traits: Tensor) -> Tensor:
+        """Traits of like size; what lies far out counts no further."""
+        return ((traits - self.trait_mean) * self.trait_scale).clamp(-4.0, 4.0)
 
     def strengths(self, profiles: Tensor) -> Tensor:
         """[agents, strengths] from records [agents, profile_width]; independent of the task, so it can be kept."""
@@ -235,7 +319,7 @@ class RoutingNetwork(nn.Module):
         return logits, logits + trust * better
 
     def _known(self, grams: Tensor, offsets: Tensor) -> Known:
-        rows = self._row_of[grams]
+        rows = self.row_of[grams]
         known = rows > 0
         sizes = self._counted(known, offsets)
         scale = sizes.diff().clamp(min=1).rsqrt()

@@ -29,14 +29,14 @@ def pruned(network: RoutingNetwork, met: Sequence[Features], keep: float) -> Rou
     often = np.zeros(BUCKETS)
     for features in met:
         often += np.bincount(features.grams, minlength=BUCKETS)
-    bags = (network.label_bag.weight, network.meaning_bag.weight)
+    bags = (network.label_bag.weight, network.meaning_bag.weight)  # what sense tells is worth what these two tell
     norms = [bag.detach()[1 : len(known) + 1].norm(dim=1).numpy() for bag in bags]
     worth = sum(norm / max(float(norm.mean()), 1e-12) for norm in norms) * np.sqrt(often[known] + 1.0)
     rows = np.sort(np.lexsort((known, -worth))[: max(round(len(known) * keep), 1)])
     small = RoutingNetwork(replace(network.config, rows=len(rows) + 1))
     state = network.state_dict()
     chosen = torch.from_numpy(np.concatenate([[0], rows + 1]))
-    for name in ("label_bag.weight", "meaning_bag.weight"):
+    for name in ("label_bag.weight", "meaning_bag.weight", "sense_bag.weight"):
         state[name] = state[name][chosen]
     state["vocabulary"] = network.vocabulary[network.vocabulary >= 0][torch.from_numpy(rows)]
     small.load_state_dict(state)

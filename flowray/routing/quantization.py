@@ -3,9 +3,10 @@
 On disk (`compressed`): each matrix as signed bytes with one scale per block of `BLOCK` rows, rows of like size together
 in a block being what training makes of frequent and rare n-grams; vectors stay as they are.
 
-In memory (`quantized`): torch's own dynamic int8 layers. They are about to leave torch (pytorch issue 184982), so a
-probe asks whether they still work, and where they do not the network stays in float32: a smaller file, the same speed.
-A quantized embedding bag silently sums where a mean is asked for; the network asks for sums only.
+In memory (`quantized`): torch's own dynamic int8 layers for what is multiplied. They are about to leave torch (pytorch
+issue 184982), so a probe asks whether they still work, and where they do not the network stays in float32: a smaller
+file, the same speed. Bags stay in float32 and are shared by both precisions: what is read of them are sums that are
+kept per word (`flowray.routing.folding`), and a sum of bytes is no byte.
 """
 
 from __future__ import annotations
@@ -87,17 +88,17 @@ def quantized(network: RoutingNetwork) -> RoutingNetwork | None:
     """A copy that computes with int8 weights; None where this torch or this processor cannot."""
     try:
         with _quietly():
-            small = copy.deepcopy(network).eval()
-            parts: dict[Any, Any] = {nn.EmbeddingBag: torch.ao.quantization.float_qparams_weight_only_qconfig}
+            bags = (network.label_bag, network.meaning_bag, network.sense_bag)
+            shared = [*(bag.weight for bag in bags), network.vocabulary, network.row_of, network.folds]
+            small = copy.deepcopy(network, {id(part): part for part in shared}).eval()
             quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
-            quantize_dynamic(small, parts, inplace=True)
             quantize_dynamic(small, {nn.Linear}, dtype=torch.qint8, inplace=True)
-            grams, offsets = small.vocabulary[:4].clamp(min=0).long(), torch.tensor([0, 2, 4])
+            inputs = small.vocabulary[:4].clamp(min=0).long(), torch.tensor([0, 2, 4]), small.trait_mean.expand(2, -1)
             with torch.inference_mode():
                 agree = all(
                     torch.allclose(mine, theirs, atol=0.25)
                     for mine, theirs in zip(
-                        network.labels(grams, offsets).values(), small.labels(grams, offsets).values(), strict=True
+                        network.labels(*inputs).values(), small.labels(*inputs).values(), strict=True
                     )
                 )
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError, TypeError):

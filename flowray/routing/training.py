@@ -1,8 +1,9 @@
 """Training: first the labels, then the outcomes; one loop for both.
 
-Labels come first because the agents' records are kept by them: the classifier must stand before a table can be made.
-Outcomes are then learned as a residual on the records, each pair's without its own outcome (leave-one-out), or the
-network would learn to read the answer off the table. Batches hold tasks of one set, with all its agents that may be
+Before both, what needs no learning is computed: which n-grams are read, and the bag of sense. Labels come first because
+the agents' records are kept by them: the classifier must stand before a table can be made. Outcomes are then learned as
+a residual on the records, each pair's without its own outcome (leave-one-out), or the network would learn to read the
+answer off the table. Batches hold tasks of one set, with all its agents that may be
 trained on, drawn at random in part, so that the candidates' attention meets teams of any size.
 
 The same seed on the same machine gives the same weights; on another machine sums may be rounded otherwise.
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowray.routing import vocabulary
+from flowray.routing import sense, vocabulary
+from flowray.routing.alignment import aligned
 from flowray.routing.calibration import temperature
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import Floats
@@ -51,6 +53,7 @@ class TrainingConfig:
     label_epochs: int = 8
     label_rate: float = 5e-3
     label_smoothing: float = 0.05
+    align_epochs: int = 2  # after which heads of other sets are taught what says the same; 0: they are not
     folds: int = 3  # the labels of training tasks are guessed by networks that have not seen them; 1: by the network
     fold_epochs: int = 5
     outcome_epochs: int = 4
@@ -179,12 +182,20 @@ def train(
         labelled = [(part.features, target.numpy()) for part in learn for target in part.targets.values()]
         router.learn_words(torch.from_numpy(vocabulary.choose(labelled, shape.rows - 1)))
         _standardise(router, learn)
+        features = [part.features for part in learn]
+        router.sense_bag.weight.data.copy_(
+            sense.rows_of(features, router.row_of, shape.rows, shape.sense_width, config.seed)
+        )
     done: list[Progress] = []
 
     def note(progress: Progress) -> None:
         done.append(progress)
         report(progress)
 
+    if config.align_epochs and _unaligned(router, learn):
+        if start is None:
+            _train_labels(router, learn, check, replace(config, label_epochs=config.align_epochs), generator, note)
+        _align(router, learn)
     _train_labels(router, learn, check, config, generator, note)
     if config.folds > 1:
         _cross_fit(router, [part for part in learn if part.success.numel()], config, generator, note)
@@ -216,11 +227,11 @@ def _train_labels(
     learn = [part for part in learn if part.targets]
     if not learn:
         return
-    parameters = [*router.label_bag.parameters(), *router.heads.parameters()]
+    parameters = [p for part in router.label_parts() for p in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.label_rate, weight_decay=1e-4)
 
     def loss_of(part: _Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
-        logits = router.labels(*part.inputs(rows)[:2])
+        logits = router.labels(*part.inputs(rows))
         losses = [
             functional.cross_entropy(
                 logits[head], target[rows], ignore_index=-1, label_smoothing=config.label_smoothing
@@ -234,13 +245,38 @@ def _train_labels(
         right: dict[str, float] = {}
         for part in check:
             if len(part.features):
-                logits = router.labels(*part.inputs(np.arange(len(part.features)))[:2])
+                logits = router.read_labels(part.features)
                 for head, target in part.targets.items():
                     known = target >= 0
                     right[head] = float((logits[head].argmax(dim=1) == target)[known].float().mean())
         return right
 
     _loop("labels", router, learn, optimiser, loss_of, value, config.label_epochs, config, generator, note)
+
+
+def _unaligned(router: RoutingNetwork, learn: Sequence[_Prepared]) -> list[tuple[_Prepared, str, str]]:
+    """(set, head, own) where a set might teach a head that it has no labels of with finer labels of its own."""
+    heads = router.config.heads
+    return [
+        (part, head, own)
+        for part in learn
+        for head in router.heads
+        for own in part.targets
+        if head not in part.targets and own in router.heads and len(heads[own]) > len(heads[head])
+    ]
+
+
+def _align(router: RoutingNetwork, learn: Sequence[_Prepared]) -> None:
+    """Add targets to sets that say the same in finer words as a head of another set."""
+    found = []
+    for part, head, own in _unaligned(router, learn):
+        with torch.no_grad():
+            shares = torch.softmax(router.read_labels(part.features)[head], dim=1).numpy()
+        partners = aligned(part.targets[own].numpy(), shares)
+        if partners is not None:
+            found.append((part, head, torch.from_numpy(partners)))
+    for part, head, labels in found:
+        part.targets[head] = labels
 
 
 def _cross_fit(
@@ -257,6 +293,8 @@ def _cross_fit(
     for fold in range(config.folds):
         router = RoutingNetwork(shape)
         router.learn_words(whole.vocabulary[whole.vocabulary >= 0])
+        router.trait_mean.copy_(whole.trait_mean)
+        router.trait_scale.copy_(whole.trait_scale)
         others = [part.take(np.flatnonzero(of != fold)) for part, of in zip(learn, folds, strict=True)]
         _train_labels(router, others, [], replace(config, label_epochs=config.fold_epochs), generator, note)
         for part, of, shares in zip(learn, folds, found, strict=True):
@@ -275,7 +313,7 @@ def _train_outcomes(
     generator: np.random.Generator,
     note: Callable[[Progress], None],
 ) -> None:
-    frozen = {id(p) for part in (router.label_bag, router.heads) for p in part.parameters()}
+    frozen = {id(p) for part in router.label_parts() for p in part.parameters()}
     bag = list(router.meaning_bag.parameters())
     others = [p for p in router.parameters() if id(p) not in frozen and all(p is not b for b in bag)]
     optimiser = torch.optim.AdamW(
@@ -448,7 +486,7 @@ def shares_of(router: RoutingNetwork, features: Features, at_once: int = 512) ->
     with torch.inference_mode():
         for at in range(0, max(len(features), 1), at_once):
             chosen = features.take(np.arange(at, min(at + at_once, len(features))))
-            logits = router.labels(torch.from_numpy(chosen.grams), torch.from_numpy(chosen.offsets))
+            logits = router.read_labels(chosen)
             for name, found in parts.items():
                 found.append(torch.softmax(logits[name], dim=1).numpy())
     return {name: np.concatenate(found) for name, found in parts.items()}

@@ -32,7 +32,34 @@ def test_any_text_has_finite_features_within_bounds(texts):
     assert np.isfinite(read.traits).all()
     assert ((read.grams >= 0) & (read.grams < BUCKETS)).all()
     assert read.offsets[-1] == len(read.grams)
-    assert all(row(read, at)[0] == sorted(set(row(read, at)[0])) for at in range(len(texts)))
+    for at in range(len(texts)):
+        words = read.words[read.word_offsets[at] : read.word_offsets[at + 1]].tolist()
+        loose = read.loose[read.loose_offsets[at] : read.loose_offsets[at + 1]].tolist()
+        assert len(words) == len(set(words))
+        assert loose == sorted(set(loose))
+
+
+@given(text=ANY_TEXT)
+def test_n_grams_are_those_of_the_words_and_the_loose_ones(text):
+    read = of(text)
+    words = [of(word) for word in text.split()]
+    assert read.offsets.tolist() == [0, len(read.grams)]
+    assert len(read.grams) == int(read.lexicon.sizes[read.words].sum()) + len(read.loose)
+    assert {gram for word in words for gram in word.grams} <= set(read.grams) or not text.isascii()
+
+
+def test_a_word_counts_once_however_often_and_in_whichever_case_it_stands():
+    once, often = of("sort"), of("Sort SORT sort")
+    assert often.words.tolist() == once.words.tolist()
+    assert len(often.loose) == 1
+
+
+def test_features_outlive_the_lexicon_that_they_were_read_with(monkeypatch):
+    read = of("a few plain words")
+    before = row(read, 0)
+    monkeypatch.setattr(features, "_lexicon", Lexicon())
+    of("other words come first now")
+    assert row(read, 0) == before
 
 
 @given(text=ANY_TEXT, others=st.lists(ANY_TEXT, max_size=4))
@@ -67,6 +94,7 @@ def test_an_empty_text_has_no_grams_and_a_megabyte_is_read_in_part():
     assert len(empty.grams) == 0
     assert not empty.traits.any()
     assert len(long.grams) < 100
+    assert len(long.words) < 5
     assert np.isfinite(long.traits).all()
 
 

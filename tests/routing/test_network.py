@@ -78,7 +78,8 @@ def test_without_trust_the_records_alone_decide(network):
 
 def test_n_grams_outside_the_vocabulary_are_not_read(network):
     features, familiarity, _, _ = inputs(texts=("sort these numbers", "sort these numbers zyxwvut"))
-    known = network.encode(*features, familiarity[:2]).logits["kind"]
+    traits = features[2][:1].expand(2, -1)  # the longer text has more letters; that is not the question here
+    known = network.encode(*features[:2], traits, familiarity[:2]).logits["kind"]
     shared = torch.isin(features[0], network.vocabulary)
     assert 0 < int(shared.sum()) < len(features[0])
     torch.testing.assert_close(known[0], known[1])
@@ -95,8 +96,30 @@ def test_training_reads_a_part_of_the_n_grams(network):
     network.train()
     features, *_ = inputs()
     with torch.no_grad():
-        first, second = (network.label_bag.weight.norm() * network.labels(*features[:2])["kind"] for _ in range(2))
+        first, second = (network.label_bag.weight.norm() * network.labels(*features)["kind"] for _ in range(2))
     assert not torch.allclose(first, second)
+
+
+def test_what_is_served_is_what_was_learned(network):
+    """Training reads n-grams, serving reads words."""
+    with torch.no_grad():
+        torch.nn.init.normal_(network.sense_bag.weight)
+    features, familiarity, *_ = inputs()
+    with torch.inference_mode():
+        learned = network.encode(*features, familiarity)
+        served = network.read(featurise(TaskBatch.of_texts(TEXTS)), familiarity)
+        later = network.read(featurise(TaskBatch.of_texts(TEXTS))).familiar(familiarity)
+    for name in ("hidden", "context", "sense"):
+        torch.testing.assert_close(getattr(served, name), getattr(learned, name), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(getattr(served, name), getattr(later, name))
+    torch.testing.assert_close(served.logits["kind"], learned.logits["kind"], atol=1e-5, rtol=1e-4)
+
+
+def test_sense_is_of_length_one_or_nothing(network):
+    with torch.no_grad():
+        torch.nn.init.normal_(network.sense_bag.weight)
+    lengths = network.sense(featurise(TaskBatch.of_texts(TEXTS))).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([1.0, 1.0, 1.0, 0.0]))
 
 
 def test_the_shape_survives_being_written_down():

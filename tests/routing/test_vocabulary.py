@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 
 from flowray.routing import vocabulary
 from flowray.routing.features import N_TRAITS, Features
+from flowray.routing.lexicon import Lexicon
 
 
 def features_of(bags: list[set[int]]) -> Features:
     sizes = [len(bag) for bag in bags]
     return Features(
-        grams=np.array([gram for bag in bags for gram in sorted(bag)], np.int64),
-        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        lexicon=Lexicon(),
+        words=np.zeros(0, np.int64),
+        word_offsets=np.zeros(len(bags) + 1, np.int64),
+        loose=np.array([gram for bag in bags for gram in sorted(bag)], np.int64),
+        loose_offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         traits=np.zeros((len(bags), N_TRAITS), np.float32),
     )
 
