@@ -29,7 +29,7 @@ from flowray.routing.memory import Views, recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
 from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
-from flowray.routing.training import Trained, shares_of
+from flowray.routing.training import Trained, shares_of, views_of
 
 Precision = Literal["auto", "float32", "int8"]
 
@@ -75,9 +75,10 @@ class RouterEstimator:
         known = self.acquaintance(agents, histories)
         features = featurise(tasks)
         memory = known.records.memory
-        recalled = memory.recall(views_of(features))
         with torch.inference_mode():
-            encoded = self._reader(len(tasks)).encode(*tensors(features), torch.from_numpy(recalled.familiarity))
+            encoded = self._reader(len(tasks)).read(features)
+            recalled = memory.recall(Views(traits=features.traits, sense=encoded.sense.numpy()))
+            encoded = encoded.familiar(torch.from_numpy(recalled.familiarity))
             shares = {name: torch.softmax(logits, dim=1).numpy() for name, logits in encoded.logits.items()}
             records = torch.from_numpy(known.records.of_tasks(shares, recalled.success))
             success, quality = self.network.judge(encoded, records, known.strengths, known.trust)
@@ -134,7 +135,8 @@ class RouterEstimator:
     def _acquaint(self, agents: AgentBatch, past: Histories) -> Acquaintance:
         features = featurise(past.tasks)
         shares = shares_of(self.network, features)
-        records = Records.of(shares, views_of(features), past.outcomes, agents, past.kinds)
+        views = views_of(self.network, features)
+        records = Records.of(shares, views, past.outcomes, agents, past.kinds)
         strengths = torch.zeros(0, self.network.config.strengths)
         if len(agents):
             with torch.inference_mode():
@@ -143,7 +145,7 @@ class RouterEstimator:
         leader = leader_of(records.memory.success.prior) if len(agents) else 0
         margin = 0.0
         if len(agents) > 1:
-            expected = foretold(views_of(features), past.outcomes, past.kinds)
+            expected = foretold(views, past.outcomes, past.kinds)
             margin = margin_of(expected, past.outcomes.success, leader)
         return Acquaintance(records=records, strengths=strengths, trust=trust, leader=leader, margin=margin)
 
@@ -161,9 +163,10 @@ class RouterEstimator:
             return 1.0
         leave_one_out = records.of_past(shares, past.outcomes)[rows]
         chosen = features.take(rows)
-        familiarity = records.memory.recall(views_of(chosen)).familiarity
         with torch.inference_mode():
-            encoded = self.network.encode(*tensors(chosen), torch.from_numpy(familiarity))
+            encoded = self.network.read(chosen)
+            views = Views(traits=chosen.traits, sense=encoded.sense.numpy())
+            encoded = encoded.familiar(torch.from_numpy(records.memory.recall(views).familiarity))
             base = self.network.judge(encoded, torch.from_numpy(leave_one_out), strengths, 0.0)[0].numpy()
             whole = self.network.judge(encoded, torch.from_numpy(leave_one_out), strengths, 1.0)[0].numpy()
         scale = np.linspace(0.0, 1.0, 21)
@@ -172,16 +175,6 @@ class RouterEstimator:
             for factor in scale
         ]
         return float(scale[int(np.argmin(surprise))])
-
-
-def views_of(features: Features) -> Views:
-    """What the likeness of tasks is judged by."""
-    return Views(traits=features.traits, sense=np.zeros((len(features), 0), np.float32))
-
-
-def tensors(features: Features) -> tuple[Tensor, Tensor, Tensor]:
-    """The network's inputs."""
-    return torch.from_numpy(features.grams), torch.from_numpy(features.offsets), torch.from_numpy(features.traits)
 
 
 def save(directory: Path | str, trained: Trained, **more: Any) -> str:

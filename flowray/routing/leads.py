@@ -20,6 +20,7 @@ from flowray.routing.memory import Memory, Views
 FOLDS = 4  # of the past, each foretold from the others
 FOLD_LANDMARKS = 256  # of the memories that foretell: coarse ones will do
 MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 1.0)  # the last one: nobody is preferred to the leader
+_SURE = 1.64  # standard errors that a margin must gain over none: one in twenty would by chance
 _BELOW = 0.01  # share of a lead within the margin that stays visible, so that no two agents become equal
 
 
@@ -34,7 +35,7 @@ def foretold(views: Views, outcomes: Outcomes, kinds: Sequence[str], seed: int =
     for number in range(FOLDS):
         learn, ask = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         if len(learn) and len(ask):
-            said = tuple(kinds[row] for row in learn) if kinds else ()
+            said = tuple(kinds[row] for row in learn.tolist()) if kinds else ()
             memory = Memory.of(views.take(learn), outcomes.take(learn), said, n_landmarks=FOLD_LANDMARKS, seed=seed)
             found[ask] = memory.recall(views.take(ask)).success
     return found
@@ -44,7 +45,7 @@ def margin_of(estimated: Floats, success: Floats, leader: int) -> float:
     """The best of `MARGINS` on past tasks: probabilities and outcomes, both [tasks, agents], NaN where not tried.
 
     Of equally good ones the largest, for what was not seen to help is not done. 0 without a past, and where the best
-    one gains less over none than a standard error of that gain.
+    one does not surely gain over none.
     """
     tried = np.isfinite(success + estimated) & np.isfinite(success[:, [leader]])
     rows = np.flatnonzero(tried.sum(axis=1) > 1)
@@ -56,7 +57,7 @@ def margin_of(estimated: Floats, success: Floats, leader: int) -> float:
     lost = [np.where((lead > 0) & (lead <= margin), -gain, 0.0) for margin in MARGINS]  # by no margin against this one
     best = max(range(len(MARGINS)), key=lambda at: (lost[at].sum(), at))
     error = float(np.sqrt((lost[best] ** 2).sum()))  # of a sum of so many -1 and 1
-    return MARGINS[best] if lost[best].sum() > error else 0.0
+    return MARGINS[best] if lost[best].sum() > _SURE * error else 0.0
 
 
 def tempered(success: Floats, leader: int, margin: float) -> Floats:

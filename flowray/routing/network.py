@@ -340,3 +340,8 @@ class RoutingNetwork(nn.Module):
     def _counted(known: Tensor, offsets: Tensor) -> Tensor:
         """Offsets of what is known alone."""
         return functional.pad(known.cumsum(0), (1, 0))[offsets]
+
+
+def tensors(features: Features) -> tuple[Tensor, Tensor, Tensor]:
+    """N-grams, offsets and traits: the inputs of `labels` and `encode`."""
+    return torch.from_numpy(features.grams), torch.from_numpy(features.offsets), torch.from_numpy(features.traits)

@@ -24,6 +24,7 @@ from flowray.routing.features import Features
 MOST_TASKS = 3_000  # of each set: sets count alike, and more would only take longer
 _MORE = 16  # directions that are followed besides those wanted
 _ROUNDS = 3  # of the iteration
+_LEAST_SIZE = 1e-3  # of a direction, in units of the largest
 
 
 def rows_of(sets: Sequence[Features], row_of: Tensor, n_rows: int, width: int, seed: int = 0) -> Tensor:
@@ -48,7 +49,8 @@ def rows_of(sets: Sequence[Features], row_of: Tensor, n_rows: int, width: int, s
     for _ in range(_ROUNDS):
         place = torch.linalg.qr(across.times(back.times(place)))[0]
     _, sizes, directions = torch.linalg.svd(back.times(place).T, full_matrices=False)  # [rank], [rank, n_rows]
-    scale = sizes[:rank].clamp(min=1e-6 * float(sizes[0])).rsqrt()
+    told = sizes[:rank] > _LEAST_SIZE * sizes[0]  # what is smaller is rounding, and would be blown up
+    scale = torch.where(told, sizes[:rank].clamp(min=1e-12).rsqrt(), 0.0)
     found[:, :rank] = rarity[:, None] * directions[:rank].T * scale
     found[0] = 0.0
     return found

@@ -31,7 +31,7 @@ from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import Floats
 from flowray.routing.features import Features, featurise
 from flowray.routing.memory import Views
-from flowray.routing.network import NetworkConfig, RoutingNetwork
+from flowray.routing.network import NetworkConfig, RoutingNetwork, tensors
 from flowray.routing.records import Records
 
 # Which head learns which column of labels; a set that is not named here gives each of its columns a head of its own.
@@ -105,14 +105,8 @@ class _Prepared:
     familiarity: Tensor = field(default_factory=lambda: torch.zeros(0))  # [tasks]
     shares: dict[str, Tensor] | None = None  # head -> [tasks, labels], out of fold; None: the network's own
 
-    @property
-    def views(self) -> Views:
-        """What the memory judges likeness by."""
-        return Views(traits=self.features.traits, sense=np.zeros((len(self.features), 0), np.float32))
-
     def inputs(self, rows: npt.NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = self.features.take(rows)
-        return torch.from_numpy(chosen.grams), torch.from_numpy(chosen.offsets), torch.from_numpy(chosen.traits)
+        return tensors(self.features.take(rows))
 
     def take(self, rows: npt.NDArray[np.intp]) -> _Prepared:
         """Some of the tasks, for learning labels."""
@@ -468,15 +462,25 @@ def _recall(
     else:
         shares_asked = shares
     kinds = of_set.histories().kinds
-    records = Records.of(shares, past.views, outcomes, of_set.agents.take(seen), kinds)
+    records = Records.of(shares, views_of(router, past.features), outcomes, of_set.agents.take(seen), kinds)
     if config.leave_one_out:
         past.records = torch.from_numpy(records.of_past(shares, outcomes, shares_asked))
-        past.familiarity = torch.from_numpy(records.memory.recall(past.views).familiarity)
+        past.familiarity = torch.from_numpy(records.memory.recall(views_of(router, past.features)).familiarity)
     for part in (new,) if config.leave_one_out else (past, new):
-        recalled = records.memory.recall(part.views)
+        recalled = records.memory.recall(views_of(router, part.features))
         part.records = torch.from_numpy(records.of_tasks(shares_of(router, part.features), recalled.success))
         part.familiarity = torch.from_numpy(recalled.familiarity)
     past.profiles = new.profiles = torch.from_numpy(records.profiles)
+
+
+def views_of(router: RoutingNetwork, features: Features, at_once: int = 512) -> Views:
+    """What a memory judges the likeness of tasks by."""
+    with torch.inference_mode():
+        parts = [
+            router.sense(features.take(np.arange(at, min(at + at_once, len(features))))).numpy()
+            for at in range(0, max(len(features), 1), at_once)
+        ]
+    return Views(traits=features.traits, sense=np.concatenate(parts))
 
 
 def shares_of(router: RoutingNetwork, features: Features, at_once: int = 512) -> dict[str, Floats]:

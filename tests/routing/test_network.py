@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from flowray.routing.estimates import TaskBatch
-from flowray.routing.estimator import tensors
 from flowray.routing.features import featurise
-from flowray.routing.network import NetworkConfig, RoutingNetwork
+from flowray.routing.network import NetworkConfig, RoutingNetwork, tensors
 
 CONFIG = NetworkConfig(
     heads={"kind": ("a", "b", "c")}, tables=("kind",), rows=64, label_width=8, meaning_width=8, hidden=16

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from flowray.routing.estimates import TaskBatch
-from flowray.routing.estimator import RouterEstimator, tensors
+from flowray.routing.estimator import RouterEstimator
 from flowray.routing.features import featurise
+from flowray.routing.network import tensors
 from flowray.routing.pruning import pruned
 
 from .routers import trades, trained

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from flowray.routing import quantization
-from flowray.routing.estimator import tensors
 from flowray.routing.features import featurise
+from flowray.routing.network import tensors
 from flowray.routing.quantization import BLOCK, compressed, crossover, expanded, quantized, size_bytes
 
 from .routers import trades, trained
