@@ -143,6 +143,15 @@ def sums_of(sets: Sequence[OutcomeSet], heads: Mapping[str, tuple[str, ...]]) ->
     return sums
 
 
+@dataclass(slots=True, kw_only=True)
+class Lesson:
+    """Sets made ready for learning outcomes, and a network that knows their labels."""
+
+    router: RoutingNetwork
+    learn: list[_Prepared]  # train tasks of the sets with agents
+    check: list[_Prepared]  # their val tasks
+
+
 def train(
     sets: Sequence[OutcomeSet],
     config: TrainingConfig | None = None,
@@ -160,6 +169,32 @@ def train(
     """
     config = config or TrainingConfig()
     begun = time.monotonic()
+    done: list[Progress] = []
+
+    def note(progress: Progress) -> None:
+        done.append(progress)
+        report(progress)
+
+    lesson = learn_labels(sets, config, network, start=start, report=note)
+    router = learn_outcomes(lesson, config, report=note)
+    return Trained(
+        network=router,
+        config=config,
+        progress=tuple(done),
+        digests={of_set.name: of_set.digest for of_set in sets},
+        seconds=time.monotonic() - begun,
+    )
+
+
+def learn_labels(
+    sets: Sequence[OutcomeSet],
+    config: TrainingConfig,
+    network: Mapping[str, Any] | None = None,
+    *,
+    start: RoutingNetwork | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Lesson:
+    """The first half of `train`: words, sense and labels, and what the agents' records say of each task."""
     heads = start.config.heads if start else heads_of(sets)
     tables = start.config.tables if start else tuple(name for name in heads if name not in UNTABLED)
     sums = start.config.sums if start else sums_of(sets, heads)
@@ -180,34 +215,50 @@ def train(
         router.sense_bag.weight.data.copy_(
             sense.rows_of(features, router.row_of, shape.rows, shape.sense_width, config.seed)
         )
-    done: list[Progress] = []
-
-    def note(progress: Progress) -> None:
-        done.append(progress)
-        report(progress)
-
     if config.align_epochs and _unaligned(router, learn):
         if start is None:
-            _train_labels(router, learn, check, replace(config, label_epochs=config.align_epochs), generator, note)
+            _train_labels(router, learn, check, replace(config, label_epochs=config.align_epochs), generator, report)
         _align(router, learn)
-    _train_labels(router, learn, check, config, generator, note)
+    _train_labels(router, learn, check, config, generator, report)
     if config.folds > 1:
-        _cross_fit(router, [part for part in learn if part.success.numel()], config, generator, note)
+        _cross_fit(router, [part for part in learn if part.success.numel()], config, generator, report)
     for of_set, past, new in zip(sets, learn, check, strict=True):
         if len(of_set.agents):
-            _recall(router, of_set, past, new, config)
-    with_agents = [part for part in learn if part.success.numel()]
-    if with_agents:
-        _train_outcomes(router, with_agents, [part for part in check if part.success.numel()], config, generator, note)
-        _calibrate(router, [part for part in check if part.success.numel()])
-    digests = {of_set.name: of_set.digest for of_set in sets}
-    return Trained(
-        network=router.eval(),
-        config=config,
-        progress=tuple(done),
-        digests=digests,
-        seconds=time.monotonic() - begun,
+            recall(router, of_set, past, new, config)
+    return Lesson(
+        router=router,
+        learn=[part for part in learn if part.success.numel()],
+        check=[part for part in check if part.success.numel()],
     )
+
+
+def learn_outcomes(
+    lesson: Lesson,
+    config: TrainingConfig,
+    network: Mapping[str, Any] | None = None,
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> RoutingNetwork:
+    """The second half of `train`: a network that knows the outcomes too. The lesson stays as it is.
+
+    `network` overrides fields of `NetworkConfig` that the labels do not depend on: another shape for the same lesson.
+    """
+    torch.manual_seed(config.seed)
+    router = copy.deepcopy(lesson.router)
+    if network:
+        router = RoutingNetwork(replace(router.config, **network))
+        learned = {name: values for name, values in lesson.router.state_dict().items() if _of_labels(name)}
+        router.load_state_dict(learned, strict=False)
+    if lesson.learn:
+        generator = np.random.default_rng(config.seed)
+        _train_outcomes(router, lesson.learn, lesson.check, config, generator, report)
+        _calibrate(router, lesson.check)
+    return router.eval()
+
+
+def _of_labels(name: str) -> bool:
+    """Whether a tensor of the network's state is settled before outcomes are learned."""
+    return name.startswith(("vocabulary", "label_", "heads.", "sense_", "trait_"))
 
 
 def _train_labels(
@@ -333,7 +384,7 @@ def _train_outcomes(
         losses: dict[str, float] = {}
         for part in check:
             if len(part.features):
-                success = _judged(router, part)
+                success = judged(router, part)
                 known = torch.isfinite(part.success)
                 losses[part.name] = -float(
                     functional.binary_cross_entropy_with_logits(success[known], part.success[known])
@@ -352,12 +403,12 @@ def _surprise(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
 def _calibrate(router: RoutingNetwork, check: Sequence[_Prepared]) -> None:
     router.temperature.fill_(1.0)
     with torch.inference_mode():
-        logits = [_judged(router, part).numpy() for part in check]
+        logits = [judged(router, part).numpy() for part in check]
     router.temperature.fill_(temperature(logits, [part.success.numpy() for part in check]))
 
 
-def _judged(router: RoutingNetwork, part: _Prepared) -> Tensor:
-    """Logits of success [tasks, agents] of all tasks of a set."""
+def judged(router: RoutingNetwork, part: _Prepared) -> Tensor:
+    """Logits of success [tasks, agents] of all tasks of a set, from the records that it was prepared with."""
     encoded = router.encode(*part.inputs(np.arange(len(part.features))), part.familiarity)
     return router.judge(encoded, part.records, router.strengths(part.profiles))[0]
 
@@ -450,10 +501,21 @@ def _prepared(of_set: OutcomeSet, shape: NetworkConfig) -> _Prepared:
     )
 
 
-def _recall(
-    router: RoutingNetwork, of_set: OutcomeSet, past: _Prepared, new: _Prepared, config: TrainingConfig
+def recall(
+    router: RoutingNetwork,
+    of_set: OutcomeSet,
+    past: _Prepared,
+    new: _Prepared,
+    config: TrainingConfig,
+    *,
+    views: Callable[[Features], Views] | None = None,
+    kinds: bool = True,
 ) -> None:
-    """Fill in what the agents' records say, of the past without the task itself, of val from the whole past."""
+    """Fill in what the agents' records say, of the past without the task itself, of val from the whole past.
+
+    `views` and `kinds` are for ablations: what likeness is judged by, and whether kinds of tasks are told.
+    """
+    view = views or (lambda features: views_of(router, features))
     seen = np.flatnonzero(of_set.seen)
     outcomes = of_set.split("train").outcomes.take(slice(None), seen)
     shares = shares_of(router, past.features)
@@ -461,13 +523,14 @@ def _recall(
         shares_asked = {name: share.numpy() for name, share in past.shares.items()}
     else:
         shares_asked = shares
-    kinds = of_set.histories().kinds
-    records = Records.of(shares, views_of(router, past.features), outcomes, of_set.agents.take(seen), kinds)
+    said = of_set.histories().kinds if kinds else ()
+    past_view = view(past.features)
+    records = Records.of(shares, past_view, outcomes, of_set.agents.take(seen), said)
     if config.leave_one_out:
         past.records = torch.from_numpy(records.of_past(shares, outcomes, shares_asked))
-        past.familiarity = torch.from_numpy(records.memory.recall(views_of(router, past.features)).familiarity)
+        past.familiarity = torch.from_numpy(records.memory.recall(past_view).familiarity)
     for part in (new,) if config.leave_one_out else (past, new):
-        recalled = records.memory.recall(views_of(router, part.features))
+        recalled = records.memory.recall(view(part.features))
         part.records = torch.from_numpy(records.of_tasks(shares_of(router, part.features), recalled.success))
         part.familiarity = torch.from_numpy(recalled.familiarity)
     past.profiles = new.profiles = torch.from_numpy(records.profiles)

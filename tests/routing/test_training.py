@@ -58,7 +58,7 @@ def test_records_of_training_tasks_do_not_hold_their_own_outcome(leave_one_out, 
     network = trained().network
     past = training._prepared(tossed.split("train"), network.config)
     new = training._prepared(tossed.split("val"), network.config)
-    training._recall(network, tossed, past, new, config)
+    training.recall(network, tossed, past, new, config)
     deviation = (past.records[:, :, 2] - past.records[:, :, 0]).numpy()  # the table against the prior
     seen = past.success.numpy()
     correlation = np.mean([np.corrcoef(deviation[:, a], seen[:, a])[0, 1] for a in range(seen.shape[1])])
