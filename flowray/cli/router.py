@@ -119,6 +119,10 @@ def evaluate(
         Path,
         typer.Option("--history", metavar="DIR", help="Where sets without train outcomes of their own find them."),
     ] = DATA,
+    history_tasks: Annotated[
+        int | None,
+        typer.Option("--history-tasks", min=1, help="Let agents have a past of so many tasks only, drawn at random."),
+    ] = None,
     model: _Model = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write an HTML page with curves and diagrams there.")
@@ -154,6 +158,7 @@ def evaluate(
         with_baselines=with_baselines,
         resamples=resamples,
         seed=seed,
+        history_tasks=history_tasks,
         started=lambda name: screen.say(f"{name} ..."),
     )
     if report is not None:

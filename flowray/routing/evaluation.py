@@ -63,10 +63,12 @@ def evaluate(
     with_baselines: bool = True,
     resamples: int = 1000,
     seed: int = 0,
+    history_tasks: int | None = None,
 ) -> SetReport:
     """Judge a router (None: the baselines alone) on one split of a set.
 
-    Agents' histories and the baselines' training come from the train split of `past` (default: of the set itself).
+    Agents' histories and the baselines' training come from the train split of `past` (default: of the set itself), or
+    with `history_tasks` from so many of its tasks, drawn with the seed.
 
     Raises:
         ConfigError: the set has no tasks in that split.
@@ -76,6 +78,8 @@ def evaluate(
         there = ", ".join(sorted(set(judged.splits)))
         raise ConfigError("split", f"set {judged.name!r} has no tasks in {split!r}", f"it has {there}")
     past = past if past is not None else judged if _has_past(judged) else None
+    if past is not None and history_tasks is not None:
+        past = _shortened(past, history_tasks, seed)
     judge = Judge(router, judged.split(split), past, with_baselines=with_baselines, resamples=resamples, seed=seed)
     trial = None
     families: list[Callable[[Judge], Metrics]] = [_labels]
@@ -106,6 +110,7 @@ def evaluate_all(
     with_baselines: bool = True,
     resamples: int = 1000,
     seed: int = 0,
+    history_tasks: int | None = None,
     started: Callable[[str], None] = lambda name: None,
 ) -> list[SetReport]:
     """Judge a router on every set in some directories that has this split; `started` hears of each.
@@ -138,6 +143,7 @@ def evaluate_all(
                     with_baselines=with_baselines,
                     resamples=resamples,
                     seed=seed,
+                    history_tasks=history_tasks,
                 )
             )
     if not reports:
@@ -165,6 +171,13 @@ def as_json(reports: Sequence[SetReport]) -> dict[str, Any]:
         return row
 
     return {"sets": {report.name: {name: plain(m) for name, m in report.metrics.items()} for report in reports}}
+
+
+def _shortened(past: OutcomeSet, n_tasks: int, seed: int) -> OutcomeSet:
+    """With only so many of the train tasks, in their order."""
+    train = np.array([split == "train" for split in past.splits])
+    kept = np.random.default_rng(seed).permutation(np.flatnonzero(train))[:n_tasks]
+    return past.take(np.sort(np.concatenate([kept, np.flatnonzero(~train)])))
 
 
 def _has_past(known: OutcomeSet) -> bool:

@@ -230,3 +230,27 @@ def test_out_of_scope_tasks_are_counted_apart(tmp_path):
 
     report = evaluation.evaluate(Domains(), data.load(write(tmp_path, tasks=tasks)), resamples=0)
     assert {name: metric.router for name, metric in report.metrics.items()} == {"domain_accuracy": 1, "oos_recall": 1}
+
+
+class Historian(Reader):
+    """Remembers how long a past it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, ...]] = []
+
+    def estimate(self, tasks, agents, histories):
+        self.seen.append(histories.tasks.texts)
+        return super().estimate(tasks, agents, histories)
+
+
+def test_a_past_can_be_shortened_and_is_drawn_from_train_alone(tmp_path):
+    whole = data.load(two_trades(tmp_path / "trades"))
+    router = Historian()
+    evaluation.evaluate(router, whole, with_baselines=False, resamples=0, history_tasks=30, seed=1)
+    evaluation.evaluate(router, whole, with_baselines=False, resamples=0, history_tasks=30, seed=2)
+    evaluation.evaluate(router, whole, with_baselines=False, resamples=0, history_tasks=10_000)
+    lengths = [len(texts) for texts in router.seen]
+    assert max(lengths[:2]) == 30
+    assert router.seen[0] != router.seen[-1]
+    assert max(lengths) == len(whole.split("train"))
