@@ -31,6 +31,8 @@ class Talker:
         return await getattr(self, f"run_{task.payload['do']}")(task.payload, ctx)
 
     async def run_ask(self, payload: dict[str, Any], ctx: fr.Context) -> Any:
+        if "file" in payload:
+            note(payload["file"], "asks")
         return await self._ask(ctx, payload["of"], payload["body"])
 
     async def run_publish(self, payload: dict[str, Any], ctx: fr.Context) -> Any:
