@@ -36,6 +36,7 @@ _SENSE_WIDTH = 0.3  # of vectors of length 1
 _SENSE_SCALE = 0.6  # standard deviation of what sense adds, in units of what traits do
 _WORTHWHILE = 0.998  # of the error without sense that must be left with it: it costs time
 _SHARPNESS = 2.0  # power that guessed kinds are raised to: regression on labels is timid
+_MEDIAN_STRENGTH = 16.0  # attempts by which an agent's median is pulled to that of all
 _PRIOR_STRENGTH = 4.0  # attempts; an agent with fewer is taken for like the others
 
 
@@ -59,7 +60,7 @@ class Recalled:
     """What like tasks say of each agent."""
 
     success: Floats  # [tasks, agents] in (0, 1)
-    log_latency: Floats  # [tasks, agents] of seconds, NaN where no agent's are known
+    log_latency: Floats  # [tasks, agents] median of the logarithm of seconds, NaN where no agent's are known
     log_cost: Floats  # [tasks, agents] of dollars, NaN where none of this agent's are known
     familiarity: Floats  # [tasks] 0..1, how like the most alike past task is; 0 without a past
     kinds: Floats  # [tasks, kinds] probabilities
@@ -162,6 +163,7 @@ class Memory:
                 _residuals(cost, np.nan, apart=True),
             )
         ]
+        fits[1] = _centred(fits[1], latency)
         remaining = np.where(known, success - np.clip(fits[0].loo, *PROBABLE), 0.0).astype(np.float64)
         together = known.astype(np.float64).T @ known
         return cls(
@@ -266,6 +268,21 @@ def _fit(basis: Basis, whitening: Floats, residuals: Doubles, prior: Floats, kno
             weights, loo = basis.fit(residuals)
             residuals = np.where(known, residuals, loo)
     return _Fit(prior=prior, weights=(whitening @ weights).astype(np.float32), loo=(prior + loo).astype(np.float32))
+
+
+def _centred(fit: _Fit, values: Floats) -> _Fit:
+    """The fit moved, for each agent, from the mean to the median of what it expects.
+
+    Seconds have a tail of quick failures, which draws the mean of their logarithms away from what is usual.
+    """
+    missed = np.where(np.isfinite(values), values - fit.loo, np.nan)
+    if not np.isfinite(missed).any():
+        return fit
+    overall = np.nanmedian(missed)
+    count = np.isfinite(missed).sum(axis=0)
+    own = np.array([np.nanmedian(column) if n else overall for column, n in zip(missed.T, count, strict=True)])
+    shift = ((count * own + _MEDIAN_STRENGTH * overall) / (count + _MEDIAN_STRENGTH)).astype(np.float32)
+    return replace(fit, prior=fit.prior + shift, loo=fit.loo + shift)
 
 
 def _residuals(values: Floats, unknown: float, *, apart: bool = False) -> tuple[Doubles, Floats, npt.NDArray[np.bool_]]:
