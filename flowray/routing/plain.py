@@ -60,7 +60,7 @@ class Plain:
         """`sums` [tasks, all widths + 1] as `Folded.pooled` gives them."""
         config, n_tasks = self._config, len(sums)
         labels_end, meaning_end, sense_end = self._widths
-        scale: Floats = np.float32(1) / np.sqrt(np.maximum(sums[:, -1:], np.float32(1)))
+        scale: Floats = np.maximum(sums[:, -1:], 1) ** np.float32(-0.5)
         standard: Floats = np.clip((traits - self._trait_mean) * self._trait_scale, -4.0, 4.0)
         logits = self._logits(sums[:, :labels_end] * scale, standard)
         shares = {name: softmax(logits[name]) for name in config.tables}
