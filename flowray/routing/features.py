@@ -23,7 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from flowray.routing.estimates import Floats, TaskBatch
-from flowray.routing.lexicon import BUCKET_BITS, BUCKETS, CAPITAL, N_KINDS, NUMBER, Hashes, Ids, Lexicon, buckets_of
+from flowray.routing.lexicon import (
+    BUCKET_BITS,
+    BUCKETS,
+    CAPITAL,
+    N_KINDS,
+    NUMBER,
+    Hashes,
+    Ids,
+    Lexicon,
+    Tool,
+    buckets_of,
+)
 
 __all__ = ["BUCKETS", "FEATURES_VERSION", "N_TRAITS", "Features", "featurise"]
 
@@ -40,7 +51,6 @@ _STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
 _NOT_OPTIONS = frozenset({"text", "label", *"ABCDEFGHIJ"})
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _QUOTED = re.compile(r"'[^'\n]{1,60}'|\"[^\"\n]{1,80}\"|`[^`\n]{1,80}`")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 N_TEXT_TRAITS = 5 + 2 * N_KINDS
 N_CHOICE_TRAITS = 6
@@ -98,7 +108,7 @@ class Features:
 def featurise(tasks: TaskBatch) -> Features:
     """The features of each task: the same on every machine, for any Unicode, never NaN."""
     global _lexicon
-    if len(_lexicon) > LEXICON_WORDS:
+    if _lexicon.held > LEXICON_WORDS:
         _lexicon = Lexicon()
     lexicon = _lexicon  # one for the whole batch, whatever other threads do
     if len(tasks) <= _AT_ONCE:
@@ -123,11 +133,16 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
         lexicon.read(_listed(of_task), MAX_TOKENS) if stated else []  # else they are in the text
         for stated, of_task in zip(tasks.choices, options, strict=True)
     ]
-    tools = [_tools(lexicon, text) if text else [] for text in tasks.tools]
+    tools = [
+        [lexicon.tool(tool, MAX_TOKENS) for tool in _clipped(text).split(" ; ")[:MAX_TOOLS]] if text else []
+        for text in tasks.tools
+    ]
     # The text's and the choices' words are n-grams of one kind; those of tools are of another: they say what could be
     # done, not what is asked.
     rows, owners = _flat([*read, *chosen], n_tasks)
-    described, tool_owners = _flat([[word for tool in of_task for word in tool[1]] for of_task in tools], n_tasks)
+    described, tool_owners = _flat(
+        [list(chain.from_iterable(tool.words for tool in of_task)) for of_task in tools], n_tasks
+    )
     forms = lexicon.forms[rows]
     hashes = lexicon.hashes[forms]
     distinct = _distinct(hashes, owners)
@@ -152,7 +167,7 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
             [
                 text_traits := _text_traits(texts, read, lexicon, rows[:text_words], owners[:text_words]),
                 _choice_traits(options, tasks.n_options),
-                _tool_traits(tasks, read, tools, lexicon, np.expm1(text_traits[:, [2 + NUMBER, 2 + CAPITAL, -1]])),
+                _tool_traits(tasks, read, tools, lexicon, text_traits),
             ],
             axis=1,
         ),
@@ -175,9 +190,8 @@ def _text_traits(texts: list[str], read: list[list[int]], lexicon: Lexicon, word
     """[tasks, N_TEXT_TRAITS]"""
     counts = np.zeros((len(texts), N_KINDS), np.float32)
     if len(words):
-        begins = np.flatnonzero(np.diff(owners, prepend=-1))
+        begins = np.flatnonzero(_changes(owners))
         counts[owners[begins]] = np.add.reduceat(lexicon.kinds[words], begins)
-    n_words = np.array([len(of_task) for of_task in read], np.float32)
     more = np.array(
         [
             (len(text), len(of_task), len(set(of_task)) / (len(of_task) + 1), text.count("\n"), _quotes(text))
@@ -185,55 +199,56 @@ def _text_traits(texts: list[str], read: list[list[int]], lexicon: Lexicon, word
         ],
         np.float32,
     ).reshape(len(texts), 5)
-    more[:, [0, 1, 3, 4]] = np.log1p(more[:, [0, 1, 3, 4]])
-    shares = 4.0 * counts / (n_words[:, None] + 1.0)
-    return np.concatenate([more[:, :2], np.log1p(counts), shares, more[:, 2:]], axis=1)
+    traits = np.empty((len(texts), N_TEXT_TRAITS), np.float32)
+    np.log1p(more[:, :2], out=traits[:, :2])
+    np.log1p(counts, out=traits[:, 2 : 2 + N_KINDS])
+    np.divide(4.0 * counts, more[:, 1:2] + 1.0, out=traits[:, 2 + N_KINDS : 2 + 2 * N_KINDS])
+    traits[:, -3] = more[:, 2]
+    np.log1p(more[:, 3:], out=traits[:, -2:])
+    return traits
 
 
 def _choice_traits(options_of: list[list[str]], n_options: Floats) -> Floats:
     """[tasks, N_CHOICE_TRAITS] how many answers there are to choose from, how long, how alike, how many are numbers."""
     traits = np.zeros((len(options_of), N_CHOICE_TRAITS), np.float32)
-    for row, options in enumerate(options_of):
-        if options:
-            sizes = [len(option) for option in options]
-            mean = sum(sizes) / len(sizes)
-            traits[row] = (
-                np.log1p(len(options)),
-                np.log1p(mean),
-                np.log1p(max(sizes) - min(sizes)),
-                sum(option[:1].isdigit() or option[:1] in "$-(" for option in options) / len(options),
-                any("of the above" in option.lower() or "of these" in option.lower() for option in options),
-                0,
-            )
-    traits[:, 5] = np.log1p(_counted(n_options))
+    rows = [row for row, options in enumerate(options_of) if options]
+    if rows:
+        traits[rows, 3:5] = [_of_choices(options_of[row]) for row in rows]
+        traits[rows, :3] = np.log1p([_lengths(options_of[row]) for row in rows])
+    np.log1p(_counted(n_options), out=traits[:, 5])
     return traits
 
 
-def _tool_traits(
-    tasks: TaskBatch,
-    read: list[list[int]],
-    tools: list[list[tuple[list[int], list[int]]]],
-    lexicon: Lexicon,
-    values: Floats,
-) -> Floats:
-    """[tasks, N_TOOL_TRAITS] how many tools, how far their names and descriptions meet the text.
+def _lengths(options: list[str]) -> tuple[float, float, float]:
+    sizes = list(map(len, options))
+    return len(sizes), sum(sizes) / len(sizes), max(sizes) - min(sizes)
 
-    `values` [tasks, 3] counts what may be an argument in the text: numbers, names, quotations.
-    """
+
+def _of_choices(options: list[str]) -> tuple[float, float]:
+    together = "\n".join(options).lower()
+    numbers = len([option for option in options if option[:1].isdigit() or option[:1] in "$-("])
+    return numbers / len(options), "of the above" in together or "of these" in together
+
+
+def _tool_traits(
+    tasks: TaskBatch, read: list[list[int]], tools: list[list[Tool]], lexicon: Lexicon, text_traits: Floats
+) -> Floats:
+    """[tasks, N_TOOL_TRAITS] how many tools, how far their names and descriptions meet the text."""
     traits = np.zeros((len(tasks), N_TOOL_TRAITS), np.float32)
     rows = [row for row, of_task in enumerate(tools) if of_task]
     if not rows:
         return traits
+    values = np.expm1(text_traits[:, [2 + NUMBER, 2 + CAPITAL, -1]]).sum(axis=1)  # what may be an argument in the text
     n_tools, n_params = _counted(tasks.n_tools), _counted(tasks.n_params)
     for row in rows:
         asked = lexicon.stems_of(read[row])
         meets, named, dotted, longest = [0.0, 0.0], [0.0, 0.0], 0, 0
-        for name, description in tools[row]:
-            of_name, of_tool = lexicon.stems_of(name), lexicon.stems_of(description)
-            meets.append(len(of_tool & asked) / ((len(of_tool) + 1) * (len(asked) + 1)) ** 0.5)
-            named.append(len(of_name & asked) / (len(of_name) + 0.5))
-            dotted += len(name) > len(of_name) + 1  # signs or stop words within the name: a module, a method
-            longest = max(longest, len(description))
+        for tool in tools[row]:
+            n_stems = len(tool.stems)
+            meets.append(len(tool.stems & asked) / ((n_stems + 1) * (len(asked) + 1)) ** 0.5)
+            named.append(len(tool.name_stems & asked) / (len(tool.name_stems) + 0.5))
+            dotted += tool.n_name > len(tool.name_stems) + 1  # signs or stop words in the name: a module, a method
+            longest = max(longest, len(tool.words))
         meets.sort(reverse=True)
         named.sort(reverse=True)
         count = max(float(n_tools[row]), float(len(tools[row])))
@@ -248,19 +263,9 @@ def _tool_traits(
             named[1],
             np.log1p(sum(meet > 0.15 for meet in meets)),
             np.log1p(dotted / count) + np.log1p(longest) / 4,
-            np.log1p(values[row].sum() * count / (n_params[row] + 1)),
+            np.log1p(values[row] * count / (n_params[row] + 1)),
         )
     return traits
-
-
-def _tools(lexicon: Lexicon, text: str) -> list[tuple[list[int], list[int]]]:
-    """Of each tool the words of its name, and of its name and description, from "name: description ; name: ..."."""
-    read = []
-    for tool in _clipped(text).split(" ; ")[:MAX_TOOLS]:
-        name, _, _ = tool.partition(":")
-        words = lexicon.read(_CAMEL.sub(" ", tool), MAX_TOKENS)
-        read.append((lexicon.read(_CAMEL.sub(" ", name), MAX_TOKENS), words))
-    return read
 
 
 def _counted(numbers: Floats) -> Floats:
