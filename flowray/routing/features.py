@@ -4,9 +4,8 @@ Two views of the same words. N-grams: each distinct word of the text and its cho
 distinct pair of neighbouring words, and each distinct word of the tools, hashed into `BUCKETS` buckets, for an
 embedding bag (as fastText does: a bucket may hold several n-grams). What a bag makes of a text is therefore a sum over
 its distinct words, and can be kept per word (`flowray.routing.folding`): `Features` holds words and pairs, and spells
-out n-grams only when asked. Traits: numbers that say what kind of task it is whatever it is about: length, numbers,
-mathematics, code, questions, answers to choose from, how many tools there are and how far their descriptions meet the
-request. N-grams need training on similar texts; traits carry over to kinds of texts never seen in training.
+out n-grams only when asked. Traits (`flowray.routing.traits`) say what kind of task it is. N-grams need training on
+similar texts; traits carry over to kinds of texts never seen in training.
 
 Words are remembered (`flowray.routing.lexicon`), the rest is arithmetic on arrays over the whole batch. Only the first
 and last characters of a long text are read (`MAX_CHARS`); an empty one has no n-grams and zero counts.
@@ -23,18 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowray.routing.estimates import Floats, TaskBatch
-from flowray.routing.lexicon import (
-    BUCKET_BITS,
-    BUCKETS,
-    CAPITAL,
-    N_KINDS,
-    NUMBER,
-    Hashes,
-    Ids,
-    Lexicon,
-    Tool,
-    buckets_of,
-)
+from flowray.routing.lexicon import BUCKET_BITS, BUCKETS, Hashes, Ids, Lexicon, buckets_of
+from flowray.routing.traits import N_TRAITS, changes, choice_traits, text_traits, tool_traits
 
 __all__ = ["BUCKETS", "FEATURES_VERSION", "N_TRAITS", "Features", "featurise"]
 
@@ -50,12 +39,6 @@ _OPTION = re.compile(r"^\(?[A-J][.):]\s+(.*)$", re.MULTILINE)
 _STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
 _NOT_OPTIONS = frozenset({"text", "label", *"ABCDEFGHIJ"})
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_QUOTED = re.compile(r"'[^'\n]{1,60}'|\"[^\"\n]{1,80}\"|`[^`\n]{1,80}`")
-
-N_TEXT_TRAITS = 5 + 2 * N_KINDS
-N_CHOICE_TRAITS = 6
-N_TOOL_TRAITS = 11
-N_TRAITS = N_TEXT_TRAITS + N_CHOICE_TRAITS + N_TOOL_TRAITS
 
 _lexicon = Lexicon()
 
@@ -155,7 +138,7 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
     )
     keys = (np.concatenate([owners[1:][together], tool_owners]) << BUCKET_BITS) | loose
     keys.sort()  # by task, then bucket
-    keys = keys[_changes(keys)]
+    keys = keys[changes(keys)]
     text_words = sum(map(len, read))
     return Features(
         lexicon=lexicon,
@@ -165,9 +148,9 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
         loose_offsets=_offsets(np.bincount(keys >> BUCKET_BITS, minlength=n_tasks)),
         traits=np.concatenate(
             [
-                text_traits := _text_traits(texts, read, lexicon, rows[:text_words], owners[:text_words]),
-                _choice_traits(options, tasks.n_options),
-                _tool_traits(tasks, read, tools, lexicon, text_traits),
+                of_text := text_traits(texts, read, lexicon, rows[:text_words], owners[:text_words]),
+                choice_traits(options, tasks.n_options),
+                tool_traits(tasks, read, tools, lexicon, of_text),
             ],
             axis=1,
         ),
@@ -183,95 +166,7 @@ def _distinct(hashes: Hashes, owners: Ids) -> Ids:
     keys |= np.arange(len(keys), dtype=np.uint64)
     keys.sort()
     places = (keys & np.uint64((1 << _PLACE_BITS) - 1)).astype(np.int64)
-    return places[_changes(keys >> np.uint64(_PLACE_BITS))]
-
-
-def _text_traits(texts: list[str], read: list[list[int]], lexicon: Lexicon, words: Ids, owners: Ids) -> Floats:
-    """[tasks, N_TEXT_TRAITS]"""
-    counts = np.zeros((len(texts), N_KINDS), np.float32)
-    if len(words):
-        begins = np.flatnonzero(_changes(owners))
-        counts[owners[begins]] = np.add.reduceat(lexicon.kinds[words], begins)
-    more = np.array(
-        [
-            (len(text), len(of_task), len(set(of_task)) / (len(of_task) + 1), text.count("\n"), _quotes(text))
-            for text, of_task in zip(texts, read, strict=True)
-        ],
-        np.float32,
-    ).reshape(len(texts), 5)
-    traits = np.empty((len(texts), N_TEXT_TRAITS), np.float32)
-    np.log1p(more[:, :2], out=traits[:, :2])
-    np.log1p(counts, out=traits[:, 2 : 2 + N_KINDS])
-    np.divide(4.0 * counts, more[:, 1:2] + 1.0, out=traits[:, 2 + N_KINDS : 2 + 2 * N_KINDS])
-    traits[:, -3] = more[:, 2]
-    np.log1p(more[:, 3:], out=traits[:, -2:])
-    return traits
-
-
-def _choice_traits(options_of: list[list[str]], n_options: Floats) -> Floats:
-    """[tasks, N_CHOICE_TRAITS] how many answers there are to choose from, how long, how alike, how many are numbers."""
-    traits = np.zeros((len(options_of), N_CHOICE_TRAITS), np.float32)
-    rows = [row for row, options in enumerate(options_of) if options]
-    if rows:
-        traits[rows, 3:5] = [_of_choices(options_of[row]) for row in rows]
-        traits[rows, :3] = np.log1p([_lengths(options_of[row]) for row in rows])
-    np.log1p(_counted(n_options), out=traits[:, 5])
-    return traits
-
-
-def _lengths(options: list[str]) -> tuple[float, float, float]:
-    sizes = list(map(len, options))
-    return len(sizes), sum(sizes) / len(sizes), max(sizes) - min(sizes)
-
-
-def _of_choices(options: list[str]) -> tuple[float, float]:
-    together = "\n".join(options).lower()
-    numbers = len([option for option in options if option[:1].isdigit() or option[:1] in "$-("])
-    return numbers / len(options), "of the above" in together or "of these" in together
-
-
-def _tool_traits(
-    tasks: TaskBatch, read: list[list[int]], tools: list[list[Tool]], lexicon: Lexicon, text_traits: Floats
-) -> Floats:
-    """[tasks, N_TOOL_TRAITS] how many tools, how far their names and descriptions meet the text."""
-    traits = np.zeros((len(tasks), N_TOOL_TRAITS), np.float32)
-    rows = [row for row, of_task in enumerate(tools) if of_task]
-    if not rows:
-        return traits
-    values = np.expm1(text_traits[:, [2 + NUMBER, 2 + CAPITAL, -1]]).sum(axis=1)  # what may be an argument in the text
-    n_tools, n_params = _counted(tasks.n_tools), _counted(tasks.n_params)
-    for row in rows:
-        asked = lexicon.stems_of(read[row])
-        meets, named, dotted, longest = [0.0, 0.0], [0.0, 0.0], 0, 0
-        for tool in tools[row]:
-            n_stems = len(tool.stems)
-            meets.append(len(tool.stems & asked) / ((n_stems + 1) * (len(asked) + 1)) ** 0.5)
-            named.append(len(tool.name_stems & asked) / (len(tool.name_stems) + 0.5))
-            dotted += tool.n_name > len(tool.name_stems) + 1  # signs or stop words in the name: a module, a method
-            longest = max(longest, len(tool.words))
-        meets.sort(reverse=True)
-        named.sort(reverse=True)
-        count = max(float(n_tools[row]), float(len(tools[row])))
-        traits[row] = (
-            np.log1p(count),
-            np.log1p(n_params[row]),
-            np.log1p(n_params[row] / count),
-            meets[0],
-            meets[1],
-            sum(meets) / count,
-            named[0],
-            named[1],
-            np.log1p(sum(meet > 0.15 for meet in meets)),
-            np.log1p(dotted / count) + np.log1p(longest) / 4,
-            np.log1p(values[row] * count / (n_params[row] + 1)),
-        )
-    return traits
-
-
-def _counted(numbers: Floats) -> Floats:
-    """Numbers that count something: 0 where they are unknown or odd."""
-    counted: Floats = np.where(np.isfinite(numbers) & (numbers > 0), numbers, np.float32(0))
-    return counted
+    return places[changes(keys >> np.uint64(_PLACE_BITS))]
 
 
 def _options(text: str, stated: str) -> list[str]:
@@ -287,10 +182,6 @@ def _listed(options: list[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False))
 
 
-def _quotes(text: str) -> int:
-    return len(_QUOTED.findall(text)) if "'" in text or '"' in text or "`" in text else 0
-
-
 def _clipped(text: str) -> str:
     """The beginning and the end of a text, with the many ways to write one character made one."""
     if len(text) > MAX_CHARS:
@@ -303,13 +194,6 @@ def _flat(of_fields: list[list[int]], n_tasks: int) -> tuple[Ids, Ids]:
     sizes = np.array([len(words) for words in of_fields], np.int64)
     words = np.fromiter(chain.from_iterable(of_fields), np.int64, int(sizes.sum()))
     return words, np.repeat(np.arange(len(of_fields)) % max(n_tasks, 1), sizes)
-
-
-def _changes(ascending: npt.NDArray[np.uint64] | Ids) -> npt.NDArray[np.bool_]:
-    """Where a value is not the one before it."""
-    changed = np.ones(len(ascending), np.bool_)
-    changed[1:] = ascending[1:] != ascending[:-1]
-    return changed
 
 
 def _taken(values: Ids, offsets: Ids, rows: npt.NDArray[np.intp]) -> tuple[Ids, Ids]:

@@ -30,59 +30,10 @@ MAX_TOOLS_KEPT = 4_096  # tools whose words are kept, before all are forgotten
 _TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _STOP = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "to",
-        "in",
-        "for",
-        "and",
-        "or",
-        "is",
-        "are",
-        "be",
-        "with",
-        "on",
-        "by",
-        "from",
-        "at",
-        "as",
-        "it",
-        "that",
-        "this",
-        "i",
-        "me",
-        "my",
-        "you",
-        "your",
-        "can",
-        "could",
-        "please",
-        "what",
-        "how",
-        "which",
-        "find",
-        "get",
-        "calculate",
-        "given",
-        "using",
-        "use",
-        "need",
-        "want",
-        "s",
-        "t",
-        "do",
-        "does",
-        "did",
-        "will",
-        "would",
-        "if",
-        "so",
-        "also",
-        "then",
-    ]
+    """
+    a an the of to in for and or is are be with on by from at as it that this i me my you your can could please what
+    how which find get calculate given using use need want s t do does did will would if so also then
+    """.split()  # noqa: SIM905 - forty lines of quotes are not easier to read
 )
 _ENDINGS = ("ations", "ation", "ings", "ing", "ies", "es", "ed", "ly", "al", "s", "e")
 

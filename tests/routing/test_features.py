@@ -84,7 +84,7 @@ def test_a_full_lexicon_is_forgotten_and_nothing_else_changes(monkeypatch):
 
 
 def test_many_spellings_of_few_words_are_forgotten_too(monkeypatch):
-    monkeypatch.setattr(features, "LEXICON_WORDS", 50)
+    monkeypatch.setattr(features, "LEXICON_WORDS", 30)
     monkeypatch.setattr(features, "_lexicon", Lexicon())
     of(" ".join(f"word{'!' * n}" for n in range(35)) + " " + " ".join(f"{'?' * n}word" for n in range(100)))
     assert len(features._lexicon) < 10
