@@ -4,9 +4,8 @@ Two views of the same words. N-grams: each distinct word of the text and its cho
 distinct pair of neighbouring words, and each distinct word of the tools, hashed into `BUCKETS` buckets, for an
 embedding bag (as fastText does: a bucket may hold several n-grams). What a bag makes of a text is therefore a sum over
 its distinct words, and can be kept per word (`flowray.routing.folding`): `Features` holds words and pairs, and spells
-out n-grams only when asked. Traits: numbers that say what kind of task it is whatever it is about: length, numbers,
-mathematics, code, questions, answers to choose from, how many tools there are and how far their descriptions meet the
-request. N-grams need training on similar texts; traits carry over to kinds of texts never seen in training.
+out n-grams only when asked. Traits (`flowray.routing.traits`) say what kind of task it is. N-grams need training on
+similar texts; traits carry over to kinds of texts never seen in training.
 
 Words are remembered (`flowray.routing.lexicon`), the rest is arithmetic on arrays over the whole batch. Only the first
 and last characters of a long text are read (`MAX_CHARS`); an empty one has no n-grams and zero counts.
@@ -23,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowray.routing.estimates import Floats, TaskBatch
-from flowray.routing.lexicon import BUCKET_BITS, BUCKETS, CAPITAL, N_KINDS, NUMBER, Hashes, Ids, Lexicon, buckets_of
+from flowray.routing.lexicon import BUCKET_BITS, BUCKETS, Hashes, Ids, Lexicon, buckets_of
+from flowray.routing.traits import N_TRAITS, changes, choice_traits, text_traits, tool_traits
 
 __all__ = ["BUCKETS", "FEATURES_VERSION", "N_TRAITS", "Features", "featurise"]
 
@@ -39,13 +39,6 @@ _OPTION = re.compile(r"^\(?[A-J][.):]\s+(.*)$", re.MULTILINE)
 _STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
 _NOT_OPTIONS = frozenset({"text", "label", *"ABCDEFGHIJ"})
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_QUOTED = re.compile(r"'[^'\n]{1,60}'|\"[^\"\n]{1,80}\"|`[^`\n]{1,80}`")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-
-N_TEXT_TRAITS = 5 + 2 * N_KINDS
-N_CHOICE_TRAITS = 6
-N_TOOL_TRAITS = 11
-N_TRAITS = N_TEXT_TRAITS + N_CHOICE_TRAITS + N_TOOL_TRAITS
 
 _lexicon = Lexicon()
 
@@ -98,7 +91,7 @@ class Features:
 def featurise(tasks: TaskBatch) -> Features:
     """The features of each task: the same on every machine, for any Unicode, never NaN."""
     global _lexicon
-    if len(_lexicon) > LEXICON_WORDS:
+    if _lexicon.held > LEXICON_WORDS:
         _lexicon = Lexicon()
     lexicon = _lexicon  # one for the whole batch, whatever other threads do
     if len(tasks) <= _AT_ONCE:
@@ -123,11 +116,16 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
         lexicon.read(_listed(of_task), MAX_TOKENS) if stated else []  # else they are in the text
         for stated, of_task in zip(tasks.choices, options, strict=True)
     ]
-    tools = [_tools(lexicon, text) if text else [] for text in tasks.tools]
+    tools = [
+        [lexicon.tool(tool, MAX_TOKENS) for tool in _clipped(text).split(" ; ")[:MAX_TOOLS]] if text else []
+        for text in tasks.tools
+    ]
     # The text's and the choices' words are n-grams of one kind; those of tools are of another: they say what could be
     # done, not what is asked.
     rows, owners = _flat([*read, *chosen], n_tasks)
-    described, tool_owners = _flat([[word for tool in of_task for word in tool[1]] for of_task in tools], n_tasks)
+    described, tool_owners = _flat(
+        [list(chain.from_iterable(tool.words for tool in of_task)) for of_task in tools], n_tasks
+    )
     forms = lexicon.forms[rows]
     hashes = lexicon.hashes[forms]
     distinct = _distinct(hashes, owners)
@@ -140,7 +138,7 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
     )
     keys = (np.concatenate([owners[1:][together], tool_owners]) << BUCKET_BITS) | loose
     keys.sort()  # by task, then bucket
-    keys = keys[_changes(keys)]
+    keys = keys[changes(keys)]
     text_words = sum(map(len, read))
     return Features(
         lexicon=lexicon,
@@ -150,9 +148,9 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
         loose_offsets=_offsets(np.bincount(keys >> BUCKET_BITS, minlength=n_tasks)),
         traits=np.concatenate(
             [
-                text_traits := _text_traits(texts, read, lexicon, rows[:text_words], owners[:text_words]),
-                _choice_traits(options, tasks.n_options),
-                _tool_traits(tasks, read, tools, lexicon, np.expm1(text_traits[:, [2 + NUMBER, 2 + CAPITAL, -1]])),
+                of_text := text_traits(texts, read, lexicon, rows[:text_words], owners[:text_words]),
+                choice_traits(options, tasks.n_options),
+                tool_traits(tasks, read, tools, lexicon, of_text),
             ],
             axis=1,
         ),
@@ -168,105 +166,7 @@ def _distinct(hashes: Hashes, owners: Ids) -> Ids:
     keys |= np.arange(len(keys), dtype=np.uint64)
     keys.sort()
     places = (keys & np.uint64((1 << _PLACE_BITS) - 1)).astype(np.int64)
-    return places[_changes(keys >> np.uint64(_PLACE_BITS))]
-
-
-def _text_traits(texts: list[str], read: list[list[int]], lexicon: Lexicon, words: Ids, owners: Ids) -> Floats:
-    """[tasks, N_TEXT_TRAITS]"""
-    counts = np.zeros((len(texts), N_KINDS), np.float32)
-    if len(words):
-        begins = np.flatnonzero(np.diff(owners, prepend=-1))
-        counts[owners[begins]] = np.add.reduceat(lexicon.kinds[words], begins)
-    n_words = np.array([len(of_task) for of_task in read], np.float32)
-    more = np.array(
-        [
-            (len(text), len(of_task), len(set(of_task)) / (len(of_task) + 1), text.count("\n"), _quotes(text))
-            for text, of_task in zip(texts, read, strict=True)
-        ],
-        np.float32,
-    ).reshape(len(texts), 5)
-    more[:, [0, 1, 3, 4]] = np.log1p(more[:, [0, 1, 3, 4]])
-    shares = 4.0 * counts / (n_words[:, None] + 1.0)
-    return np.concatenate([more[:, :2], np.log1p(counts), shares, more[:, 2:]], axis=1)
-
-
-def _choice_traits(options_of: list[list[str]], n_options: Floats) -> Floats:
-    """[tasks, N_CHOICE_TRAITS] how many answers there are to choose from, how long, how alike, how many are numbers."""
-    traits = np.zeros((len(options_of), N_CHOICE_TRAITS), np.float32)
-    for row, options in enumerate(options_of):
-        if options:
-            sizes = [len(option) for option in options]
-            mean = sum(sizes) / len(sizes)
-            traits[row] = (
-                np.log1p(len(options)),
-                np.log1p(mean),
-                np.log1p(max(sizes) - min(sizes)),
-                sum(option[:1].isdigit() or option[:1] in "$-(" for option in options) / len(options),
-                any("of the above" in option.lower() or "of these" in option.lower() for option in options),
-                0,
-            )
-    traits[:, 5] = np.log1p(_counted(n_options))
-    return traits
-
-
-def _tool_traits(
-    tasks: TaskBatch,
-    read: list[list[int]],
-    tools: list[list[tuple[list[int], list[int]]]],
-    lexicon: Lexicon,
-    values: Floats,
-) -> Floats:
-    """[tasks, N_TOOL_TRAITS] how many tools, how far their names and descriptions meet the text.
-
-    `values` [tasks, 3] counts what may be an argument in the text: numbers, names, quotations.
-    """
-    traits = np.zeros((len(tasks), N_TOOL_TRAITS), np.float32)
-    rows = [row for row, of_task in enumerate(tools) if of_task]
-    if not rows:
-        return traits
-    n_tools, n_params = _counted(tasks.n_tools), _counted(tasks.n_params)
-    for row in rows:
-        asked = lexicon.stems_of(read[row])
-        meets, named, dotted, longest = [0.0, 0.0], [0.0, 0.0], 0, 0
-        for name, description in tools[row]:
-            of_name, of_tool = lexicon.stems_of(name), lexicon.stems_of(description)
-            meets.append(len(of_tool & asked) / ((len(of_tool) + 1) * (len(asked) + 1)) ** 0.5)
-            named.append(len(of_name & asked) / (len(of_name) + 0.5))
-            dotted += len(name) > len(of_name) + 1  # signs or stop words within the name: a module, a method
-            longest = max(longest, len(description))
-        meets.sort(reverse=True)
-        named.sort(reverse=True)
-        count = max(float(n_tools[row]), float(len(tools[row])))
-        traits[row] = (
-            np.log1p(count),
-            np.log1p(n_params[row]),
-            np.log1p(n_params[row] / count),
-            meets[0],
-            meets[1],
-            sum(meets) / count,
-            named[0],
-            named[1],
-            np.log1p(sum(meet > 0.15 for meet in meets)),
-            np.log1p(dotted / count) + np.log1p(longest) / 4,
-            np.log1p(values[row].sum() * count / (n_params[row] + 1)),
-        )
-    return traits
-
-
-def _tools(lexicon: Lexicon, text: str) -> list[tuple[list[int], list[int]]]:
-    """Of each tool the words of its name, and of its name and description, from "name: description ; name: ..."."""
-    read = []
-    for tool in _clipped(text).split(" ; ")[:MAX_TOOLS]:
-        name, _, _ = tool.partition(":")
-        words = lexicon.read(_CAMEL.sub(" ", tool), MAX_TOKENS)
-        read.append((lexicon.read(_CAMEL.sub(" ", name), MAX_TOKENS), words))
-    return read
-
-
-def _counted(numbers: Floats) -> Floats:
-    """Numbers that count something: 0 where they are unknown or odd."""
-    counted: Floats = np.where(np.isfinite(numbers) & (numbers > 0), numbers, np.float32(0))
-    return counted
+    return places[changes(keys >> np.uint64(_PLACE_BITS))]
 
 
 def _options(text: str, stated: str) -> list[str]:
@@ -282,10 +182,6 @@ def _listed(options: list[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False))
 
 
-def _quotes(text: str) -> int:
-    return len(_QUOTED.findall(text)) if "'" in text or '"' in text or "`" in text else 0
-
-
 def _clipped(text: str) -> str:
     """The beginning and the end of a text, with the many ways to write one character made one."""
     if len(text) > MAX_CHARS:
@@ -298,13 +194,6 @@ def _flat(of_fields: list[list[int]], n_tasks: int) -> tuple[Ids, Ids]:
     sizes = np.array([len(words) for words in of_fields], np.int64)
     words = np.fromiter(chain.from_iterable(of_fields), np.int64, int(sizes.sum()))
     return words, np.repeat(np.arange(len(of_fields)) % max(n_tasks, 1), sizes)
-
-
-def _changes(ascending: npt.NDArray[np.uint64] | Ids) -> npt.NDArray[np.bool_]:
-    """Where a value is not the one before it."""
-    changed = np.ones(len(ascending), np.bool_)
-    changed[1:] = ascending[1:] != ascending[:-1]
-    return changed
 
 
 def _taken(values: Ids, offsets: Ids, rows: npt.NDArray[np.intp]) -> tuple[Ids, Ids]:

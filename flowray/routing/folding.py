@@ -14,7 +14,8 @@ makes bags of int8 pointless: what is read is the sums, and they are float32.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,24 +30,27 @@ _FIRST_WORDS = 4_096  # there is room for at first
 _AT_ONCE = 4_096  # words folded together; bounds memory
 
 
-class Folds:
-    """The folded bags of a network as they are now: what was changed since, be it in place, is folded again.
+Made = TypeVar("Made")
+
+
+class Latest(Generic[Made]):
+    """What was made of some tensors as they are now: when they were changed since, be it in place, it is made again.
 
     No part of a network's state: a copy of a network, pickled or not, begins with none.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[tuple[int, ...], Folded] | None = None
+        self._last: tuple[tuple[int, ...], Made] | None = None
 
-    def __reduce__(self) -> tuple[type[Folds], tuple[()]]:
-        return Folds, ()
+    def __reduce__(self) -> tuple[type[Latest[Made]], tuple[()]]:
+        return Latest, ()
 
-    def of(self, bags: Sequence[Tensor], vocabulary: Tensor, row_of: Tensor) -> Folded:
-        """As `Folded`; a new vocabulary means a new `row_of`."""
-        now = tuple(number for tensor in (*bags, vocabulary) for number in (id(tensor), tensor._version))
+    def of(self, tensors: Iterable[Tensor], make: Callable[[], Made]) -> Made:
+        """What `make` gave when the tensors were last as they are."""
+        now = tuple(number for tensor in tensors for number in (id(tensor), tensor._version))
         last = self._last
         if last is None or last[0] != now:
-            self._last = last = now, Folded(bags, row_of)
+            self._last = last = now, make()
         return last[1]
 
 

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowray.routing.features import BUCKETS, N_TRAITS, Features
-from flowray.routing.folding import Folds
+from flowray.routing.folding import Folded, Latest
+from flowray.routing.plain import Plain
 
 SOURCES = 2  # of a base logit besides the tables: the agent's prior, and like tasks
 
@@ -42,7 +43,7 @@ class NetworkConfig:
     tables: tuple[str, ...]  # heads whose labels the agents' records are kept by
     sums: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     # ^ heads that are not learned: name -> another head and, for each label of that, the number of the label it is in
-    rows: int = 65_536  # n-grams that have a vector of their own; row 0 stands for all others
+    rows: int = 53_248  # n-grams that have a vector of their own; row 0 stands for all others
     label_width: int = 112  # of the bag that capabilities are read from
     label_traits: int = 32  # numbers that capabilities are read from besides, made of the traits; 0: none
     sense_width: int = 96  # of the vectors that tell how alike two texts are
@@ -171,7 +172,10 @@ class RoutingNetwork(nn.Module):
         for bag in (self.label_bag, self.meaning_bag):
             nn.init.normal_(bag.weight, std=0.1)
         nn.init.zeros_(self.sense_bag.weight)
-        self.folds = Folds()
+        self.in_numpy = True  # False where some layers compute otherwise (`quantization`)
+        self.folds: Latest[Folded] = Latest()
+        self._plain: Latest[Plain] = Latest()
+        self._weights: tuple[Tensor, ...] = ()  # that `_plain` is made of, found once
         nn.init.normal_(self.gates.weight, std=0.02)
         with torch.no_grad():
             self.gates.bias[0] = 0.5  # like tasks weigh most at first
@@ -202,21 +206,26 @@ class RoutingNetwork(nn.Module):
         `familiarity` [tasks] comes from the agents' past; where that is asked with the tasks' `sense`, it is told
         afterwards (`Encoded.familiar`) and 0 until then.
         """
-        pooled = self.pooled(features)
-        traits = self._standard(torch.from_numpy(features.traits))
-        logits = self._labels(pooled.labels, traits)
-        shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
         if familiarity is None:
-            familiarity = traits.new_zeros(len(traits))
-        return self._encode(pooled, traits, familiarity, logits, shares)
+            familiarity = torch.zeros(len(features))
+        if self.training or not self.in_numpy:
+            pooled, traits = self.pooled(features), self._standard(torch.from_numpy(features.traits))
+            logits = self._labels(pooled.labels, traits)
+            shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
+            return self._encode(pooled, traits, familiarity, logits, shares)
+        served = self._laid_out().read(self._sums(features).numpy(), features.traits)
+        return Encoded(
+            {name: torch.from_numpy(values) for name, values in served.logits.items()},
+            torch.from_numpy(served.hidden),
+            torch.cat([torch.from_numpy(served.certain), familiarity[:, None]], dim=1),
+            torch.from_numpy(served.sense),
+        )
 
     def pooled(self, features: Features) -> Pooled:
         """What the bags make of the tasks, word by word."""
         config = self.config
-        bags = (self.label_bag.weight, self.meaning_bag.weight, self.sense_bag.weight)
-        sums = self.folds.of(bags, self.vocabulary, self.row_of).pooled(features)  # [tasks, all widths + 1]
         widths = [config.label_width, config.readers * config.meaning_width, config.sense_width, 1]
-        labels, meaning, sense, count = torch.split(sums, widths, dim=1)
+        labels, meaning, sense, count = torch.split(self._sums(features), widths, dim=1)
         scale = count.clamp(min=1).rsqrt()
         return Pooled(labels * scale, meaning * scale, functional.normalize(sense, dim=1))
 
@@ -227,6 +236,17 @@ class RoutingNetwork(nn.Module):
     def read_labels(self, features: Features) -> dict[str, Tensor]:
         """Logits [tasks, labels] of every head, as they are served."""
         return self._labels(self.pooled(features).labels, self._standard(torch.from_numpy(features.traits)))
+
+    def _sums(self, features: Features) -> Tensor:
+        """[tasks, all widths + 1] of all bags side by side, and how many n-grams are known."""
+        bags = (self.label_bag.weight, self.meaning_bag.weight, self.sense_bag.weight)
+        return self.folds.of((*bags, self.vocabulary), lambda: Folded(bags, self.row_of)).pooled(features)
+
+    def _laid_out(self) -> Plain:
+        if not self._weights:
+            weights = [*self.named_parameters(), *self.named_buffers()]
+            self._weights = tuple(tensor for name, tensor in weights if "_bag" not in name and "row_of" not in name)
+        return self._plain.of(self._weights, lambda: Plain(self))
 
     def labels(self, grams: Tensor, offsets: Tensor, traits: Tensor) -> dict[str, Tensor]:
         """Logits [tasks, labels] of every head, as they are learned."""

@@ -93,6 +93,7 @@ def quantized(network: RoutingNetwork) -> RoutingNetwork | None:
             small = copy.deepcopy(network, {id(part): part for part in shared}).eval()
             quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
             quantize_dynamic(small, {nn.Linear}, dtype=torch.qint8, inplace=True)
+            small.in_numpy = False
             inputs = small.vocabulary[:4].clamp(min=0).long(), torch.tensor([0, 2, 4]), small.trait_mean.expand(2, -1)
             with torch.inference_mode():
                 agree = all(

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowray.routing import features
+from flowray.routing import features, lexicon
 from flowray.routing.estimates import TaskBatch
 from flowray.routing.features import BUCKETS, N_TRAITS, Features, featurise
-from flowray.routing.lexicon import Lexicon
+from flowray.routing.lexicon import _TOKEN, Lexicon
 
 ANY_TEXT = st.text(st.characters(), max_size=80)  # lone surrogates, controls and unassigned characters too
 
@@ -81,6 +81,29 @@ def test_a_full_lexicon_is_forgotten_and_nothing_else_changes(monkeypatch):
     of(" ".join(f"word{chr(97 + n)}" for n in range(26)))
     assert row(of("a few plain words"), 0) == before
     assert len(features._lexicon) < 10
+
+
+def test_many_spellings_of_few_words_are_forgotten_too(monkeypatch):
+    monkeypatch.setattr(features, "LEXICON_WORDS", 30)
+    monkeypatch.setattr(features, "_lexicon", Lexicon())
+    of(" ".join(f"word{'!' * n}" for n in range(35)) + " " + " ".join(f"{'?' * n}word" for n in range(100)))
+    assert len(features._lexicon) < 10
+    of("word")
+    assert len(features._lexicon._chunks) == 1
+
+
+@given(text=ANY_TEXT)
+def test_words_between_spaces_are_the_words_of_the_whole(text):
+    """Splitting at spaces first is only faster."""
+    read = Lexicon()
+    assert read.read(text, 1_000) == [read[token] for token in _TOKEN.findall(text)]
+
+
+def test_a_tool_read_before_reads_the_same(monkeypatch):
+    monkeypatch.setattr(lexicon, "MAX_TOOLS_KEPT", 2)
+    batch = replace(TaskBatch.of_texts(["draw a map"]), tools=("a.map: Draws a map. ; b: Sings. ; c: Sits. ; aMap: x",))
+    first, again = featurise(batch), featurise(batch)
+    assert row(first, 0) == row(again, 0)
 
 
 def test_many_tasks_are_read_as_if_one_by_one():

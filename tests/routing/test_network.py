@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from flowray.routing.network import NetworkConfig, RoutingNetwork, tensors
 CONFIG = NetworkConfig(
     heads={"kind": ("a", "b", "c")}, tables=("kind",), rows=64, label_width=8, meaning_width=8, hidden=16
 )
+SUMS = {"wide": ("fine", (0, 1, 0, 1, 1))}
 TEXTS = ("sort these numbers", "write a sonnet", "name the capital of Peru", "")
 
 
@@ -99,10 +101,18 @@ def test_training_reads_a_part_of_the_n_grams(network):
     assert not torch.allclose(first, second)
 
 
-def test_what_is_served_is_what_was_learned(network):
-    """Training reads n-grams, serving reads words."""
-    with torch.no_grad():
-        torch.nn.init.normal_(network.sense_bag.weight)
+@pytest.mark.parametrize("in_numpy", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"batch_norm": False}, {"label_traits": 0}, {"readers": 1}, {"sums": SUMS}])
+def test_what_is_served_is_what_was_learned(in_numpy, changes):
+    """Training reads n-grams with torch, serving reads words with numpy."""
+    heads = {"kind": ("a", "b", "c"), "fine": tuple("vwxyz")} | ({"wide": ("d", "e")} if "sums" in changes else {})
+    network = RoutingNetwork(replace(CONFIG, heads=heads, tables=tuple(heads), **changes)).eval()
+    network.in_numpy = in_numpy
+    network.learn_words(torch.from_numpy(np.unique(featurise(TaskBatch.of_texts(TEXTS)).grams)[::2][:63]))
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.is_floating_point() and tensor.ndim:
+            values = torch.rand(tensor.shape) + 0.5 if "var" in name or "scale" in name else torch.randn(tensor.shape)
+            tensor.data.copy_(values * 0.3)
     features, familiarity, *_ = inputs()
     with torch.inference_mode():
         learned = network.encode(*features, familiarity)
@@ -111,7 +121,20 @@ def test_what_is_served_is_what_was_learned(network):
     for name in ("hidden", "context", "sense"):
         torch.testing.assert_close(getattr(served, name), getattr(learned, name), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(getattr(served, name), getattr(later, name))
-    torch.testing.assert_close(served.logits["kind"], learned.logits["kind"], atol=1e-5, rtol=1e-4)
+    assert served.logits.keys() == learned.logits.keys()
+    for head in heads:
+        torch.testing.assert_close(served.logits[head], learned.logits[head], atol=1e-4, rtol=1e-4)
+
+
+def test_weights_changed_in_place_are_served_as_they_are_now(network):
+    features = featurise(TaskBatch.of_texts(TEXTS))
+    before = network.read(features)
+    with torch.no_grad():
+        network.upper.weight.mul_(2.0)
+        network.heads["kind"].bias.add_(1.0)
+    after = network.read(features)
+    assert not torch.allclose(after.hidden, before.hidden)
+    torch.testing.assert_close(after.logits["kind"], before.logits["kind"] + 1.0)
 
 
 def test_sense_is_of_length_one_or_nothing(network):
