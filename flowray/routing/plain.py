@@ -65,9 +65,9 @@ class Plain:
         logits = self._logits(sums[:, :labels_end] * scale, standard)
         shares = {name: softmax(logits[name]) for name in config.tables}
         common = np.concatenate([standard, *shares.values()], axis=1)
-        meaning = (sums[:, labels_end:meaning_end] * scale).reshape(n_tasks, config.readers, -1).swapaxes(0, 1)
-        hidden = np.matmul(meaning, self._own)  # [readers, tasks, hidden]
-        hidden += (common @ self._common).reshape(n_tasks, config.readers, -1).swapaxes(0, 1)
+        meaning = (sums[:, labels_end:meaning_end] * scale).reshape(n_tasks, config.readers, config.meaning_width)
+        hidden = np.matmul(meaning.swapaxes(0, 1), self._own)  # [readers, tasks, hidden]
+        hidden += (common @ self._common).reshape(n_tasks, config.readers, config.hidden).swapaxes(0, 1)
         hidden += self._lower_bias
         np.maximum(hidden, 0, out=hidden)
         hidden = np.matmul(hidden, self._upper)
