@@ -31,7 +31,9 @@ FEATURES_VERSION = 2  # raised by every change that gives another value for the 
 MAX_CHARS = 6_000  # of a text: two thirds from its beginning, one third from its end
 MAX_TOKENS = 1_500  # of a text, its choices and each of its tools; bounds the time of one task
 MAX_TOOLS = 64  # tools looked at one by one
-LEXICON_WORDS = 100_000  # words remembered before all are forgotten; about 30 MB
+LEXICON_WORDS = (
+    100_000  # remembered before all are forgotten; some 75 MB, and as much again in a network that folds them
+)
 _AT_ONCE = 64  # tasks; their words fit the processor's cache, their numbers 6 bits and the words' `_PLACE_BITS`
 _PLACE_BITS = 26
 

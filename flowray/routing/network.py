@@ -43,7 +43,7 @@ class NetworkConfig:
     tables: tuple[str, ...]  # heads whose labels the agents' records are kept by
     sums: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     # ^ heads that are not learned: name -> another head and, for each label of that, the number of the label it is in
-    rows: int = 53_248  # n-grams that have a vector of their own; row 0 stands for all others
+    rows: int = 57_344  # n-grams that have a vector of their own; row 0 stands for all others
     label_width: int = 112  # of the bag that capabilities are read from
     label_traits: int = 32  # numbers that capabilities are read from besides, made of the traits; 0: none
     sense_width: int = 96  # of the vectors that tell how alike two texts are

@@ -50,7 +50,7 @@ class TrainingConfig:
 
     seed: int = 0
     batch: int = 128  # tasks
-    label_epochs: int = 8
+    label_epochs: int = 5  # and `align_epochs` before them
     label_rate: float = 5e-3
     label_smoothing: float = 0.05
     align_epochs: int = 2  # after which heads of other sets are taught what says the same; 0: they are not
