@@ -23,7 +23,7 @@ from flowray.routing.artifacts import ArtifactError
 from flowray.routing.cards import described
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Labelled, TaskBatch
-from flowray.routing.features import N_TRAITS, Features, featurise
+from flowray.routing.features import Features, featurise
 from flowray.routing.leads import foretold, leader_of, margin_of, tempered
 from flowray.routing.memory import Views, recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
@@ -33,7 +33,10 @@ from flowray.routing.training import Trained, shares_of, views_of
 
 Precision = Literal["auto", "float32", "int8"]
 
-_USUAL_GRAMS = 200  # n-grams of a task that both precisions are timed with
+_USUAL_TEXT = "Read the report below, then list its main findings and say which of them you would check first. " * 3
+    "Read the report below, then list its three main findings and say which of them you would check first. " * 3
+)
+# ^ a task of a usual length, that both precisions are timed with
 _TRUST_TASKS = 2_000  # past tasks that trust is measured on
 _FULL_CONFIDENCE = 30.0  # attempts after which an agent's record counts two thirds
 
@@ -127,10 +130,9 @@ class RouterEstimator:
     def _read_once(self, int8: bool, batch: int) -> object:
         """Read as many tasks of a usual length, for timing."""
         network = self.small if int8 and self.small is not None else self.network
-        grams = self.network.vocabulary.clamp(min=0).long()[: _USUAL_GRAMS * batch]
-        offsets = torch.linspace(0, len(grams), batch + 1).long()
+        features = featurise(TaskBatch.of_texts([_USUAL_TEXT] * batch))
         with torch.inference_mode():
-            return network.encode(grams, offsets, torch.zeros(batch, N_TRAITS), torch.zeros(batch))
+            return network.read(features)
 
     def _acquaint(self, agents: AgentBatch, past: Histories) -> Acquaintance:
         features = featurise(past.tasks)
