@@ -34,8 +34,6 @@ from flowray.routing.training import Trained, shares_of, views_of
 Precision = Literal["auto", "float32", "int8"]
 
 _USUAL_TEXT = "Read the report below, then list its main findings and say which of them you would check first. " * 3
-    "Read the report below, then list its three main findings and say which of them you would check first. " * 3
-)
 # ^ a task of a usual length, that both precisions are timed with
 _TRUST_TASKS = 2_000  # past tasks that trust is measured on
 _FULL_CONFIDENCE = 30.0  # attempts after which an agent's record counts two thirds
