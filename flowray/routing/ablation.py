@@ -78,31 +78,32 @@ def ablate(
     *,
     seeds: int = 3,
     variants: Sequence[Variant] = VARIANTS,
+    lesson: Lesson | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Train every variant with every seed.
+    """Train every variant with every seed; `lesson` is that of the sets, where it was learned before.
 
     Raises:
         ValueError: no set has outcomes.
     """
     config = config or TrainingConfig()
-    whole = training.learn_labels(sets, config, network)
+    whole = lesson if lesson is not None else training.learn_labels(sets, config, network)
     if not whole.check:
         raise ValueError("none of the sets has outcomes of agents in 'train' and 'val'")
     report("labels are learned")
     found: dict[str, list[dict[str, dict[str, float]]]] = {}
     trained: list[RoutingNetwork] = []
     for variant in variants:
-        lesson = variant.lesson(whole, sets, config) if variant.lesson else whole
+        told = variant.lesson(whole, sets, config) if variant.lesson else whole
         for seed in range(seeds):
             changed = replace(config, seed=config.seed + seed, **variant.training)
             if variant.finish is not None:
-                router = variant.finish(lesson, trained[seed], changed)
+                router = variant.finish(told, trained[seed], changed)
             else:
-                router = training.learn_outcomes(lesson, changed, variant.network)
+                router = training.learn_outcomes(told, changed, variant.network)
             if variant.name == WHOLE:
                 trained.append(router)
-            found.setdefault(variant.name, []).append(dict(_judged(router, lesson)))
+            found.setdefault(variant.name, []).append(dict(_judged(router, told)))
         report(f"{variant.name}: log loss {_over_sets(found[variant.name], 'log_loss').mean():.4f}")
     return [_row(name, of_seeds, found[WHOLE]) for name, of_seeds in found.items()]
 

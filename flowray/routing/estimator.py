@@ -27,6 +27,7 @@ from flowray.routing.features import Features, featurise
 from flowray.routing.leads import foretold, leader_of, margin_of, tempered
 from flowray.routing.memory import Views, recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
+from flowray.routing.plain import softmax
 from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
 from flowray.routing.training import Trained, shares_of, views_of
@@ -76,15 +77,13 @@ class RouterEstimator:
         known = self.acquaintance(agents, histories)
         features = featurise(tasks)
         memory = known.records.memory
-        with torch.inference_mode():
-            encoded = self._reader(len(tasks)).read(features)
-            recalled = memory.recall(Views(traits=features.traits, sense=encoded.sense.numpy()))
-            encoded = encoded.familiar(torch.from_numpy(recalled.familiarity))
-            shares = {name: torch.softmax(logits, dim=1).numpy() for name, logits in encoded.logits.items()}
-            records = torch.from_numpy(known.records.of_tasks(shares, recalled.success))
-            success, quality = self.network.judge(encoded, records, known.strengths, known.trust)
-        success_p = _probability(success.numpy())
-        quality_p = _probability(quality.numpy())
+        served = self._reader(len(tasks)).serve(features)
+        recalled = memory.recall(Views(traits=features.traits, sense=served.sense))
+        shares = {name: softmax(logits) for name, logits in served.logits.items()}
+        sources = known.records.sources(shares, recalled.success)
+        judge = self.network.laid_out().judge
+        success, quality = judge(served, recalled.familiarity, sources, known.strengths.numpy(), known.trust)
+        success_p, quality_p = _probability(success), _probability(quality)
         if len(agents):
             success_p = tempered(success_p, known.leader, known.margin)
         if tasks.attempts is not None and np.isfinite(tasks.attempts).any():

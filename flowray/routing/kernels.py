@@ -28,16 +28,21 @@ Numbers = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """A space of numbers in which near means alike: scaled columns, landmarks, and how near is near."""
+    """A space of numbers in which near means alike: scaled columns, landmarks, and how near is near.
+
+    Likeness is exp(-|x - l|^2 / 2w) = exp((x l - x x / 2 - l l / 2) / w), so a question costs one product.
+    """
 
     centre: Floats  # [columns]
     scale: Floats  # [columns] 0 for a column that says nothing
     bound: Floats  # [columns] where a scaled column counts no further
     landmarks: Floats  # [landmarks, columns] scaled
-    width: float  # squared distance at which likeness falls to exp(-1/2)
+    width: float  # w: squared distance at which likeness falls to exp(-1/2)
+    halves: Floats  # [landmarks] l l / 2
+    turned: Floats  # [columns, landmarks] the landmarks as columns, for fast products
 
     @classmethod
-    def of(cls, values: Floats, targets: Doubles, landmarks: Numbers, width: float = 1.0) -> Space:
+    def of(cls, values: Floats, targets: Doubles, landmarks: Numbers) -> Space:
         """The space of past `values` [past, columns], each column scaled by what it says of `targets` [past, any]."""
         n_past, n_columns = values.shape
         centre = values.mean(axis=0) if n_past else np.zeros(n_columns, np.float32)
@@ -46,32 +51,55 @@ class Space:
         weight = weight / max(float(np.sqrt((weight**2).sum())), 1e-9)
         scale = (weight / np.maximum(deviation, 1e-4)).astype(np.float32)
         bound = (_COLUMN_BOUND * weight).astype(np.float32)
-        scaled = _scaled(values[landmarks], centre, scale, bound)
-        return cls(centre=centre.astype(np.float32), scale=scale, bound=bound, landmarks=scaled, width=width)
+        scaled = np.clip((values[landmarks] - centre) * scale, -bound, bound)
+        return cls._made(centre.astype(np.float32), scale, bound, scaled, width=1.0)
 
     @classmethod
     def plain(cls, values: Floats, landmarks: Numbers, width: float) -> Space:
         """The space of `values` as they are."""
         columns = values.shape[1]
+        zeros, ones = np.zeros(columns, np.float32), np.ones(columns, np.float32)
+        return cls._made(zeros, ones, np.full(columns, np.inf, np.float32), values[landmarks], width)
+
+    @classmethod
+    def _made(cls, centre: Floats, scale: Floats, bound: Floats, landmarks: Floats, width: float) -> Space:
+        landmarks = landmarks.astype(np.float32)
         return cls(
-            centre=np.zeros(columns, np.float32),
-            scale=np.ones(columns, np.float32),
-            bound=np.full(columns, np.inf, np.float32),
-            landmarks=values[landmarks],
+            centre=centre,
+            scale=scale,
+            bound=bound,
+            landmarks=landmarks,
             width=width,
+            halves=(landmarks**2).sum(axis=1) / np.float32(2.0),
+            turned=np.ascontiguousarray(landmarks.T),
         )
+
+    def with_width(self, width: float, every: int = 1) -> Space:
+        """The same space with another idea of near, and only every so manieth landmark."""
+        return Space._made(self.centre, self.scale, self.bound, self.landmarks[::every], width)
 
     def likeness(self, values: Floats) -> Floats:
         """[rows, landmarks] likeness of values [rows, columns] to each landmark, 0..1."""
-        return _kernel(_scaled(values, self.centre, self.scale, self.bound), self.landmarks, self.width)
+        scaled = values - self.centre
+        scaled *= self.scale
+        np.clip(scaled, -self.bound, self.bound, out=scaled)
+        return self._to_landmarks(scaled)
 
     def whitening(self) -> Floats:
         """[landmarks, landmarks] W: likeness @ W are features of unit prior variance."""
         if not len(self.landmarks):
             return np.zeros((0, 0), np.float32)
-        values, vectors = np.linalg.eigh(_kernel(self.landmarks, self.landmarks, self.width).astype(np.float64))
+        values, vectors = np.linalg.eigh(self._to_landmarks(self.landmarks).astype(np.float64))
         whitening: Floats = (vectors / np.sqrt(np.maximum(values, 1e-4))).astype(np.float32)
         return whitening
+
+    def _to_landmarks(self, scaled: Floats) -> Floats:
+        exponent: Floats = scaled @ self.turned
+        exponent -= self.halves
+        exponent -= np.einsum("rc,rc->r", scaled, scaled)[:, None] / np.float32(2.0)
+        np.minimum(exponent, 0.0, out=exponent)  # rounding must not make anything more than the same
+        exponent *= np.float32(1.0 / self.width)
+        return np.exp(exponent, out=exponent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,16 +180,3 @@ def _relevance(values: Floats, targets: Doubles) -> Doubles:
         by_chance = len(cuts) / len(column)
         explained[number] = max(float(((member @ targets) ** 2 / count[:, None]).sum()) / total - by_chance, 0.0)
     return (explained + 1e-4) ** 0.25
-
-
-def _scaled(values: Floats, centre: Floats, scale: Floats, bound: Floats) -> Floats:
-    """Values such that the squared distance of two rows is a weighted mean over columns."""
-    scaled: Floats = np.clip((values - centre) * scale, -bound, bound).astype(np.float32)
-    return scaled
-
-
-def _kernel(rows: Floats, landmarks: Floats, width: float) -> Floats:
-    """[rows, landmarks] likeness, 0..1."""
-    squares = (rows**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1) - 2.0 * rows @ landmarks.T
-    likeness: Floats = np.exp(np.maximum(squares, 0.0) * (-0.5 / width)).astype(np.float32)
-    return likeness

@@ -248,12 +248,12 @@ def _kinds_of(
 def _best_space(values: Floats, target: Doubles, landmarks: Numbers) -> tuple[Space, Floats, Floats]:
     """The space of the width that predicts the target best, its whitening, and its features of the past."""
     space = Space.of(values, target, landmarks)
-    few = replace(space, landmarks=space.landmarks[:: max(len(landmarks) // _TRIAL_LANDMARKS, 1)])
+    every = max(len(landmarks) // _TRIAL_LANDMARKS, 1)
     errors = []
     for width in _WIDTHS:
-        trial = replace(few, width=width)
+        trial = space.with_width(width, every)
         errors.append(Basis.of(trial.likeness(values) @ trial.whitening()).error(target))
-    space = replace(space, width=_WIDTHS[int(np.argmin(errors))])
+    space = space.with_width(_WIDTHS[int(np.argmin(errors))])
     whitening = space.whitening()
     return space, whitening, space.likeness(values) @ whitening
 

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from flowray.routing.features import BUCKETS, N_TRAITS, Features
 from flowray.routing.folding import Folded, Latest
-from flowray.routing.plain import Plain
+from flowray.routing.plain import Plain, Served
 
 SOURCES = 2  # of a base logit besides the tables: the agent's prior, and like tasks
 
@@ -213,7 +213,7 @@ class RoutingNetwork(nn.Module):
             logits = self._labels(pooled.labels, traits)
             shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
             return self._encode(pooled, traits, familiarity, logits, shares)
-        served = self._laid_out().read(self._sums(features).numpy(), features.traits)
+        served = self.laid_out().read(self._sums(features).numpy(), features.traits)
         return Encoded(
             {name: torch.from_numpy(values) for name, values in served.logits.items()},
             torch.from_numpy(served.hidden),
@@ -242,7 +242,17 @@ class RoutingNetwork(nn.Module):
         bags = (self.label_bag.weight, self.meaning_bag.weight, self.sense_bag.weight)
         return self.folds.of((*bags, self.vocabulary), lambda: Folded(bags, self.row_of)).pooled(features)
 
-    def _laid_out(self) -> Plain:
+    def serve(self, features: Features) -> Served:
+        """As `read`, in arrays: what `Plain.judge` takes."""
+        if self.in_numpy:
+            return self.laid_out().read(self._sums(features).numpy(), features.traits)
+        with torch.inference_mode():
+            read = self.read(features)
+        logits = {name: values.numpy() for name, values in read.logits.items()}
+        return Served(logits, read.hidden.numpy(), read.context[:, :-1].numpy(), read.sense.numpy())
+
+    def laid_out(self) -> Plain:
+        """The weights as they are now, for serving."""
         if not self._weights:
             weights = [*self.named_parameters(), *self.named_buffers()]
             self._weights = tuple(tensor for name, tensor in weights if "_bag" not in name and "row_of" not in name)

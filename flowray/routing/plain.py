@@ -8,6 +8,7 @@ what this must agree with; a test compares them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,6 +56,13 @@ class Plain:
         self._common = _solid(np.concatenate(list(lower[:, config.meaning_width :]), axis=1))
         self._lower_bias = _array(network.lower.bias) + shift.reshape(config.readers, 1, -1) @ own
         self._upper, self._upper_bias = _array(network.upper.weight), _array(network.upper.bias)
+        said = (network.difficulty, network.quality, network.demand)  # the mean over readers is a product as well
+        share = np.float32(1.0 / config.readers)
+        verdict = np.concatenate([_array(each.weight) for each in said], axis=2) * share
+        self._verdict = _solid(verdict.reshape(config.readers * config.hidden, 2 + config.strengths))
+        self._verdict_bias = np.concatenate([_array(each.bias).mean(axis=(0, 1)) for each in said])
+        self._gates, self._gate_bias = _solid(_array(network.gates.weight).T), _array(network.gates.bias)
+        self._temperature = np.float32(network.temperature)
 
     def read(self, sums: Floats, traits: Floats) -> Served:
         """`sums` [tasks, all widths + 1] as `Folded.pooled` gives them."""
@@ -79,6 +87,26 @@ class Plain:
         sense = sums[:, meaning_end:sense_end]
         length = np.sqrt(np.einsum("tw,tw->t", sense, sense))[:, None]
         return Served(logits, hidden, certain, sense / np.maximum(length, np.float32(1e-12)))
+
+    def judge(
+        self, served: Served, familiarity: Floats, records: Sequence[Floats], strengths: Floats, trust: float
+    ) -> tuple[Floats, Floats]:
+        """Logits [tasks, agents] of success and of quality, as `RoutingNetwork.judge` has them.
+
+        `records` are the sources one by one, [tasks, agents] or [agents] each, the prior first.
+        """
+        context = np.concatenate([served.certain, familiarity[:, None]], axis=1)
+        gates = 1.0 / (1.0 + np.exp(-(context @ self._gates + self._gate_bias)))  # [tasks, sources - 1]
+        prior = records[0]
+        logits = prior * (1.0 - gates.sum(axis=1, keepdims=True))
+        for number, source in enumerate(records[1:]):
+            logits += source * gates[:, number : number + 1]
+        hidden = served.hidden.swapaxes(0, 1).reshape(len(context), self._verdict.shape[0])
+        verdict = hidden @ self._verdict + self._verdict_bias  # [tasks, 2 + strengths]
+        if self._config.residual:
+            logits += trust * (verdict[:, :1] + verdict[:, 2:] @ strengths.T)
+        logits *= self._temperature
+        return logits, logits + trust * verdict[:, 1:2]
 
     def _logits(self, pooled: Floats, standard: Floats) -> dict[str, Floats]:
         if self._of_traits is not None:

@@ -52,6 +52,11 @@ class Records:
         )
         return cls(memory=memory, tables=tables, rates=rates, profiles=profiles.astype(np.float32))
 
+    def sources(self, shares: Mapping[str, Floats], recalled: Floats) -> list[Floats]:
+        """As `of_tasks`, one source after the other, for serving: [agents] the prior, then [tasks, agents] each."""
+        rates = [shares[name] @ rate for name, rate in self.rates.items()]
+        return [logit(self.memory.success.prior), logit(recalled), *map(logit, rates)]
+
     def of_tasks(self, shares: Mapping[str, Floats], recalled: Floats) -> Floats:
         """[tasks, agents, sources] logits for new tasks; `recalled` is what the memory says of them."""
         return self._stacked(recalled, [shares[name] @ rate for name, rate in self.rates.items()])

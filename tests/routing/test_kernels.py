@@ -28,7 +28,7 @@ def test_leaving_one_out_is_the_same_as_fitting_without_it(seed):
 def test_features_of_a_space_have_its_kernel_as_their_product():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(40, 3)).astype(np.float32)
-    space = Space.plain(values, np.arange(40), width=2.0)
+    space = Space.plain(values, np.arange(40), 2.0)
     features = space.likeness(values) @ space.whitening()
     assert features @ features.T == pytest.approx(space.likeness(values), abs=1e-2)
 

@@ -146,3 +146,28 @@ def test_sense_is_of_length_one_or_nothing(network):
 
 def test_the_shape_survives_being_written_down():
     assert NetworkConfig.of_dict(json.loads(json.dumps(CONFIG.as_dict()))) == CONFIG
+
+
+@pytest.mark.parametrize("changes", [{}, {"residual": False}, {"tables": ()}])
+@pytest.mark.parametrize("trust", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], ()])
+def test_what_is_served_judges_as_what_was_learned(changes, trust, texts):
+    torch.manual_seed(1)
+    made = RoutingNetwork(NetworkConfig(**{**CONFIG.as_dict(), **changes})).eval()
+    for module in (made.difficulty, made.demand, made.quality, made.gates):
+        torch.nn.init.normal_(module.weight)
+    made.temperature.fill_(1.3)
+    features = featurise(TaskBatch.of_texts(texts))
+    rng = np.random.default_rng(0)
+    records = rng.normal(size=(len(texts), 3, made.config.n_sources)).astype(np.float32)
+    records[:, :, 0] = records[:1, :, 0]  # an agent's prior is that of every task
+    strengths = torch.from_numpy(rng.normal(size=(3, CONFIG.strengths)).astype(np.float32))
+    familiarity = np.linspace(0.2, 0.9, len(texts), dtype=np.float32)
+    with torch.inference_mode():
+        encoded = made.read(features, torch.from_numpy(familiarity))
+        learned = made.judge(encoded, torch.from_numpy(records), strengths, trust)
+    sources = [records[0, :, 0] if len(texts) else np.zeros(3, np.float32)]
+    sources += [records[:, :, number] for number in range(1, made.config.n_sources)]
+    served = made.laid_out().judge(made.serve(features), familiarity, sources, strengths.numpy(), trust)
+    for one, other in zip(served, learned, strict=True):
+        assert one == pytest.approx(other.numpy(), abs=1e-4)
