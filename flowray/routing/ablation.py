@@ -1,5 +1,7 @@
 """What each part of the routing network brings or costs: the same lesson learned without it, judged on val.
 
+What was found to bring nothing is off by default, and its line is of the network with it.
+
 Labels are learned once (see `training.Lesson`); what differs is how outcomes are learned, or what is read of the past.
 Each variant is trained with several seeds, and its figures are held against those of the whole with the same seeds: a
 difference within two standard errors of these pairs is no difference. Quantization and pruning change a trained
@@ -51,8 +53,8 @@ class Row:
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(name=WHOLE),
-    Variant(name="without attention", network={"attention": False}),
-    Variant(name="without batch normalisation", network={"batch_norm": False}),
+    Variant(name="with attention", network={"attention": True}),
+    Variant(name="with batch normalisation", network={"batch_norm": True}),
     Variant(name="without clipping", training={"clip": None}),
     Variant(name="records alone (no residual)", network={"residual": False}),
     Variant(name="without n-grams in the residual", lesson=lambda lesson, sets, config: _silent(lesson)),

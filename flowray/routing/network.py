@@ -56,8 +56,8 @@ class NetworkConfig:
     meaning_dropout: float = 0.5
     gram_dropout: float = 0.3  # share of n-grams left out while training
     grams_read: int = 400  # of a task while training, at most, on average
-    batch_norm: bool = True
-    attention: bool = True  # candidates look at one another
+    batch_norm: bool = False  # of meanings; brings nothing: `flowray router ablate`
+    attention: bool = False  # candidates look at one another; brings nothing either
     residual: bool = True  # False: the base alone, for ablations
 
     @property

@@ -4,7 +4,7 @@ Before both, what needs no learning is computed: which n-grams are read, and the
 the agents' records are kept by them: the classifier must stand before a table can be made. Outcomes are then learned as
 a residual on the records, each pair's without its own outcome (leave-one-out), or the network would learn to read the
 answer off the table. Batches hold tasks of one set, with all its agents that may be
-trained on, drawn at random in part, so that the candidates' attention meets teams of any size.
+trained on.
 
 The same seed on the same machine gives the same weights; on another machine sums may be rounded otherwise.
 """
@@ -56,9 +56,9 @@ class TrainingConfig:
     align_epochs: int = 2  # after which heads of other sets are taught what says the same; 0: they are not
     folds: int = 3  # the labels of training tasks are guessed by networks that have not seen them; 1: by the network
     fold_epochs: int = 5
-    outcome_epochs: int = 4
+    outcome_epochs: int = 6
     outcome_rate: float = 1e-3
-    bag_rate: float = 2e-3
+    bag_rate: float = 5e-4  # a faster one learns single tasks by heart
     weight_decay: float = 0.02
     clip: float | None = 1.0  # norm that gradients are clipped to
     patience: int = 3  # epochs without a better val before training stops

@@ -14,7 +14,14 @@ from flowray.routing.features import featurise
 from flowray.routing.network import NetworkConfig, RoutingNetwork, tensors
 
 CONFIG = NetworkConfig(
-    heads={"kind": ("a", "b", "c")}, tables=("kind",), rows=64, label_width=8, meaning_width=8, hidden=16
+    heads={"kind": ("a", "b", "c")},
+    tables=("kind",),
+    rows=64,
+    label_width=8,
+    meaning_width=8,
+    hidden=16,
+    attention=True,
+    batch_norm=True,
 )
 SUMS = {"wide": ("fine", (0, 1, 0, 1, 1))}
 TEXTS = ("sort these numbers", "write a sonnet", "name the capital of Peru", "")
@@ -102,7 +109,9 @@ def test_training_reads_a_part_of_the_n_grams(network):
 
 
 @pytest.mark.parametrize("in_numpy", [True, False])
-@pytest.mark.parametrize("changes", [{}, {"batch_norm": False}, {"label_traits": 0}, {"readers": 1}, {"sums": SUMS}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"batch_norm": False, "attention": False}, {"label_traits": 0}, {"readers": 1}, {"sums": SUMS}]
+)
 def test_what_is_served_is_what_was_learned(in_numpy, changes):
     """Training reads n-grams with torch, serving reads words with numpy."""
     heads = {"kind": ("a", "b", "c"), "fine": tuple("vwxyz")} | ({"wide": ("d", "e")} if "sums" in changes else {})
