@@ -3,8 +3,7 @@
 Before both, what needs no learning is computed: which n-grams are read, and the bag of sense. Labels come first because
 the agents' records are kept by them: the classifier must stand before a table can be made. Outcomes are then learned as
 a residual on the records, each pair's without its own outcome (leave-one-out), or the network would learn to read the
-answer off the table. Batches hold tasks of one set, with all its agents that may be
-trained on.
+answer off the table. Batches hold tasks of one set, with all its agents that may be trained on.
 
 The same seed on the same machine gives the same weights; on another machine sums may be rounded otherwise.
 """

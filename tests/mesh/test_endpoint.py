@@ -441,7 +441,7 @@ async def test_closing_leaves_nothing_behind(node, place):
         await round_()
     for _ in range(200):
         after = await counted()
-        if after[:2] <= (tasks, files):
+        if after[:2] <= (tasks, files) and after[2] <= 60:  # grpc's idle threads end when they have waited for a while
             break
     assert after[0] == tasks and after[1] <= files
     assert after[2] <= 60
