@@ -434,6 +434,7 @@ async def test_closing_leaves_nothing_behind(node, place):
                 break
         return len(asyncio.all_tasks()), descriptors(), threads()
 
+    others = threads()  # of whoever ran in this process before: Ray, for one
     await round_()
     tasks, files, _ = await counted()
     assert tasks == 1
@@ -441,8 +442,8 @@ async def test_closing_leaves_nothing_behind(node, place):
         await round_()
     for _ in range(200):
         after = await counted()
-        if after[:2] <= (tasks, files) and after[2] <= 60:  # grpc's idle threads end when they have waited for a while
+        if after[:2] <= (tasks, files) and after[2] - others <= 60:  # grpc's idle threads end after a while
             break
     assert after[0] == tasks and after[1] <= files
-    assert after[2] <= 60
+    assert after[2] - others <= 60
     assert list(place.iterdir()) == []
