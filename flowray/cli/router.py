@@ -56,9 +56,8 @@ def train(
     """Train a router on sets of outcomes: `train` tasks to learn from, `val` tasks to choose by."""
     _need_torch()
     from flowray.routing import estimator, training
-    from flowray.routing.data import load_all
 
-    sets = _with_train(load_all(_directories(data, more)))
+    sets = _to_learn_from(data, more)
     screen = Screen(as_json=as_json)
     trained = training.train(sets, training.TrainingConfig(seed=seed), report=partial(_tell, screen))
     digest = estimator.save(out, trained)
@@ -80,10 +79,9 @@ def prune(
         raise ConfigError("--keep", f"is a share above 0 and at most 1, got {keep:g}")
     _need_torch()
     from flowray.routing import estimator, pruning, training
-    from flowray.routing.data import load_all
     from flowray.routing.features import featurise
 
-    sets = _with_train(load_all(_directories(data, more)))
+    sets = _to_learn_from(data, more)
     screen = Screen(as_json=as_json)
     whole = estimator.load(model or _shipped()).network
     small = pruning.pruned(whole, [featurise(one.split("train").tasks) for one in sets], keep)
@@ -177,9 +175,8 @@ def ablate(
     """Train without each part in turn, and say on val what that part brings or costs (half an hour on two cores)."""
     _need_torch()
     from flowray.routing import ablation, training
-    from flowray.routing.data import load_all
 
-    sets = _with_train(load_all(_directories(data, more)))
+    sets = _to_learn_from(data, more)
     screen = Screen(as_json=as_json)
     rows = ablation.ablate(sets, training.TrainingConfig(seed=seed), seeds=seeds, report=screen.say)
     screen.answer(ablation.as_text(rows), {"rows": rows})
@@ -224,7 +221,10 @@ def explain(
     Screen(as_json=as_json).answer(found.as_text(), found)
 
 
-def _with_train(sets: list[OutcomeSet]) -> list[OutcomeSet]:
+def _to_learn_from(data: list[Path] | None, more: list[Path] | None) -> list[OutcomeSet]:
+    from flowray.routing.data import load_all
+
+    sets = load_all(_directories(data, more))
     if not any("train" in one.splits for one in sets):
         raise ConfigError("--data", "no set has tasks in 'train'", "name sets with a train split")
     return sets

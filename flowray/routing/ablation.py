@@ -2,7 +2,7 @@
 
 What was found to bring nothing is off by default, and its line is of the network with it.
 
-Labels are learned once (see `training.Lesson`); what differs is how outcomes are learned, or what is read of the past.
+Labels are learned once (see `lessons.Lesson`); what differs is how outcomes are learned, or what is read of the past.
 Each variant is trained with several seeds, and its figures are held against those of the whole with the same seeds: a
 difference within two standard errors of these pairs is no difference. Quantization and pruning change a trained
 network and are not trained from the beginning.
@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowray.routing import metrics, pruning, quantization, training
+from flowray.routing import lessons, metrics, pruning, quantization, training
 from flowray.routing.data import OutcomeSet
+from flowray.routing.features import Features
+from flowray.routing.lessons import Lesson, Prepared
 from flowray.routing.memory import Views
 from flowray.routing.network import RoutingNetwork
-from flowray.routing.training import Lesson, TrainingConfig
+from flowray.routing.training import TrainingConfig
 
 WHOLE = "whole"
 FIGURES = ("auc", "log_loss", "routed_success")
@@ -36,7 +38,7 @@ class Variant:
     name: str
     network: Mapping[str, Any] = field(default_factory=dict)  # fields of NetworkConfig
     training: Mapping[str, Any] = field(default_factory=dict)  # fields of TrainingConfig
-    lesson: Callable[[Lesson, Sequence[OutcomeSet], TrainingConfig], Lesson] | None = None  # another past
+    lesson: Callable[[Lesson, Sequence[OutcomeSet]], Lesson] | None = None  # another past
     finish: Callable[[Lesson, RoutingNetwork, TrainingConfig], RoutingNetwork] | None = None  # of a trained network
 
 
@@ -57,14 +59,14 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="with batch normalisation", network={"batch_norm": True}),
     Variant(name="without clipping", training={"clip": None}),
     Variant(name="records alone (no residual)", network={"residual": False}),
-    Variant(name="without n-grams in the residual", lesson=lambda lesson, sets, config: _silent(lesson)),
-    Variant(name="records with the task itself", lesson=lambda lesson, sets, config: _recalled(
-        lesson, sets, replace(config, leave_one_out=False))),
-    Variant(name="without kinds in memory", lesson=lambda lesson, sets, config: _recalled(
-        lesson, sets, config, kinds=False)),
-    Variant(name="without sense in memory", lesson=lambda lesson, sets, config: _recalled(
-        lesson, sets, config, sense=False)),
-    Variant(name="without history (priors alone)", lesson=lambda lesson, sets, config: _forgetful(lesson)),
+    Variant(name="without n-grams in the residual", training={"bag_rate": 0.0}),
+    Variant(name="records with the task itself", lesson=lambda lesson, sets: _recalled(
+        lesson, sets, leave_one_out=False)),
+    Variant(name="without kinds in memory", lesson=lambda lesson, sets: _recalled(
+        lesson, sets, kinds=False)),
+    Variant(name="without sense in memory", lesson=lambda lesson, sets: _recalled(
+        lesson, sets, sense=False)),
+    Variant(name="without history (priors alone)", lesson=lambda lesson, sets: _forgetful(lesson)),
     Variant(name="eight bits", finish=lambda lesson, router, config: _eight_bits(router)),
     Variant(name=f"pruned to {PRUNED:.0%} of n-grams", finish=lambda lesson, router, config: _pruned(
         lesson, router, PRUNED)),
@@ -96,7 +98,7 @@ def ablate(
     found: dict[str, list[dict[str, dict[str, float]]]] = {}
     trained: list[RoutingNetwork] = []
     for variant in variants:
-        told = variant.lesson(whole, sets, config) if variant.lesson else whole
+        told = variant.lesson(whole, sets) if variant.lesson else whole
         for seed in range(seeds):
             changed = replace(config, seed=config.seed + seed, **variant.training)
             if variant.finish is not None:
@@ -167,7 +169,12 @@ def _row(name: str, of_seeds: Sequence[dict[str, dict[str, float]]], whole: Sequ
 
 
 def _recalled(
-    lesson: Lesson, sets: Sequence[OutcomeSet], config: TrainingConfig, *, kinds: bool = True, sense: bool = True
+    lesson: Lesson,
+    sets: Sequence[OutcomeSet],
+    *,
+    leave_one_out: bool = True,
+    kinds: bool = True,
+    sense: bool = True,
 ) -> Lesson:
     """What the agents' records say, read otherwise."""
     other = Lesson(
@@ -175,27 +182,21 @@ def _recalled(
     )
     by_name = {of_set.name: of_set for of_set in sets}
 
-    def views(features: Any) -> Views:
-        seen = training.views_of(lesson.router, features)
+    def views(features: Features) -> Views:
+        seen = lessons.views_of(lesson.router, features)
         return seen if sense else replace(seen, sense=seen.sense[:, :0])
 
     for past, new in zip(other.learn, other.check, strict=True):
-        training.recall(lesson.router, by_name[past.name], past, new, config, views=views, kinds=kinds)
+        lessons.recall(
+            lesson.router, by_name[past.name], past, new, leave_one_out=leave_one_out, views=views, kinds=kinds
+        )
     return other
-
-
-def _silent(lesson: Lesson) -> Lesson:
-    """A network whose residual reads traits and labels, but no n-grams: their bag is and stays zero."""
-    router = copy.deepcopy(lesson.router)
-    router.meaning_bag.weight.data.zero_()
-    router.meaning_bag.weight.requires_grad_(False)
-    return Lesson(router=router, learn=lesson.learn, check=lesson.check)
 
 
 def _forgetful(lesson: Lesson) -> Lesson:
     """Of each agent only how often it succeeds at all."""
 
-    def bare(part: Any) -> Any:
+    def bare(part: Prepared) -> Prepared:
         part = copy.copy(part)
         part.records = part.records[:, :, :1].expand_as(part.records).clone()
         part.profiles = torch.zeros_like(part.profiles)
@@ -208,11 +209,7 @@ def _forgetful(lesson: Lesson) -> Lesson:
 
 def _eight_bits(router: RoutingNetwork) -> RoutingNetwork:
     """The network as it comes back from an artifact of eight bits."""
-    other = copy.deepcopy(router)
-    arrays = {name: values.detach().numpy() for name, values in router.state_dict().items()}
-    whole = quantization.expanded(quantization.compressed(arrays))
-    other.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in whole.items()})
-    return other.eval()
+    return quantization.network_of(router.config, quantization.compressed(quantization.arrays_of(router))).eval()
 
 
 def _pruned(lesson: Lesson, router: RoutingNetwork, keep: float) -> RoutingNetwork:

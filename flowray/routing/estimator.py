@@ -25,12 +25,13 @@ from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Labelled, TaskBatch
 from flowray.routing.features import Features, featurise
 from flowray.routing.leads import foretold, leader_of, margin_of, tempered
+from flowray.routing.lessons import shares_of, views_of
 from flowray.routing.memory import Views, recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
 from flowray.routing.plain import softmax
 from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
-from flowray.routing.training import Trained, shares_of, views_of
+from flowray.routing.training import Trained
 
 Precision = Literal["auto", "float32", "int8"]
 
@@ -84,8 +85,7 @@ class RouterEstimator:
         judge = self.network.laid_out().judge
         success, quality = judge(served, recalled.familiarity, sources, known.strengths.numpy(), known.trust)
         success_p, quality_p = _probability(success), _probability(quality)
-        if len(agents):
-            success_p = tempered(success_p, known.leader, known.margin)
+        success_p = tempered(success_p, known.leader, known.margin)
         if tasks.attempts is not None and np.isfinite(tasks.attempts).any():
             if tasks.attempts.shape != success_p.shape:
                 raise ValueError(f"attempts are of shape {tasks.attempts.shape}, not {success_p.shape}: tasks x agents")
@@ -178,8 +178,7 @@ class RouterEstimator:
 
 def save(directory: Path | str, trained: Trained, **more: Any) -> str:
     """Write a trained network as an artifact; gives its digest."""
-    arrays = {name: values.detach().numpy() for name, values in trained.network.state_dict().items()}
-    return artifacts.save(directory, arrays, {**described(trained), **more})
+    return artifacts.save(directory, quantization.arrays_of(trained.network), {**described(trained), **more})
 
 
 def load(directory: Path | str, precision: Precision = "auto") -> RouterEstimator:
@@ -190,7 +189,7 @@ def load(directory: Path | str, precision: Precision = "auto") -> RouterEstimato
     """
     artifact = artifacts.load(directory)
     try:
-        network = _network_of(artifact.header, artifact.arrays)
+        network = quantization.network_of(NetworkConfig.of_dict(artifact.header["network"]), artifact.arrays)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(str(artifact.path), f"its weights do not fit its header: {error}") from error
     return RouterEstimator(network, artifact.header, precision=precision)
@@ -206,7 +205,9 @@ def quantize(source: Path | str, out: Path | str, sets: Sequence[OutcomeSet], sp
     small = quantization.compressed(quantization.expanded(artifact.arrays))
     header = {name: value for name, value in artifact.header.items() if name not in ("format", "features_version")}
     original = load(source, "float32")
-    as_written = RouterEstimator(_network_of(header, small), precision="int8")
+    as_written = RouterEstimator(
+        quantization.network_of(NetworkConfig.of_dict(header["network"]), small), precision="int8"
+    )
     fidelity = compare(original, as_written, sets, split)
     sizes = {name: quantization.size_bytes(arrays) for name, arrays in (("before", artifact.arrays), ("after", small))}
     fidelity = replace(fidelity, bytes_before=sizes["before"], bytes_after=sizes["after"])
@@ -240,14 +241,6 @@ def compare(one: RouterEstimator, other: RouterEstimator, sets: Sequence[Outcome
         bytes_before=0,
         bytes_after=0,
     )
-
-
-def _network_of(header: Mapping[str, Any], arrays: quantization.Arrays) -> RoutingNetwork:
-    """The network that an artifact's header and arrays, of either precision, describe."""
-    network = RoutingNetwork(NetworkConfig.of_dict(header["network"]))
-    whole = quantization.expanded(arrays)
-    network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in whole.items()})
-    return network
 
 
 def _probability(logits: Floats) -> Floats:

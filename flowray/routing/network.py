@@ -213,7 +213,7 @@ class RoutingNetwork(nn.Module):
             logits = self._labels(pooled.labels, traits)
             shares = {name: torch.softmax(logits[name], dim=1) for name in self.config.tables}
             return self._encode(pooled, traits, familiarity, logits, shares)
-        served = self.laid_out().read(self._sums(features).numpy(), features.traits)
+        served = self.serve(features)
         return Encoded(
             {name: torch.from_numpy(values) for name, values in served.logits.items()},
             torch.from_numpy(served.hidden),

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from flowray.routing.network import RoutingNetwork
+from flowray.routing.network import NetworkConfig, RoutingNetwork
 
 BLOCK = 16  # rows that share a scale
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # at which both precisions are timed
@@ -51,6 +51,22 @@ class Fidelity:
     def reduction(self) -> float:
         """Share of the size that is saved."""
         return 1.0 - self.bytes_after / self.bytes_before
+
+
+def arrays_of(network: RoutingNetwork) -> dict[str, npt.NDArray[Any]]:
+    """A network's weights, to be written or compressed."""
+    return {name: values.detach().numpy() for name, values in network.state_dict().items()}
+
+
+def network_of(config: NetworkConfig, arrays: Arrays) -> RoutingNetwork:
+    """The network of these weights, of either precision.
+
+    Raises:
+        KeyError, RuntimeError: they are those of another shape.
+    """
+    network = RoutingNetwork(config)
+    network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in expanded(arrays).items()})
+    return network
 
 
 def compressed(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:

@@ -54,12 +54,11 @@ class Records:
 
     def sources(self, shares: Mapping[str, Floats], recalled: Floats) -> list[Floats]:
         """As `of_tasks`, one source after the other, for serving: [agents] the prior, then [tasks, agents] each."""
-        rates = [shares[name] @ rate for name, rate in self.rates.items()]
-        return [logit(self.memory.success.prior), logit(recalled), *map(logit, rates)]
+        return self._sources(recalled, [shares[name] @ rate for name, rate in self.rates.items()])
 
     def of_tasks(self, shares: Mapping[str, Floats], recalled: Floats) -> Floats:
         """[tasks, agents, sources] logits for new tasks; `recalled` is what the memory says of them."""
-        return self._stacked(recalled, [shares[name] @ rate for name, rate in self.rates.items()])
+        return _stacked(self.sources(shares, recalled))
 
     def of_past(
         self, shares: Mapping[str, Floats], outcomes: Outcomes, asked: Mapping[str, Floats] | None = None
@@ -77,11 +76,16 @@ class Records:
                 without = table.without(shares[name][rows], outcomes.take(rows)).success_rates(TABLE_STRENGTH)
                 parts.append(np.einsum("tk,tak->ta", asked[name][rows], without))
             rates.append(np.concatenate(parts) if parts else np.zeros_like(outcomes.success))
-        return self._stacked(self.memory.recalled_past(), rates)
+        return _stacked(self._sources(self.memory.recalled_past(), rates))
 
-    def _stacked(self, recalled: Floats, rates: Sequence[Floats]) -> Floats:
-        prior = np.broadcast_to(self.memory.success.prior, recalled.shape)
-        return np.stack([logit(prior), logit(recalled), *map(logit, rates)], axis=2)
+    def _sources(self, recalled: Floats, rates: Sequence[Floats]) -> list[Floats]:
+        return [logit(self.memory.success.prior), logit(recalled), *map(logit, rates)]
+
+
+def _stacked(sources: Sequence[Floats]) -> Floats:
+    """Sources side by side; the prior is that of every task."""
+    prior, *others = sources
+    return np.stack([np.broadcast_to(prior, others[0].shape), *others], axis=2)
 
 
 def logit(probabilities: Floats) -> Floats:

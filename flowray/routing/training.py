@@ -13,8 +13,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import permutations
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,20 +26,17 @@ from flowray.routing import sense, vocabulary
 from flowray.routing.alignment import aligned
 from flowray.routing.calibration import temperature
 from flowray.routing.data import OutcomeSet
-from flowray.routing.estimates import Floats
-from flowray.routing.features import Features, featurise
-from flowray.routing.memory import Views
-from flowray.routing.network import NetworkConfig, RoutingNetwork, tensors
-from flowray.routing.records import Records
-
-# Which head learns which column of labels; a set that is not named here gives each of its columns a head of its own.
-HEADS: Mapping[str, Mapping[str, str]] = {
-    "mmlu_pro_matrix": {"task_type": "category"},
-    "llmrouter_mix": {"capability": "capability", "task_type": "task"},
-    "routellm_pairs": {"task_type": "subject"},
-    "intent_clinc150": {"intent": "intent", "domain": "domain"},
-}
-UNTABLED = ("intent", "domain")  # heads of sets without agents: no record can be kept by them
+from flowray.routing.lessons import (
+    UNTABLED,
+    Lesson,
+    Prepared,
+    heads_of,
+    prepared,
+    recall,
+    shares_of,
+    sums_of,
+)
+from flowray.routing.network import NetworkConfig, RoutingNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +53,7 @@ class TrainingConfig:
     fold_epochs: int = 5
     outcome_epochs: int = 6
     outcome_rate: float = 1e-3
-    bag_rate: float = 5e-4  # a faster one learns single tasks by heart
+    bag_rate: float = 5e-4  # a faster one learns single tasks by heart; 0: outcomes are learned without n-grams
     weight_decay: float = 0.02
     clip: float | None = 1.0  # norm that gradients are clipped to
     patience: int = 3  # epochs without a better val before training stops
@@ -87,68 +83,6 @@ class Trained:
     progress: tuple[Progress, ...]
     digests: Mapping[str, str]  # set -> SHA-256 of its files
     seconds: float
-
-
-@dataclass(slots=True, kw_only=True)
-class _Prepared:
-    """One set's tasks of one split as tensors."""
-
-    name: str
-    features: Features
-    groups: npt.NDArray[np.intp]  # [tasks] tasks of one group are never told apart by a fold
-    targets: dict[str, Tensor]  # head -> [tasks] numbers of labels, -1 where a task has none
-    success: Tensor  # [tasks, agents]
-    quality: Tensor  # [tasks, agents]
-    records: Tensor = field(default_factory=lambda: torch.zeros(0))  # [tasks, agents, sources]
-    profiles: Tensor = field(default_factory=lambda: torch.zeros(0))  # [agents, profile width]
-    familiarity: Tensor = field(default_factory=lambda: torch.zeros(0))  # [tasks]
-    shares: dict[str, Tensor] | None = None  # head -> [tasks, labels], out of fold; None: the network's own
-
-    def inputs(self, rows: npt.NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor]:
-        return tensors(self.features.take(rows))
-
-    def take(self, rows: npt.NDArray[np.intp]) -> _Prepared:
-        """Some of the tasks, for learning labels."""
-        targets = {head: target[rows] for head, target in self.targets.items()}
-        none = torch.zeros(0)
-        features, groups = self.features.take(rows), self.groups[rows]
-        return _Prepared(name=self.name, features=features, groups=groups, targets=targets, success=none, quality=none)
-
-
-def heads_of(sets: Sequence[OutcomeSet]) -> dict[str, tuple[str, ...]]:
-    """Every head that the sets can teach, with its labels in order."""
-    labels: dict[str, set[str]] = {}
-    for of_set in sets:
-        for column, head in _columns(of_set).items():
-            labels.setdefault(head, set()).update(label for label in of_set.labels[column] if label)
-    return {head: tuple(sorted(found)) for head, found in sorted(labels.items()) if len(found) > 1}
-
-
-def sums_of(sets: Sequence[OutcomeSet], heads: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Heads whose label follows from that of another head of the same set, as an intent's domain does.
-
-    They need no weights: their probabilities are sums of the other's, and more exact than learned ones.
-    """
-    sums: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for of_set in sets:
-        columns = {column: head for column, head in _columns(of_set).items() if head in heads}
-        for coarse, fine in permutations(columns, 2):
-            pairs = {pair for pair in zip(of_set.labels[fine], of_set.labels[coarse], strict=True) if all(pair)}
-            within = dict(pairs)
-            head, of = columns[coarse], columns[fine]
-            if len(within) == len(pairs) == len(heads[of]) > len(heads[head]) and of not in sums:
-                number = {label: at for at, label in enumerate(heads[head])}
-                sums[head] = of, tuple(number[within[label]] for label in heads[of])
-    return sums
-
-
-@dataclass(slots=True, kw_only=True)
-class Lesson:
-    """Sets made ready for learning outcomes, and a network that knows their labels."""
-
-    router: RoutingNetwork
-    learn: list[_Prepared]  # train tasks of the sets with agents
-    check: list[_Prepared]  # their val tasks
 
 
 def train(
@@ -202,8 +136,8 @@ def learn_labels(
     torch.manual_seed(config.seed)
     generator = np.random.default_rng(config.seed)
     router = copy.deepcopy(start) if start else RoutingNetwork(shape)
-    learn = [_prepared(of_set.split("train"), shape) for of_set in sets]
-    check = [_prepared(of_set.split("val"), shape) for of_set in sets]
+    learn = [prepared(of_set.split("train"), shape) for of_set in sets]
+    check = [prepared(of_set.split("val"), shape) for of_set in sets]
     if not any(len(part.features) for part in learn):
         raise ValueError("none of the sets has a task in the split 'train'")
     if start is None:
@@ -223,7 +157,7 @@ def learn_labels(
         _cross_fit(router, [part for part in learn if part.success.numel()], config, generator, report)
     for of_set, past, new in zip(sets, learn, check, strict=True):
         if len(of_set.agents):
-            recall(router, of_set, past, new, config)
+            recall(router, of_set, past, new, leave_one_out=config.leave_one_out)
     return Lesson(
         router=router,
         learn=[part for part in learn if part.success.numel()],
@@ -262,8 +196,8 @@ def _of_labels(name: str) -> bool:
 
 def _train_labels(
     router: RoutingNetwork,
-    learn: Sequence[_Prepared],
-    check: Sequence[_Prepared],
+    learn: Sequence[Prepared],
+    check: Sequence[Prepared],
     config: TrainingConfig,
     generator: np.random.Generator,
     note: Callable[[Progress], None],
@@ -274,7 +208,7 @@ def _train_labels(
     parameters = [p for part in router.label_parts() for p in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.label_rate, weight_decay=1e-4)
 
-    def loss_of(part: _Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
+    def loss_of(part: Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
         logits = router.labels(*part.inputs(rows))
         losses = [
             functional.cross_entropy(
@@ -298,7 +232,7 @@ def _train_labels(
     _loop("labels", router, learn, optimiser, loss_of, value, config.label_epochs, config, generator, note)
 
 
-def _unaligned(router: RoutingNetwork, learn: Sequence[_Prepared]) -> list[tuple[_Prepared, str, str]]:
+def _unaligned(router: RoutingNetwork, learn: Sequence[Prepared]) -> list[tuple[Prepared, str, str]]:
     """(set, head, own) where a set might teach a head that it has no labels of with finer labels of its own."""
     heads = router.config.heads
     return [
@@ -310,7 +244,7 @@ def _unaligned(router: RoutingNetwork, learn: Sequence[_Prepared]) -> list[tuple
     ]
 
 
-def _align(router: RoutingNetwork, learn: Sequence[_Prepared]) -> None:
+def _align(router: RoutingNetwork, learn: Sequence[Prepared]) -> None:
     """Add targets to sets that say the same in finer words as a head of another set."""
     found = []
     for part, head, own in _unaligned(router, learn):
@@ -325,7 +259,7 @@ def _align(router: RoutingNetwork, learn: Sequence[_Prepared]) -> None:
 
 def _cross_fit(
     whole: RoutingNetwork,
-    learn: Sequence[_Prepared],
+    learn: Sequence[Prepared],
     config: TrainingConfig,
     generator: np.random.Generator,
     note: Callable[[Progress], None],
@@ -351,14 +285,16 @@ def _cross_fit(
 
 def _train_outcomes(
     router: RoutingNetwork,
-    learn: Sequence[_Prepared],
-    check: Sequence[_Prepared],
+    learn: Sequence[Prepared],
+    check: Sequence[Prepared],
     config: TrainingConfig,
     generator: np.random.Generator,
     note: Callable[[Progress], None],
 ) -> None:
     frozen = {id(p) for part in router.label_parts() for p in part.parameters()}
     bag = list(router.meaning_bag.parameters())
+    if not config.bag_rate:
+        router.meaning_bag.weight.data.zero_()  # rows that are not learned would be noise
     others = [p for p in router.parameters() if id(p) not in frozen and all(p is not b for b in bag)]
     optimiser = torch.optim.AdamW(
         [
@@ -367,7 +303,7 @@ def _train_outcomes(
         ]
     )
 
-    def loss_of(part: _Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
+    def loss_of(part: Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
         n_agents = part.success.shape[1]
         kept = generator.permutation(n_agents)[: max(2, round(n_agents * config.agents_kept))]
         shares = part.shares and {name: share[rows] for name, share in part.shares.items()}
@@ -399,14 +335,14 @@ def _surprise(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
     return (each * known).sum() / (known.sum().clamp(min=1) * len(logits))
 
 
-def _calibrate(router: RoutingNetwork, check: Sequence[_Prepared]) -> None:
+def _calibrate(router: RoutingNetwork, check: Sequence[Prepared]) -> None:
     router.temperature.fill_(1.0)
     with torch.inference_mode():
         logits = [judged(router, part).numpy() for part in check]
     router.temperature.fill_(temperature(logits, [part.success.numpy() for part in check]))
 
 
-def judged(router: RoutingNetwork, part: _Prepared) -> Tensor:
+def judged(router: RoutingNetwork, part: Prepared) -> Tensor:
     """Logits of success [tasks, agents] of all tasks of a set, from the records that it was prepared with."""
     encoded = router.encode(*part.inputs(np.arange(len(part.features))), part.familiarity)
     return router.judge(encoded, part.records, router.strengths(part.profiles))[0]
@@ -415,9 +351,9 @@ def judged(router: RoutingNetwork, part: _Prepared) -> Tensor:
 def _loop(
     phase: str,
     router: RoutingNetwork,
-    learn: Sequence[_Prepared],
+    learn: Sequence[Prepared],
     optimiser: torch.optim.Optimizer,
-    loss_of: Callable[[_Prepared, npt.NDArray[np.intp]], Tensor],
+    loss_of: Callable[[Prepared, npt.NDArray[np.intp]], Tensor],
     value: Callable[[], dict[str, float]],
     epochs: int,
     config: TrainingConfig,
@@ -471,8 +407,8 @@ def _loop(
 
 
 def _batches(
-    learn: Sequence[_Prepared], size: int, generator: np.random.Generator
-) -> Iterator[tuple[_Prepared, npt.NDArray[np.intp]]]:
+    learn: Sequence[Prepared], size: int, generator: np.random.Generator
+) -> Iterator[tuple[Prepared, npt.NDArray[np.intp]]]:
     """All tasks once, in batches of one set each, sets mixed."""
     batches = []
     for part in learn:
@@ -483,82 +419,7 @@ def _batches(
     return (batches[number] for number in generator.permutation(len(batches)))
 
 
-def _prepared(of_set: OutcomeSet, shape: NetworkConfig) -> _Prepared:
-    targets = {}
-    for column, head in _columns(of_set).items():
-        if head in shape.heads:
-            number = {label: at for at, label in enumerate(shape.heads[head])}
-            targets[head] = torch.tensor([number.get(label, -1) for label in of_set.labels[column]])
-    seen = np.flatnonzero(of_set.seen)
-    return _Prepared(
-        name=of_set.name,
-        features=featurise(of_set.tasks),
-        groups=of_set.groups,
-        targets=targets if len(of_set) else {},
-        success=torch.from_numpy(of_set.outcomes.success[:, seen]),
-        quality=torch.from_numpy(of_set.outcomes.quality[:, seen]),
-    )
-
-
-def recall(
-    router: RoutingNetwork,
-    of_set: OutcomeSet,
-    past: _Prepared,
-    new: _Prepared,
-    config: TrainingConfig,
-    *,
-    views: Callable[[Features], Views] | None = None,
-    kinds: bool = True,
-) -> None:
-    """Fill in what the agents' records say, of the past without the task itself, of val from the whole past.
-
-    `views` and `kinds` are for ablations: what likeness is judged by, and whether kinds of tasks are told.
-    """
-    view = views or (lambda features: views_of(router, features))
-    seen = np.flatnonzero(of_set.seen)
-    outcomes = of_set.split("train").outcomes.take(slice(None), seen)
-    shares = shares_of(router, past.features)
-    if past.shares is not None:  # a table row may be kept by the label itself, but must be looked up by a guess
-        shares_asked = {name: share.numpy() for name, share in past.shares.items()}
-    else:
-        shares_asked = shares
-    said = of_set.histories().kinds if kinds else ()
-    past_view = view(past.features)
-    records = Records.of(shares, past_view, outcomes, of_set.agents.take(seen), said)
-    if config.leave_one_out:
-        past.records = torch.from_numpy(records.of_past(shares, outcomes, shares_asked))
-        past.familiarity = torch.from_numpy(records.memory.recall(past_view).familiarity)
-    for part in (new,) if config.leave_one_out else (past, new):
-        recalled = records.memory.recall(view(part.features))
-        part.records = torch.from_numpy(records.of_tasks(shares_of(router, part.features), recalled.success))
-        part.familiarity = torch.from_numpy(recalled.familiarity)
-    past.profiles = new.profiles = torch.from_numpy(records.profiles)
-
-
-def views_of(router: RoutingNetwork, features: Features, at_once: int = 512) -> Views:
-    """What a memory judges the likeness of tasks by."""
-    with torch.inference_mode():
-        parts = [
-            router.sense(features.take(np.arange(at, min(at + at_once, len(features))))).numpy()
-            for at in range(0, max(len(features), 1), at_once)
-        ]
-    return Views(traits=features.traits, sense=np.concatenate(parts))
-
-
-def shares_of(router: RoutingNetwork, features: Features, at_once: int = 512) -> dict[str, Floats]:
-    """[tasks, labels] probabilities of the heads that records are kept by."""
-    parts: dict[str, list[Floats]] = {name: [] for name in router.config.tables}
-    router.eval()
-    with torch.inference_mode():
-        for at in range(0, max(len(features), 1), at_once):
-            chosen = features.take(np.arange(at, min(at + at_once, len(features))))
-            logits = router.read_labels(chosen)
-            for name, found in parts.items():
-                found.append(torch.softmax(logits[name], dim=1).numpy())
-    return {name: np.concatenate(found) for name, found in parts.items()}
-
-
-def _standardise(router: RoutingNetwork, learn: Sequence[_Prepared]) -> None:
+def _standardise(router: RoutingNetwork, learn: Sequence[Prepared]) -> None:
     """Every set counts alike, so that a trait of a small set is not squashed by the large ones."""
     means = np.stack([part.features.traits.mean(axis=0) for part in learn if len(part.features)])
     squares = np.stack([(part.features.traits**2).mean(axis=0) for part in learn if len(part.features)])
@@ -566,10 +427,3 @@ def _standardise(router: RoutingNetwork, learn: Sequence[_Prepared]) -> None:
     deviation = np.sqrt(np.maximum(squares.mean(axis=0) - mean**2, 0.0))
     router.trait_mean.copy_(torch.from_numpy(mean))
     router.trait_scale.copy_(torch.from_numpy(np.where(deviation > 1e-3, 1.0 / np.maximum(deviation, 1e-3), 0.0)))
-
-
-def _columns(of_set: OutcomeSet) -> dict[str, str]:
-    """Column of labels -> head."""
-    named = HEADS.get(of_set.name)
-    found = named if named is not None else {column: column for column in of_set.labels}
-    return {column: head for column, head in found.items() if column in of_set.labels}

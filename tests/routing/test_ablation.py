@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flowray.routing import ablation
+from flowray.routing import ablation, training
 from flowray.routing.ablation import FIGURES, VARIANTS, WHOLE, Variant, ablate
 
 from .routers import CONFIG, SHAPE, trades
@@ -44,6 +44,15 @@ def test_the_table_names_every_variant(rows):
     text = ablation.as_text(list(rows.values()))
     assert all(variant.name in text for variant in VARIANTS)
     assert len(text.splitlines()) == len(VARIANTS) + 1
+
+
+@pytest.mark.parametrize("network", [{}, {"attention": True}])
+def test_outcomes_learned_without_n_grams_read_none(network):
+    """Also by a network of another shape than the lesson's, which is made anew."""
+    lesson = training.learn_labels([trades()], FAST, SHAPE)
+    silent = training.learn_outcomes(lesson, replace(FAST, bag_rate=0.0), network)
+    assert not silent.meaning_bag.weight.any()
+    assert training.learn_outcomes(lesson, FAST, network).meaning_bag.weight.any()
 
 
 def test_a_variant_changes_nothing_for_those_after_it():

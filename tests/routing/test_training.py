@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowray.routing import data, training
+from flowray.routing import data, lessons, training
 from flowray.routing.estimator import RouterEstimator
 from flowray.routing.training import TrainingConfig
 
@@ -56,9 +56,9 @@ def test_records_of_training_tasks_do_not_hold_their_own_outcome(leave_one_out, 
     tossed = noise()
     config = replace(CONFIG, leave_one_out=leave_one_out, folds=1)
     network = trained().network
-    past = training._prepared(tossed.split("train"), network.config)
-    new = training._prepared(tossed.split("val"), network.config)
-    training.recall(network, tossed, past, new, config)
+    past = lessons.prepared(tossed.split("train"), network.config)
+    new = lessons.prepared(tossed.split("val"), network.config)
+    lessons.recall(network, tossed, past, new, leave_one_out=config.leave_one_out)
     deviation = (past.records[:, :, 2] - past.records[:, :, 0]).numpy()  # the table against the prior
     seen = past.success.numpy()
     correlation = np.mean([np.corrcoef(deviation[:, a], seen[:, a])[0, 1] for a in range(seen.shape[1])])
@@ -109,8 +109,8 @@ def test_a_label_that_follows_from_a_finer_one_is_summed_and_not_learned():
     whole = trades()
     fine = tuple(f"{kind} {'short' if n % 3 else 'long'}" for n, kind in enumerate(whole.labels["task_type"]))
     both = replace(whole, labels={"task_type": whole.labels["task_type"], "capability": fine})
-    heads = training.heads_of([both])
-    assert training.sums_of([both], heads) == {"task_type": ("capability", (0, 0, 1, 1))}
+    heads = lessons.heads_of([both])
+    assert lessons.sums_of([both], heads) == {"task_type": ("capability", (0, 0, 1, 1))}
     network = training.train([both], replace(CONFIG, folds=1, outcome_epochs=1), SHAPE).network
     assert set(network.heads) == {"capability"}
     test = both.split("test")
