@@ -24,11 +24,11 @@ from flowray.routing.cards import described
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Labelled, TaskBatch
 from flowray.routing.features import Features, featurise
+from flowray.routing.kernels import bound
 from flowray.routing.leads import foretold, leader_of, margin_of, tempered
 from flowray.routing.lessons import shares_of, views_of
 from flowray.routing.memory import Views, recent
 from flowray.routing.network import NetworkConfig, RoutingNetwork
-from flowray.routing.plain import softmax
 from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
 from flowray.routing.training import Trained
@@ -80,7 +80,7 @@ class RouterEstimator:
         memory = known.records.memory
         served = self._reader(len(tasks)).serve(features)
         recalled = memory.recall(Views(traits=features.traits, sense=served.sense))
-        shares = {name: softmax(logits) for name, logits in served.logits.items()}
+        shares = served.shares
         sources = known.records.sources(shares, recalled.success)
         judge = self.network.laid_out().judge
         success, quality = judge(served, recalled.familiarity, sources, known.strengths.numpy(), known.trust)
@@ -244,4 +244,6 @@ def compare(one: RouterEstimator, other: RouterEstimator, sets: Sequence[Outcome
 
 
 def _probability(logits: Floats) -> Floats:
-    return (1.0 / (1.0 + np.exp(-np.clip(logits, -15, 15)))).astype(np.float32)
+    odds = np.exp(bound(-logits, -15.0, 15.0))
+    odds += np.float32(1.0)
+    return np.divide(np.float32(1.0), odds, out=odds)

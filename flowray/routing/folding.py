@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from flowray.routing.lexicon import Lexicon
 _FIRST_WORDS = 4_096  # there is room for at first
 _AT_ONCE = 4_096  # words folded together; bounds memory
 
+_VERSION = attrgetter("_version")  # of a tensor: how often it was changed in place
 
 Made = TypeVar("Made")
 
@@ -47,7 +49,8 @@ class Latest(Generic[Made]):
 
     def of(self, tensors: Iterable[Tensor], make: Callable[[], Made]) -> Made:
         """What `make` gave when the tensors were last as they are."""
-        now = tuple(number for tensor in tensors for number in (id(tensor), tensor._version))
+        tensors = tuple(tensors)
+        now = (*map(id, tensors), *map(_VERSION, tensors))
         last = self._last
         if last is None or last[0] != now:
             self._last = last = now, make()

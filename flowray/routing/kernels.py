@@ -82,7 +82,7 @@ class Space:
         """[rows, landmarks] likeness of values [rows, columns] to each landmark, 0..1."""
         scaled = values - self.centre
         scaled *= self.scale
-        np.clip(scaled, -self.bound, self.bound, out=scaled)
+        np.minimum(np.maximum(scaled, -self.bound, out=scaled), self.bound, out=scaled)
         return self._to_landmarks(scaled)
 
     def whitening(self) -> Floats:
@@ -154,6 +154,13 @@ class Basis:
         weights, loo = self.solve(turned, noises)
         useful = errors < nothing
         return (weights * useful) @ turn.T, (loo * useful) @ turn.T
+
+
+def bound(values: Floats, low: float, high: float) -> Floats:
+    """`np.clip` in place: for a few numbers its checks take longer than its work."""
+    np.maximum(values, np.float32(low), out=values)
+    np.minimum(values, np.float32(high), out=values)
+    return values
 
 
 def rotation(targets: Doubles) -> tuple[Doubles, Doubles]:

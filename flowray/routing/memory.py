@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowray.routing.estimates import Floats, Histories, Outcomes
-from flowray.routing.kernels import Basis, Doubles, Numbers, Space
+from flowray.routing.kernels import Basis, Doubles, Numbers, Space, bound
 
 LANDMARKS = 1_024  # past tasks that the kernel of traits is spanned by, half as many that of sense
 MAX_PAST = 20_000  # past tasks that are read: the newest
@@ -192,7 +192,7 @@ class Memory:
         if self.uses_sense:
             likeness = np.hstack([likeness, alike])
         return Recalled(
-            success=np.clip(self.success.prior + likeness @ self.success.weights, *PROBABLE),
+            success=bound(self.success.prior + likeness @ self.success.weights, *PROBABLE),
             log_latency=self.log_latency.prior + likeness @ self.log_latency.weights,
             log_cost=self.log_cost.prior + likeness @ self.log_cost.weights,
             familiarity=familiarity,

@@ -249,7 +249,8 @@ class RoutingNetwork(nn.Module):
         with torch.inference_mode():
             read = self.read(features)
         logits = {name: values.numpy() for name, values in read.logits.items()}
-        return Served(logits, read.hidden.numpy(), read.context[:, :-1].numpy(), read.sense.numpy())
+        shares = {name: torch.softmax(values, dim=1).numpy() for name, values in read.logits.items()}
+        return Served(logits, shares, read.hidden.numpy(), read.context[:, :-1].numpy(), read.sense.numpy())
 
     def laid_out(self) -> Plain:
         """The weights as they are now, for serving."""

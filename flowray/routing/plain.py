@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from flowray.routing.estimates import Floats
+from flowray.routing.kernels import bound
 
 if TYPE_CHECKING:
     from flowray.routing.network import RoutingNetwork
@@ -25,6 +26,7 @@ class Served(NamedTuple):
     """What the network makes of tasks, as arrays."""
 
     logits: dict[str, Floats]  # head -> [tasks, labels]
+    shares: dict[str, Floats]  # head -> [tasks, labels] the same as probabilities
     hidden: Floats  # [readers, tasks, hidden]
     certain: Floats  # [tasks, tables] of each table's head
     sense: Floats  # [tasks, sense_width]
@@ -40,12 +42,16 @@ class Plain:
         self._trait_mean, self._trait_scale = _array(network.trait_mean), _array(network.trait_scale)
         of_traits = network.label_traits
         self._of_traits = None if of_traits is None else (_array(of_traits.weight.T), _array(of_traits.bias))
-        heads = {name: head for name, head in network.heads.items() if isinstance(head, nn.Linear)}
+        learned = {name: head for name, head in network.heads.items() if isinstance(head, nn.Linear)}
+        tables = [name for name in config.tables if name in learned]  # first, so that their shares lie side by side
+        heads = {name: learned[name] for name in [*tables, *(name for name in learned if name not in tables)]}
         empty = np.zeros((0, config.label_width + config.label_traits), np.float32)
         self._heads = _solid(np.concatenate([empty, *(_array(head.weight) for head in heads.values())]).T)
         self._head_bias = np.concatenate([empty[:, 0], *(_array(head.bias) for head in heads.values())])
         ends = np.cumsum([0, *(len(config.heads[name]) for name in heads)]).tolist()
         self._places = {name: slice(*at) for name, at in zip(heads, pairwise(ends), strict=True)}
+        self._begins = np.array(ends[:-1], np.intp)
+        self._head_of = np.repeat(np.arange(len(heads)), np.diff(ends))  # [labels] which head each belongs to
         self._into = {}
         for name, (of, into) in config.sums.items():
             self._into[name] = of, np.eye(len(config.heads[name]), dtype=np.float32)[list(into)]
@@ -69,10 +75,11 @@ class Plain:
         config, n_tasks = self._config, len(sums)
         labels_end, meaning_end, sense_end = self._widths
         scale: Floats = np.maximum(sums[:, -1:], 1) ** np.float32(-0.5)
-        standard: Floats = np.clip((traits - self._trait_mean) * self._trait_scale, -4.0, 4.0)
-        logits = self._logits(sums[:, :labels_end] * scale, standard)
-        shares = {name: softmax(logits[name]) for name in config.tables}
-        common = np.concatenate([standard, *shares.values()], axis=1)
+        standard: Floats = (traits - self._trait_mean) * self._trait_scale
+        bound(standard, -4.0, 4.0)
+        logits, shares = self._labels(sums[:, :labels_end] * scale, standard)
+        tables = [shares[name] for name in config.tables]
+        common = np.concatenate([standard, *tables], axis=1)
         meaning = (sums[:, labels_end:meaning_end] * scale).reshape(n_tasks, config.readers, config.meaning_width)
         hidden = np.matmul(meaning.swapaxes(0, 1), self._own)  # [readers, tasks, hidden]
         hidden += (common @ self._common).reshape(n_tasks, config.readers, config.hidden).swapaxes(0, 1)
@@ -81,12 +88,12 @@ class Plain:
         hidden = np.matmul(hidden, self._upper)
         hidden += self._upper_bias
         np.maximum(hidden, 0, out=hidden)
-        certain = np.empty((n_tasks, len(shares)), np.float32)
-        for at, share in enumerate(shares.values()):
+        certain = np.empty((n_tasks, len(tables)), np.float32)
+        for at, share in enumerate(tables):
             share.max(axis=1, out=certain[:, at])
         sense = sums[:, meaning_end:sense_end]
         length = np.sqrt(np.einsum("tw,tw->t", sense, sense))[:, None]
-        return Served(logits, hidden, certain, sense / np.maximum(length, np.float32(1e-12)))
+        return Served(logits, shares, hidden, certain, sense / np.maximum(length, np.float32(1e-12)))
 
     def judge(
         self, served: Served, familiarity: Floats, records: Sequence[Floats], strengths: Floats, trust: float
@@ -108,22 +115,22 @@ class Plain:
         logits *= self._temperature
         return logits, logits + trust * verdict[:, 1:2]
 
-    def _logits(self, pooled: Floats, standard: Floats) -> dict[str, Floats]:
+    def _labels(self, pooled: Floats, standard: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Logits and probabilities of every head, those of all learned heads at once."""
         if self._of_traits is not None:
             weight, bias = self._of_traits
             pooled = np.concatenate([pooled, np.maximum(standard @ weight + bias, 0)], axis=1)
         values = pooled @ self._heads + self._head_bias
+        whole = values
+        if self._places:
+            whole = np.exp(values - np.maximum.reduceat(values, self._begins, axis=1)[:, self._head_of])
+            whole /= np.add.reduceat(whole, self._begins, axis=1)[:, self._head_of]
         logits = {name: values[:, place] for name, place in self._places.items()}
+        shares = {name: whole[:, place] for name, place in self._places.items()}
         for name, (of, into) in self._into.items():
-            logits[name] = np.log(np.maximum(softmax(logits[of]) @ into, np.float32(1e-9)))
-        return logits
-
-
-def softmax(logits: Floats) -> Floats:
-    """Probabilities [tasks, labels]."""
-    shares: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return shares
+            shares[name] = shares[of] @ into
+            logits[name] = np.log(np.maximum(shares[name], np.float32(1e-9)))
+        return logits, shares
 
 
 def _normalisation(network: RoutingNetwork, width: int) -> tuple[Floats, Floats]:

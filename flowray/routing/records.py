@@ -9,6 +9,7 @@ import numpy as np
 
 from flowray.routing.estimates import AgentBatch, Floats, Outcomes
 from flowray.routing.history import HistoryTable
+from flowray.routing.kernels import bound
 from flowray.routing.memory import Memory, Views
 
 TABLE_STRENGTH = 8.0  # attempts by which a rate in a capability is pulled to the agent's overall rate
@@ -90,6 +91,6 @@ def _stacked(sources: Sequence[Floats]) -> Floats:
 
 def logit(probabilities: Floats) -> Floats:
     """Log odds, within bounds that twenty attempts could prove."""
-    bounded = np.clip(probabilities, 0.02, 0.98)
-    odds: Floats = np.log(bounded / (1.0 - bounded)).astype(np.float32)
-    return odds
+    odds: Floats = bound(probabilities.astype(np.float32), 0.02, 0.98)
+    odds /= np.float32(1.0) - odds
+    return np.log(odds, out=odds)
