@@ -19,13 +19,13 @@ from flowray.core.commands import (
     StartAttempt,
     WakeTask,
 )
+from flowray.core.events import AttemptFinished
 from flowray.core.model import (
     AgentSpec,
     Choice,
     Failure,
     OpenTask,
     Outcome,
-    Payload,
     Snapshot,
     StoryLine,
     Task,
@@ -188,17 +188,17 @@ def outcome_of(
     state: TaskState,
     now: float,
     *,
-    value: Payload | None = None,
+    answer: AttemptFinished | None = None,
     failure: Failure | None = None,
-    run_s: float = 0.0,
 ) -> Outcome:
     """The outcome that ends an open task now, with its whole story. The entry's own story gets its last line."""
     task = entry.task
+    run_s = answer.run_s if answer is not None else 0.0
     entry.tell(StoryLine(now, state.value, entry.attempt, entry.agent_id, _said(failure)))
     return Outcome(
         task_id=task.id,
         state=state,
-        value=value,
+        value=answer.value if answer is not None else None,
         failure=failure,
         agent_id=entry.agent_id,
         attempts=entry.attempt,
@@ -209,6 +209,8 @@ def outcome_of(
         key=task.key,
         fingerprint=task.fingerprint,
         labels=task.labels,
+        quality=answer.quality if answer is not None else None,
+        cost_usd=answer.cost_usd if answer is not None else None,
         story=tuple(entry.story),
         choices=tuple(entry.choices),
     )

@@ -48,6 +48,19 @@ class RefuseTask(Struct, frozen=True, tag="refuse"):
     retry_after_s: float | None = None
 
 
+class RequestEstimates(Struct, frozen=True, tag="estimates"):
+    """Ask the router about this task. Answered by EstimatesReady or EstimatesFailed; late answers change nothing.
+
+    The shell may gather several of these and ask once.
+    """
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    candidates: tuple[str, ...]  # names of agent classes, sorted
+    tried: tuple[tuple[str, float], ...] = ()  # (agent class, 0 or 1) what came of earlier attempts at this very task
+
+
 class StartAttempt(Struct, frozen=True, tag="start", omit_defaults=True):
     """Send the task to this agent. The shell finds the task itself by `Coordination.task(task_id)`."""
 
@@ -149,6 +162,7 @@ class StopAgent(Struct, frozen=True, tag="stop_agent"):
 
 Command = (
     AcceptTask
+    | RequestEstimates
     | KnownTask
     | RefuseTask
     | StartAttempt

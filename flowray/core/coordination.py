@@ -52,7 +52,6 @@ from flowray.core.model import (
     AgentSpec,
     Choice,
     Failure,
-    Payload,
     Running,
     Snapshot,
     Task,
@@ -275,7 +274,7 @@ class Coordination:
             self.timers.clear("attempt", event.task_id)
             self._unclaim(entry)
             if event.failure is None:
-                self._resolve(entry, TaskState.SUCCEEDED, value=event.value, run_s=event.run_s)
+                self._resolve(entry, TaskState.SUCCEEDED, answer=event)
             elif event.failure.kind == "cancelled":
                 # Told to stop by an earlier coordinator, whose reason was in a lost tail: so there is none.
                 self._attempt_lost(entry, event.failure, "losses")
@@ -363,12 +362,11 @@ class Coordination:
         entry: Entry,
         state: TaskState,
         *,
-        value: Payload | None = None,
+        answer: AttemptFinished | None = None,
         failure: Failure | None = None,
-        run_s: float = 0.0,
     ) -> None:
         task = entry.task
-        outcome = outcome_of(entry, state, self.now, value=value, failure=failure, run_s=run_s)
+        outcome = outcome_of(entry, state, self.now, answer=answer, failure=failure)
         self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None))
         self.admission.closed(task)
         if entry.deadline_at is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Estimate, Failure, Payload, Running, Task, TaskId
 
 
 class TaskSubmitted(Struct, frozen=True):
@@ -29,6 +29,23 @@ class AttemptFinished(Struct, frozen=True):
     value: Payload | None = None
     failure: Failure | None = None
     run_s: float = 0.0  # as the agent measured it
+    quality: float | None = None  # 0..1, where the agent reported one
+    cost_usd: float | None = None  # where the agent reported it
+
+
+class EstimatesReady(Struct, frozen=True):
+    """What was asked for by RequestEstimates. Whoever was not answered for is not a candidate."""
+
+    answers: tuple[tuple[TaskId, tuple[Estimate, ...]], ...]
+    path: str  # who made them: local | serve
+    version: str  # of the router
+
+
+class EstimatesFailed(Struct, frozen=True):
+    """There will be no estimates for these tasks."""
+
+    task_ids: tuple[TaskId, ...]
+    reason: str
 
 
 class AttemptReturned(Struct, frozen=True):
@@ -79,6 +96,8 @@ Event = (
     | CancelRequested
     | AttemptFinished
     | AttemptReturned
+    | EstimatesReady
+    | EstimatesFailed
     | AgentsAdded
     | AgentReady
     | AgentLost

@@ -43,6 +43,10 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     fingerprint: str = ""  # digest of what was asked, to tell a repeat from a conflict
     replay_of: str = ""  # the dead letter that this task tries again
     labels: dict[str, str] = {}  # the caller's own marks; never interpreted
+    quality: float | None = (
+        None  # share of the best candidate's expected success that is enough: the cheapest such wins
+    )
+    max_cost_usd: float | None = None  # what one attempt should cost at most, > 0; None for no limit
 
     @property
     def size_bytes(self) -> int:
@@ -71,12 +75,44 @@ class StoryLine(Struct, frozen=True, array_like=True):
     detail: str = ""
 
 
+class Estimate(Struct, frozen=True, array_like=True):
+    """What to expect of one candidate, a class of agents, at one task. None: not known."""
+
+    candidate: str  # name of the agent class
+    success: float  # probability, 0..1
+    deviation: float = 0.0  # standard deviation of `success`: how unsure it is
+    quality: float | None = None  # 0..1
+    latency_s: float | None = None  # median of the run time
+    cost_usd: float | None = None
+
+
+class Receipt(Struct, frozen=True, array_like=True):
+    """The record of one routed choice: what was estimated, what it was worth, and what part chance had in it.
+
+    `estimates`, `values` and `propensities` are of the candidates that could be chosen, in the same order. What the
+    router read of the task is the task itself, which the journal has under the same id.
+    """
+
+    path: str  # who made the estimates: local | serve
+    version: str  # of the router
+    estimates: tuple[Estimate, ...]
+    values: tuple[float, ...]  # by the policy, in units of success
+    propensities: tuple[float, ...]  # with which each would have been chosen, given loads and estimates; they sum to 1
+    chosen: str
+    explored: bool  # it was not among the good ones, and was chosen to learn of it
+    confidence: float  # 0..1 that nobody else among them is better, by the estimates' own deviations
+    wait_s: float  # expected for the chosen one, on top of its latency
+    took_s: float  # from asking for estimates to having them
+
+
 class Choice(Struct, frozen=True, array_like=True):
     """Why this agent: what `explain()` says of one attempt."""
 
-    policy: str  # only_one | power_of_two | prefetch | same | batch | recent | adopted
+    policy: str  # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed
     candidates: int  # agents that had the capabilities and room
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
+    receipt: Receipt | None = None  # where a router had a word in it
+    unrouted: str = ""  # why it had none, where it should have: late | failed | recovered
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -95,6 +131,8 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str = ""
     fingerprint: str = ""
     labels: dict[str, str] = {}
+    quality: float | None = None  # 0..1, as its agent reported it
+    cost_usd: float | None = None  # of the attempt that was accepted, as its agent reported it
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()  # one for each attempt started, in order
 
