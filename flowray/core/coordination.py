@@ -16,7 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from msgspec import structs
+
 from flowray.core.admission import Admission
+from flowray.core.asking import Asking, Candidate, tried_by
 from flowray.core.book import Book, Entry, outcome_of
 from flowray.core.commands import (
     AcceptTask,
@@ -27,6 +30,7 @@ from flowray.core.commands import (
     DurableCommand,
     KnownTask,
     RefuseTask,
+    RequestEstimates,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -42,6 +46,8 @@ from flowray.core.events import (
     AttemptFinished,
     AttemptReturned,
     CancelRequested,
+    EstimatesFailed,
+    EstimatesReady,
     Event,
     TaskSubmitted,
     Ticked,
@@ -51,6 +57,7 @@ from flowray.core.model import (
     AgentId,
     AgentSpec,
     Choice,
+    Estimate,
     Failure,
     Running,
     Snapshot,
@@ -66,6 +73,8 @@ from flowray.core.retry import Rng
 from flowray.core.states import AgentState, TaskState
 from flowray.core.timers import Timers
 
+_LANES_LOOKED_AT = 4  # of those that wait for other classes, by an agent without work
+
 
 class Coordination:
     """One team's tasks and agents in one epoch."""
@@ -79,6 +88,7 @@ class Coordination:
         self.queue = Queue()
         self.admission = Admission(self.policy.admission)
         self.timers = Timers()
+        self.asking = Asking(self.policy.routing)
         self._rng = rng
         self._out: list[Command] = []
         self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
@@ -87,6 +97,8 @@ class Coordination:
             CancelRequested: self._on_cancel,
             AttemptFinished: self._on_finished,
             AttemptReturned: self._on_returned,
+            EstimatesReady: self._on_estimates,
+            EstimatesFailed: self._on_no_estimates,
             AgentsAdded: self._on_agents_added,
             AgentReady: self._on_agent_ready,
             AgentLost: self._on_agent_lost,
@@ -97,6 +109,7 @@ class Coordination:
             "deadline": self._deadline_passed,
             "backoff": self._backoff_over,
             "attempt": self._attempt_timed_out,
+            "estimates": self._estimates_late,
             "grace": self._grace_over,
             "restart": self._restart_due,
             "start": self._start_timed_out,
@@ -175,6 +188,8 @@ class Coordination:
             if entry.deadline_at is not None:
                 core.timers.set("deadline", task_id, entry.deadline_at)
             if entry.state is TaskState.QUEUED:
+                if core.policy.routing.enabled:
+                    core.asking.leave_out(task_id, "recovered")
                 core._lane(entry.task).push(entry.task, entry.seq)
             elif entry.state is TaskState.BACKING_OFF:
                 core.timers.set("backoff", task_id, entry.not_before)
@@ -220,15 +235,109 @@ class Coordination:
     def _lane(self, task: Task) -> Lane:
         return self.queue.find(task) or self.queue.lane(task, self.registry.classes())
 
+    def _lane_of(self, entry: Entry) -> Lane:
+        """The lane where a waiting task is."""
+        lane = self._lane(entry.task)
+        standing = self.asking.standing(entry.task.id)
+        one = None if standing is None else self.registry.named(standing.receipt.chosen)
+        return lane if one is None else self.queue.bound(lane, one)
+
     def _place(self, entry: Entry, lane: Lane) -> None:
-        """Start the task where there is room, or let it wait. Older and more urgent tasks of its lane go first."""
+        """Find an agent for the task: at once, or with a router's help where there is a choice."""
+        candidates = self.asking.about(lane, self._rng)
+        if len(candidates) < 2:
+            self._place_anywhere(entry, lane)
+            return
+        task_id = entry.task.id
+        self.asking.ask(task_id, self.now)
+        self.timers.set("estimates", task_id, self.now + self.policy.routing.within_s)
+        self._out.append(RequestEstimates(task_id, candidates, tried_by(entry)))
+
+    def _place_anywhere(self, entry: Entry, lane: Lane, why: str = "") -> None:
+        """Start the task where there is room, or let it wait. Older and more urgent tasks of its lane go first.
+
+        `why` says what kept the router from having a word, where it should have had one.
+        """
         chosen = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self._rng)
         if chosen is not None:
-            self._start(entry, chosen[0], chosen[1])
+            self._start(entry, chosen[0], chosen[1] if not why else structs.replace(chosen[1], unrouted=why))
         elif lane.classes and all(one.hopeless for one in lane.classes):
             self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
         else:
+            if why:
+                self.asking.leave_out(entry.task.id, why)
             lane.push(entry.task, entry.seq)
+
+    def _on_estimates(self, event: EstimatesReady) -> None:
+        for task_id, estimates in event.answers:
+            asked_at = self.asking.answered(task_id)
+            if asked_at is not None:
+                self.timers.clear("estimates", task_id)
+                self._route(self.book.open[task_id], estimates, event, self.now - asked_at)
+
+    def _on_no_estimates(self, event: EstimatesFailed) -> None:
+        for task_id in event.task_ids:
+            if self.asking.answered(task_id) is not None:
+                self.timers.clear("estimates", task_id)
+                entry = self.book.open[task_id]
+                self._place_anywhere(entry, self._lane(entry.task), "failed")
+
+    def _estimates_late(self, key: str) -> None:
+        entry = self.book.open[TaskId(key)]
+        self.asking.answered(entry.task.id)
+        self._place_anywhere(entry, self._lane(entry.task), "late")
+
+    def _route(self, entry: Entry, estimates: tuple[Estimate, ...], event: EstimatesReady, took_s: float) -> None:
+        """Choose a class of agents, and start the task on one of them or let it wait for one."""
+        task, lane = entry.task, self._lane(entry.task)
+        candidates: list[Candidate] = []
+        for estimate in estimates:
+            one = self.registry.named(estimate.candidate)
+            if one is not None and one.ready_slots and one.serves(lane.key):
+                wait_s = one.wait_s(self.queue.waiting_for(lane, one), estimate.latency_s or 0.0)
+                candidates.append(Candidate(estimate, one, wait_s))
+        if not candidates:
+            self._place_anywhere(entry, lane, "failed")
+            return
+        chosen, standing = self.asking.choose(entry, candidates, event, self.now, took_s, self._rng)
+        bound = self.queue.bound(lane, chosen)
+        found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self._rng)
+        if found is not None:
+            self._start(entry, found[0], standing.as_choice(found[1].considered))
+        else:
+            self.asking.decide(task.id, standing)
+            bound.push(task, entry.seq)
+            lane.bound.add(bound)
+
+    def _take_over(self, agent: Agent) -> bool:
+        """Give an idle agent a task that waits for another class, where that is worth as much by now."""
+        one = agent.agent_class
+        for lane in one.lanes:
+            for bound in [lane.bound[at] for at in range(min(len(lane.bound), _LANES_LOOKED_AT))]:
+                head = bound.head()
+                if head is None:
+                    lane.bound.discard(bound)
+                    continue
+                entry = self.book.open[head[2]]
+                standing = self.asking.taken_over(entry, one, bound.classes[0], self.now)
+                if standing is not None:
+                    bound.pop()
+                    self.asking.take(entry.task.id)
+                    self._start(entry, agent, standing.as_choice(((agent.id, agent.load),)))
+                    return True
+        return False
+
+    def _unbind(self, one: AgentClass) -> None:
+        """Nobody of the class takes attempts now: what was meant for it is decided again."""
+        if one.ready_slots:
+            return
+        for lane in [lane for lane in one.lanes if lane.key.agent == one.spec.name]:
+            for task_id in sorted(lane.ids()):
+                if self.asking.standing(task_id) is not None:
+                    lane.remove(task_id)
+                    self.asking.take(task_id)
+                    entry = self.book.open[task_id]
+                    self._place(entry, self._lane(entry.task))
 
     def _start(self, entry: Entry, agent: Agent, choice: Choice) -> None:
         task = entry.task
@@ -257,10 +366,17 @@ class Coordination:
                     if head is not None and (best_head is None or head < best_head):
                         best, best_head = lane, head
             if best is None:
+                if agent in one.free and self._take_over(agent):
+                    continue
                 return
             entry = self.book.open[best.pop()]
             policy = "next_free" if agent in one.free else "prefetch"
-            self._start(entry, agent, Choice(policy, 1, ((agent.id, agent.load),)))
+            considered = ((agent.id, agent.load),)
+            standing, why = self.asking.take(entry.task.id)
+            if standing is not None:
+                self._start(entry, agent, standing.as_choice(considered))
+            else:
+                self._start(entry, agent, Choice(policy, 1, considered, None, why))
 
     # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -323,6 +439,9 @@ class Coordination:
         else:
             return
         if run_s is not None:
+            assert isinstance(event, AttemptFinished)
+            worth = event.quality if event.quality is not None else 1.0
+            agent.agent_class.graded(worth if event.failure is None else 0.0)
             agent.resolved += 1
             agent.losses = 0
             agent.observe(run_s, self.policy.placement.prefetch_s, self.policy.placement.max_prefetch)
@@ -385,7 +504,7 @@ class Coordination:
         task_id, was = entry.task.id, entry.state
         agent = self.registry.agent(AgentId(entry.agent_id)) if was is TaskState.RUNNING else None
         if was is TaskState.QUEUED:
-            self._lane(entry.task).remove(task_id)
+            self._leave_queue(entry)
         elif was is TaskState.BACKING_OFF:
             self.timers.clear("backoff", task_id)
         else:
@@ -394,6 +513,15 @@ class Coordination:
         self._resolve(entry, state, failure=failure)
         if agent is not None:
             self._stop_attempt(agent, entry)
+
+    def _leave_queue(self, entry: Entry) -> None:
+        """Take a waiting task from wherever it waits: in a lane, or for estimates."""
+        task_id = entry.task.id
+        if self.asking.answered(task_id) is not None:
+            self.timers.clear("estimates", task_id)
+            return
+        self._lane_of(entry).remove(task_id)
+        self.asking.take(task_id)
 
     def _stop_attempt(self, agent: Agent, entry: Entry) -> None:
         """Tell an agent to stop an attempt. It holds its slot until the agent says that it is over."""
@@ -428,6 +556,7 @@ class Coordination:
             if agent.state is AgentState.READY and agent.held:
                 self.registry.move(agent, "drain")
                 agent.agent_class.update(agent)
+                self._unbind(agent.agent_class)
             elif agent.state is not AgentState.DRAINING:
                 self._stop(agent, "not wanted any more")
 
@@ -454,6 +583,7 @@ class Coordination:
         if agent.incarnation:
             self._out.append(StopAgent(agent.id, agent.incarnation, reason))
         self.registry.forget(agent)
+        self._unbind(agent.agent_class)
         self._give_up_hopeless(agent.agent_class)
 
     def _on_agent_ready(self, event: AgentReady) -> None:
@@ -513,7 +643,7 @@ class Coordination:
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
             self._tell_to_stop(agent, one)
             return
-        self._lane(entry.task).remove(one.task_id)
+        self._leave_queue(entry)
         self.timers.clear("backoff", one.task_id)
         choice = Choice("adopted", 1, ((agent.id, agent.load),))
         self._commit(
@@ -539,6 +669,7 @@ class Coordination:
             return
         self.registry.move(agent, "gave_up")
         self.timers.clear("start", agent.id)
+        self._unbind(agent.agent_class)
         self._requeue_all(agent, "it did not start", blame=False)
         self._give_up_hopeless(agent.agent_class)
 
@@ -547,8 +678,8 @@ class Coordination:
         for lane in one.lanes:
             if all(served_by.hopeless for served_by in lane.classes):
                 for task_id in sorted(lane.ids()):
-                    lane.remove(task_id)
                     entry = self.book.open[task_id]
+                    self._leave_queue(entry)
                     self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
 
     def _lose(self, agent: Agent, cause: str) -> None:
@@ -564,6 +695,7 @@ class Coordination:
             self.registry.forget(agent)
         else:
             self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
+        self._unbind(agent.agent_class)
         self._requeue_all(agent, cause, blame=True)
         if draining:
             self._give_up_hopeless(agent.agent_class)

@@ -35,7 +35,13 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
         backing_off = ("backoff", task_id) in core.timers
         unconfirmed = ("adoption", task_id) in core.timers
         _hold(not entry.state.terminal, f"{task_id} is open and {entry.state.value}")
-        _hold(len(in_lane) == (entry.state is TaskState.QUEUED), f"{task_id} {entry.state.value}: {len(in_lane)} lanes")
+        asked = core.asking.is_asked(task_id)
+        waits = entry.state is TaskState.QUEUED and not asked
+        _hold(len(in_lane) == waits, f"{task_id} {entry.state.value}: {len(in_lane)} lanes")
+        _hold(asked == (("estimates", task_id) in core.timers), f"{task_id}: estimates asked for, without a timer")
+        _hold(not asked or entry.state is TaskState.QUEUED, f"{task_id} {entry.state.value}: estimates asked for")
+        decided = core.asking.standing(task_id)
+        _hold(decided is None or waits, f"{task_id} {entry.state.value}: decided and does not wait")
         _hold(backing_off == (entry.state is TaskState.BACKING_OFF), f"{task_id} {entry.state.value}: back-off timer")
         if entry.state is TaskState.RUNNING:
             _hold(unconfirmed or held_by == [entry.agent_id], f"{task_id} runs on {entry.agent_id}, held by {held_by}")
@@ -45,6 +51,7 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
         _hold(timed == (entry.deadline_at is not None), f"{task_id}: deadline timer")
         _hold(entry.failures < entry.task.max_attempts, f"{task_id}: {entry.failures} failures and still open")
     _hold(not holders, f"agents hold tasks that are not open: {holders}")
+    _hold(len(core.asking) <= len(core.book.open), f"{len(core.asking)} questions for {len(core.book.open)} tasks")
     for lane in core.queue.lanes():
         _hold(all(task_id in core.book.open for task_id in lane.ids()), f"lane {lane.key} holds closed tasks")
 

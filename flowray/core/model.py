@@ -97,7 +97,7 @@ class Receipt(Struct, frozen=True, array_like=True):
     version: str  # of the router
     estimates: tuple[Estimate, ...]
     values: tuple[float, ...]  # by the policy, in units of success
-    propensities: tuple[float, ...]  # with which each would have been chosen, given loads and estimates; they sum to 1
+    propensities: tuple[float, ...]  # of each, given loads and estimates; they sum to 1; () where nothing was drawn
     chosen: str
     explored: bool  # it was not among the good ones, and was chosen to learn of it
     confidence: float  # 0..1 that nobody else among them is better, by the estimates' own deviations
@@ -108,7 +108,9 @@ class Receipt(Struct, frozen=True, array_like=True):
 class Choice(Struct, frozen=True, array_like=True):
     """Why this agent: what `explain()` says of one attempt."""
 
-    policy: str  # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed
+    policy: (
+        str  # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed | taken_over
+    )
     candidates: int  # agents that had the capabilities and room
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
     receipt: Receipt | None = None  # where a router had a word in it

@@ -8,6 +8,7 @@ from flowray.core.admission import AdmissionPolicy
 from flowray.core.placement import PlacementPolicy
 from flowray.core.registry import RestartPolicy
 from flowray.core.retry import RetryPolicy
+from flowray.core.routing import RoutingPolicy
 from flowray.errors import ConfigError
 
 
@@ -17,6 +18,7 @@ class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     admission: AdmissionPolicy = AdmissionPolicy()
     retry: RetryPolicy = RetryPolicy()
     placement: PlacementPolicy = PlacementPolicy()
+    routing: RoutingPolicy = RoutingPolicy()
     restart: RestartPolicy = RestartPolicy()
     cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
     adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running

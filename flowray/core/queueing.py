@@ -29,7 +29,20 @@ class LaneKey(NamedTuple):
 class Lane:
     """Tasks with the same needs."""
 
-    __slots__ = ("_heap", "_waiting", "classes", "free", "key", "last_chosen", "last_chosen_at", "recent", "spare")
+    __slots__ = (
+        "_heap",
+        "_waiting",
+        "bound",
+        "classes",
+        "free",
+        "key",
+        "last_chosen",
+        "last_chosen_at",
+        "questions",
+        "ranking",
+        "recent",
+        "spare",
+    )
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
@@ -39,6 +52,9 @@ class Lane:
         self.last_chosen: Agent | None = None  # the agent drawn last for a task of this lane,
         self.last_chosen_at = 0.0  # and when
         self.recent: list[Agent] = []  # that got its quick tasks lately, and have room
+        self.bound: IndexedSet[Lane] = IndexedSet()  # lanes of one class each where its tasks wait, or did lately
+        self.ranking: list[AgentClass] = []  # its classes of best standing, when they were last ranked,
+        self.questions = 0  # and how often a router was asked since the lane is there
         self._heap: list[tuple[int, int, TaskId]] = []  # (-priority, seq, task)
         self._waiting: dict[TaskId, int] = {}  # -> seq of its valid heap entry
 
@@ -101,6 +117,22 @@ class Queue:
                     one.join(lane)
         return lane
 
+    def bound(self, lane: Lane, one: AgentClass) -> Lane:
+        """The lane of tasks with the same needs that shall go to agents of this class."""
+        key = LaneKey(lane.key.tier, one.spec.name, lane.key.needs)
+        found = self._lanes.get(key)
+        if found is None:
+            if len(self._lanes) >= MAX_IDLE_LANES:
+                self._drop_idle()
+            found = self._lanes[key] = Lane(key)
+            one.join(found)
+        return found
+
+    def waiting_for(self, lane: Lane, one: AgentClass) -> int:
+        """How many tasks with the same needs wait for agents of this class alone."""
+        found = self._lanes.get(LaneKey(lane.key.tier, one.spec.name, lane.key.needs))
+        return len(found) if found is not None else 0
+
     def find(self, task: Task) -> Lane | None:
         """The lane of a task, if it exists."""
         return self._lanes.get(LaneKey(task.tier, task.agent, task.needs))
@@ -117,6 +149,10 @@ class Queue:
                 for one in lane.classes:
                     one.lanes.remove(lane)
                 del self._lanes[key]
+        kept = set(self._lanes.values())
+        for lane in kept:
+            for bound in [bound for bound in lane.bound if bound not in kept]:
+                lane.bound.discard(bound)
 
     @property
     def waiting(self) -> int:

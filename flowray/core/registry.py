@@ -11,6 +11,7 @@ from flowray.core.states import AgentState, next_agent_state
 from flowray.errors import ConfigError
 
 _SERVICE_WEIGHT = 0.2  # of the newest run time in an agent's moving average
+_STANDING_WEIGHT = 0.05  # of the newest attempt in its class's standing
 
 
 class RestartPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +39,8 @@ class Agent:
 
     __slots__ = (
         "agent_class",
+        "counted_held",
+        "counted_slots",
         "failure",
         "id",
         "incarnation",
@@ -62,6 +65,8 @@ class Agent:
         self.outstanding: dict[TaskId, int] = {}  # current attempts it holds, oldest first
         # (task, attempt, epoch) told to stop that still hold a slot -> when
         self.stopping: dict[tuple[TaskId, int, int], float] = {}
+        self.counted_held = 0  # of what it holds, what its class has counted
+        self.counted_slots = 0  # and of its slots
         self.prefetch = 0  # attempts it may hold beyond its slots
         self.service_s = -1.0  # moving average of its run times; negative before the first
         self.losses = 0  # within the restart window
@@ -88,12 +93,25 @@ class Agent:
             self.prefetch = max_prefetch if prefetch_s > 0 else 0
         else:
             self.prefetch = int(prefetch_s / self.service_s)
+        old = self.agent_class.service_s
+        self.agent_class.service_s = run_s if old < 0 else old + _SERVICE_WEIGHT * (run_s - old)
 
 
 class AgentClass:
     """The live side of one AgentSpec: its agents, and which of them have room."""
 
-    __slots__ = ("agents", "capabilities", "free", "lanes", "spare", "spec")
+    __slots__ = (
+        "agents",
+        "capabilities",
+        "free",
+        "held",
+        "lanes",
+        "ready_slots",
+        "service_s",
+        "spare",
+        "spec",
+        "standing",
+    )
 
     def __init__(self, spec: AgentSpec) -> None:
         self.spec = spec
@@ -102,6 +120,10 @@ class AgentClass:
         self.free: IndexedSet[Agent] = IndexedSet()  # ready, with an idle slot
         self.spare: IndexedSet[Agent] = IndexedSet()  # ready, slots taken, with room to prefetch
         self.lanes: list[Lane] = []  # that it serves
+        self.ready_slots = 0  # of its agents that take attempts
+        self.held = 0  # attempts that these hold
+        self.service_s = -1.0  # moving average of its agents' run times; negative before the first
+        self.standing = 0.5  # 0..1 moving average of what came of its attempts
 
     def serves(self, key: LaneKey) -> bool:
         """May its agents run the tasks of such a lane?"""
@@ -124,6 +146,10 @@ class AgentClass:
         """Put the agent where its state and load say; tell the lanes when the class gains or loses room."""
         held = agent.held
         ready = agent.state is AgentState.READY
+        counted_held, counted_slots = (held, agent.slots) if ready else (0, 0)
+        self.held += counted_held - agent.counted_held
+        self.ready_slots += counted_slots - agent.counted_slots
+        agent.counted_held, agent.counted_slots = counted_held, counted_slots
         if ready and held < agent.slots:
             changed = self.free.add(agent) and len(self.free) == 1
             if changed:
@@ -139,6 +165,22 @@ class AgentClass:
         elif self.spare.discard(agent) and not self.spare:
             for lane in self.lanes:
                 lane.spare.discard(self)
+
+    def graded(self, grade: float) -> None:
+        """One more attempt of its agents is over, and was worth so much (0..1)."""
+        self.standing += _STANDING_WEIGHT * (grade - self.standing)
+
+    def wait_s(self, waiting: int, usual_s: float) -> float:
+        """How long a task would wait for one of its agents, behind `waiting` others, by their average run time.
+
+        Before the first run `usual_s` stands for that. Infinite while none of its agents takes attempts.
+        """
+        ahead = self.held + waiting + 1 - self.ready_slots
+        if ahead <= 0 and self.free:
+            return 0.0
+        if not self.ready_slots:
+            return float("inf")
+        return max(ahead, 1) * (self.service_s if self.service_s >= 0 else usual_s) / self.ready_slots
 
     @property
     def hopeless(self) -> bool:
@@ -179,6 +221,10 @@ class Registry:
         """A stopped agent leaves the books."""
         agent.agent_class.agents.remove(agent)
         del self._agents[agent.id]
+
+    def named(self, name: str) -> AgentClass | None:
+        """The class of this name."""
+        return self._classes.get(name)
 
     def agent(self, agent_id: AgentId) -> Agent | None:
         """The agent of this id."""

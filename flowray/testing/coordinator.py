@@ -26,6 +26,7 @@ from flowray.core.commands import (
     Command,
     KnownTask,
     RefuseTask,
+    RequestEstimates,
     ResolveTask,
     StartAgent,
     StartAttempt,
@@ -250,6 +251,8 @@ class CoordinatorProcess:
         kind = type(command)
         if isinstance(command, StartAttempt):
             self._start_attempt(command)
+        elif isinstance(command, RequestEstimates):
+            self.world.router.ask(self, command)
         elif isinstance(command, ResolveTask):
             for watcher in self._watchers.pop(command.outcome.task_id, ()):
                 watcher(command.outcome)

@@ -16,7 +16,8 @@ those of the reliability contract:
 17  when the faults stop, everything ends
 20  and nothing is left behind
 P7  retries are bounded, and wait as long as they must
-O3  the most urgent, then the oldest, goes first
+O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
+R1  whom a router's estimates chose could be chosen, with a known probability
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from flowray.core.commands import (
     WakeTask,
 )
 from flowray.core.coordination import Coordination
-from flowray.core.events import AgentReady, AttemptFinished, Event
-from flowray.core.model import Outcome, Task, TaskId
+from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
+from flowray.core.model import Choice, Outcome, Task, TaskId
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
 
@@ -151,7 +152,8 @@ class Observer:
             hold(command.epoch < epoch, "3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
         else:
             best = min(lane.values(), default=None)
-            hold(best == lane.get(task.id), "O3", f"{name} was started before {best}")
+            routed = self._world.policy.routing.enabled  # then tasks wait for estimates, and for different classes
+            hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
             hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
         hold(command.attempt > entry.attempt, "3", f"{name} was started after attempt {entry.attempt}")
         spec = self.book.specs[command.agent_id.rpartition("-")[0]]
@@ -279,6 +281,9 @@ class Observer:
                 note("commit arrived after re-queue")
             elif entry is not None and ("adoption", event.task_id) in core.timers:
                 note("answer before the report")
+        elif isinstance(event, EstimatesReady):
+            if not any(core.asking.is_asked(task_id) for task_id, _ in event.answers):
+                note("estimates came too late")
         elif isinstance(event, AgentReady):
             for one in event.running:
                 entry = core.book.open.get(one.task_id)
@@ -299,6 +304,7 @@ class Observer:
                     world.note("sent together")
                 elif command.choice.policy == "recent":
                     world.note("kept with few agents")
+                self._note_routing(command.choice)
             elif isinstance(command, ResolveTask):
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):
@@ -317,6 +323,20 @@ class Observer:
             core.check()
         if self._rng.random() < 0.004:
             self.compare(coordinator)
+
+    def _note_routing(self, choice: Choice) -> None:
+        note, receipt = self._world.note, choice.receipt
+        if choice.unrouted == "late":
+            note("waited for estimates in vain")
+        if receipt is None:
+            return
+        note(choice.policy if choice.policy == "routed" else "taken over from a class that was waited for")
+        chosen = [estimate.candidate for estimate in receipt.estimates].index(receipt.chosen)
+        if choice.policy == "routed":
+            hold(abs(sum(receipt.propensities) - 1.0) < 1e-9, "R1", f"propensities {receipt.propensities}")
+            hold(receipt.propensities[chosen] > 0, "R1", f"{receipt.chosen} was chosen and could not be: {receipt}")
+        if receipt.explored:
+            note("explored")
 
     def _note_end(self, coordinator: CoordinatorProcess, outcome: Outcome) -> None:
         note, failure = self._world.note, outcome.failure

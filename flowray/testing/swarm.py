@@ -19,6 +19,7 @@ from flowray.core.placement import PlacementPolicy
 from flowray.core.policy import CorePolicy
 from flowray.core.registry import RestartPolicy
 from flowray.core.retry import RetryPolicy
+from flowray.core.routing import RoutingPolicy
 from flowray.testing.agent import AgentProcess, Run
 from flowray.testing.callers import Caller, Operator, Plan
 from flowray.testing.faults import (
@@ -62,8 +63,10 @@ SOMETIMES = (
     "dead: no_agent",
     "dead: poison",
     "dead: timeout",
+    "estimates came too late",
     "expired while running",
     "expired while waiting",
+    "explored",
     "failover attempt",
     "older epoch refused by an agent",
     "prefetched",
@@ -73,9 +76,12 @@ SOMETIMES = (
     "repeat recognised by its key",
     "reported dead and lives on",
     "retry attempt",
+    "routed",
     "stream broken",
     "tail lost",
+    "taken over from a class that was waited for",
     "told to stop what it does not have",
+    "waited for estimates in vain",
     "zombie went on",
     "zombie writer fenced",
 )
@@ -284,10 +290,24 @@ def _draw_policy(rng: Random) -> CorePolicy:
         placement=PlacementPolicy(
             prefetch_s=rng.choice((0.0, 0.01, 0.5, 0.5)), max_prefetch=rng.choice((0, 4, 64, 64))
         ),
+        routing=_draw_routing(rng),
         restart=RestartPolicy(delay_s=rng.choice((0.1, 0.5)), delay_max_s=5.0, max_start_failures=3),
         cancel_grace_s=rng.choice((0.3, 5.0)),
         adoption_s=rng.choice((0.3, 2.0, 5.0)),
         start_timeout_s=rng.choice((2.0, 10.0)),
+    )
+
+
+def _draw_routing(rng: Random) -> RoutingPolicy:
+    return RoutingPolicy(
+        enabled=rng.random() < 0.6,
+        within_s=rng.choice((0.005, 0.05, 2.0)),
+        shortlist=rng.choice((2, 16)),
+        newcomers=1,
+        slowdown=rng.choice((0.0, 0.02, 0.3)),
+        second=rng.choice((0.0, 0.001, 0.1)),
+        good=rng.choice((0.0, 0.02, 0.5)),
+        explore=rng.choice((0.0, 0.05, 0.5)),
     )
 
 

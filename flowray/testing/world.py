@@ -33,6 +33,7 @@ from flowray.testing.faults import (
 from flowray.testing.invariants import Observer
 from flowray.testing.journal import Disk
 from flowray.testing.network import Network
+from flowray.testing.router import SimulatedRouter
 from flowray.testing.trace import Trace
 
 F = TypeVar("F", bound=Fault)
@@ -63,6 +64,7 @@ class World:
         self.observer = Observer(self, thorough=thorough)
         self.disk = Disk(self.observer.written)
         self.network = Network(self.clock, Random(f"{seed}/network"), self.faults)
+        self.router = SimulatedRouter(seed)
         self.processes: dict[tuple[str, int], AgentProcess] = {}  # alive, hung or not
         self.leader: CoordinatorProcess | None = None
         self.coordinators: list[CoordinatorProcess] = []  # alive, the leader last

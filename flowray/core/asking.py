@@ -1,0 +1,172 @@
+"""Who is asked about, which tasks wait for an answer, and what was decided for those that wait for an agent.
+
+A team may have thousands of classes of agents: only a shortlist is asked about, so a decision costs the same. It holds
+those of best standing (a moving average of what came of their attempts), found anew now and then, and a few drawn at
+random, or nobody would ever hear of the others.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import structs
+
+from flowray.core.book import Entry
+from flowray.core.events import EstimatesReady
+from flowray.core.model import Choice, Estimate, Receipt, TaskId
+from flowray.core.queueing import Lane
+from flowray.core.registry import AgentClass
+from flowray.core.retry import Rng
+from flowray.core.routing import RoutingPolicy, draw, value_of
+
+_RANKED_FOR = 256  # questions of a lane that one ranking of its classes serves
+
+
+class Candidate(NamedTuple):
+    """A class of agents that could take a task."""
+
+    estimate: Estimate
+    one: AgentClass
+    wait_s: float  # until one of its agents would begin
+
+
+class Standing(NamedTuple):
+    """What was decided for a task: its class of agents, and why."""
+
+    receipt: Receipt
+    policy: str  # routed | taken_over
+
+    def as_choice(self, considered: tuple[tuple[str, float], ...]) -> Choice:
+        """For the attempt that follows, on one of the agents considered."""
+        return Choice(self.policy, len(self.receipt.estimates), considered, self.receipt)
+
+
+class Asking:
+    """Questions under way, and decisions that wait for an agent. Keeps nothing of tasks that are neither."""
+
+    __slots__ = ("_asked", "_decided", "_policy", "_unrouted")
+
+    def __init__(self, policy: RoutingPolicy) -> None:
+        self._policy = policy
+        self._asked: dict[TaskId, float] = {}  # -> when
+        self._decided: dict[TaskId, Standing] = {}
+        self._unrouted: dict[TaskId, str] = {}  # -> why the router had no word
+
+    def about(self, lane: Lane, rng: Rng) -> tuple[str, ...]:
+        """The candidates to ask about, sorted; fewer than two where there is nothing to choose."""
+        policy, classes = self._policy, lane.classes
+        if not policy.enabled or len(classes) < 2:
+            return ()
+        if len(classes) <= policy.shortlist:
+            found = [one for one in classes if one.ready_slots]
+        else:
+            found = self._shortlist(lane, rng)
+        return tuple(sorted(one.spec.name for one in found))
+
+    def _shortlist(self, lane: Lane, rng: Rng) -> list[AgentClass]:
+        policy = self._policy
+        if lane.questions % _RANKED_FOR == 0:
+            lane.ranking = heapq.nlargest(
+                policy.shortlist - policy.newcomers, lane.classes, key=lambda one: one.standing
+            )
+        lane.questions += 1
+        found = [one for one in lane.ranking if one.ready_slots]
+        among = lane.free if len(lane.free) > policy.newcomers else lane.classes
+        for _ in range(2 * policy.newcomers):
+            if len(found) >= policy.shortlist:
+                break
+            one = among[int(rng.random() * len(among))]
+            if one.ready_slots and one not in found:
+                found.append(one)
+        return found
+
+    def ask(self, task_id: TaskId, now: float) -> None:
+        """A question is under way."""
+        self._asked[task_id] = now
+
+    def answered(self, task_id: TaskId) -> float | None:
+        """It is over: when it was asked, or None where nobody waits for it any more."""
+        return self._asked.pop(task_id, None)
+
+    def decide(self, task_id: TaskId, standing: Standing) -> None:
+        """The task waits for an agent of the class that was chosen."""
+        self._decided[task_id] = standing
+
+    def leave_out(self, task_id: TaskId, why: str) -> None:
+        """The task waits for any agent, because there is no estimate."""
+        self._unrouted[task_id] = why
+
+    def standing(self, task_id: TaskId) -> Standing | None:
+        """What was decided for a waiting task."""
+        return self._decided.get(task_id)
+
+    def take(self, task_id: TaskId) -> tuple[Standing | None, str]:
+        """The task waits no longer: what was decided, or why nothing was."""
+        return self._decided.pop(task_id, None), self._unrouted.pop(task_id, "")
+
+    def choose(
+        self,
+        entry: Entry,
+        candidates: Sequence[Candidate],
+        event: EstimatesReady,
+        now: float,
+        took_s: float,
+        rng: Rng,
+    ) -> tuple[AgentClass, Standing]:
+        """One of the candidates (at least one)."""
+        estimates = tuple(candidate.estimate for candidate in candidates)
+        waits_s = [candidate.wait_s for candidate in candidates]
+        drawn = draw(entry.task, estimates, waits_s, _remaining_s(entry, now), self._policy, rng)
+        chosen = candidates[drawn.place]
+        receipt = Receipt(
+            event.path,
+            event.version,
+            estimates,
+            drawn.values,
+            drawn.propensities,
+            chosen.estimate.candidate,
+            drawn.explored,
+            drawn.confidence,
+            chosen.wait_s,
+            took_s,
+        )
+        return chosen.one, Standing(receipt, "routed")
+
+    def taken_over(self, entry: Entry, one: AgentClass, waited_for: AgentClass, now: float) -> Standing | None:
+        """What stands when an idle class takes a task that waits for another one; None where that is worth less.
+
+        It was not drawn, so its receipt has no propensities.
+        """
+        standing = self.standing(entry.task.id)
+        if standing is None:
+            return None
+        by_name = {estimate.candidate: estimate for estimate in standing.receipt.estimates}
+        mine = by_name.get(one.spec.name)
+        if mine is None:
+            return None
+        remaining_s = _remaining_s(entry, now)
+        chosen = by_name[standing.receipt.chosen]
+        theirs = value_of(chosen, waited_for.wait_s(0, chosen.latency_s or 0.0), remaining_s, self._policy)
+        if value_of(mine, 0.0, remaining_s, self._policy) < theirs - self._policy.good:
+            return None
+        receipt = structs.replace(standing.receipt, chosen=one.spec.name, propensities=(), wait_s=0.0)
+        return Standing(receipt, "taken_over")
+
+    def is_asked(self, task_id: TaskId) -> bool:
+        """Is a question about it under way?"""
+        return task_id in self._asked
+
+    def __len__(self) -> int:
+        return len(self._asked) + len(self._decided) + len(self._unrouted)
+
+
+def _remaining_s(entry: Entry, now: float) -> float | None:
+    return None if entry.deadline_at is None else entry.deadline_at - now
+
+
+def tried_by(entry: Entry) -> tuple[tuple[str, float], ...]:
+    """(class of agents, what came of it) of earlier attempts at this very task that failed by the agent's own code."""
+    names = (line.agent_id.rpartition("-")[0] for line in entry.story if line.what == "attempt_failed")
+    return tuple((name, 0.0) for name in dict.fromkeys(names) if name)
