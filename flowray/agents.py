@@ -9,14 +9,18 @@ be sync or async. A function of one or two arguments is an agent too.
 
 Agents talk to one another: `ctx.ask`, `ctx.send` and `ctx.publish` say something, `on_message(message, ctx)` hears it,
 one message at a time beside the attempts of `run`; what it returns answers an ask.
+
+`ctx.report` says what an answer was worth and what it cost, where the agent knows.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
@@ -85,6 +89,32 @@ class Context:
     remaining_s: float | None = None
     cancelled: bool = False  # becomes True when nobody wants the answer any more; long loops should look
     voice: Voice | None = field(default=None, repr=False)  # None where there is nobody to talk to
+    _quality: float | None = field(default=None, init=False, repr=False)
+    _cost_usd: float | None = field(default=None, init=False, repr=False)
+
+    @property
+    def quality(self) -> float | None:
+        """What the answer is worth, 0..1, as reported so far."""
+        return self._quality
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What the attempt cost, in dollars, as reported so far."""
+        return self._cost_usd
+
+    def report(self, *, quality: float | None = None, cost_usd: float | None = None) -> None:
+        """Say what this attempt's answer is worth (0 to 1) and what making it cost in all, in dollars.
+
+        As often as there is something new to say, until `run` ends; the last value of each holds, and None leaves it
+        as it is. Both arrive with the outcome (`Outcome.quality`, `.cost_usd`). While a message is handled there is no
+        outcome that they could go to.
+
+        Raises:
+            ConfigError: a value is out of range; neither is changed.
+        """
+        worth = self._quality if quality is None else _checked("quality", quality, 0.0, 1.0)
+        cost = self._cost_usd if cost_usd is None else _checked("cost_usd", cost_usd, 0.0, math.inf)
+        self._quality, self._cost_usd = worth, cost
 
     def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
         """Ask another agent; the value is what its `on_message` returns. Sent at once, whether awaited or not.
@@ -226,6 +256,17 @@ def wants_context(run: Callable[..., Any]) -> bool:
     arguments = inspect.signature(run).parameters.values()
     positional = [p for p in arguments if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in arguments)
+
+
+def _checked(name: str, value: object, low: float, high: float) -> float:
+    """A finite number within bounds, of any type of number, as a float."""
+    shape = f"wants a number from {low:g} to {high:g}" if high < math.inf else f"wants a number of at least {low:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(name, f"{shape}, got {value!r}", "leave it out where it is not known")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ConfigError(name, f"{shape}, got {number:g}", "leave it out where it is not known")
+    return number
 
 
 def check_topics(topics: Iterable[str], field: str = "topics") -> tuple[str, ...]:

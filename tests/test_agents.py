@@ -1,10 +1,11 @@
-"""What the decorator accepts of agents that hear messages."""
+"""What the decorator accepts of agents that hear messages, and what an attempt may report of itself."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from flowray.agents import agent, check_topics, describe
+from flowray.agents import Context, agent, check_topics, describe
 from flowray.errors import ConfigError
 
 
@@ -67,3 +68,43 @@ def test_what_does_not_fit_is_refused(target, fields, problem):
 
 def test_topics_come_back_sorted_and_once():
     assert check_topics(["b", "a", "b"]) == ("a", "b")
+
+
+def test_of_several_reports_the_last_value_of_each_holds():
+    ctx = Context(agent_id="a-0")
+    assert (ctx.quality, ctx.cost_usd) == (None, None)
+    ctx.report(quality=0.25, cost_usd=0.01)
+    ctx.report(cost_usd=0.03)
+    ctx.report(quality=1)
+    ctx.report()
+    assert (ctx.quality, ctx.cost_usd) == (1.0, 0.03)
+
+
+def test_numbers_of_every_type_are_reported_as_floats():
+    """They travel between processes, where numpy's own would not arrive."""
+    ctx = Context(agent_id="a-0")
+    ctx.report(quality=np.float32(0.5), cost_usd=np.int64(2))
+    assert (ctx.quality, ctx.cost_usd) == (0.5, 2.0)
+    assert type(ctx.quality) is float and type(ctx.cost_usd) is float
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"quality": 1.5}, "quality: wants a number from 0 to 1, got 1.5 (leave it out where it is not known)"),
+        ({"quality": -0.1}, "quality: wants a number from 0 to 1, got -0.1"),
+        ({"quality": float("nan")}, "quality: wants a number from 0 to 1, got nan"),
+        ({"quality": True}, "quality: wants a number from 0 to 1, got True"),
+        ({"quality": "good"}, "quality: wants a number from 0 to 1, got 'good'"),
+        ({"cost_usd": -1}, "cost_usd: wants a number of at least 0, got -1"),
+        ({"cost_usd": float("inf")}, "cost_usd: wants a number of at least 0, got inf"),
+        ({"quality": 0.9, "cost_usd": -1}, "cost_usd: wants a number of at least 0, got -1"),
+    ],
+)
+def test_a_report_out_of_range_is_refused_and_changes_nothing(wrong, message):
+    ctx = Context(agent_id="a-0")
+    ctx.report(quality=0.5, cost_usd=0.5)
+    with pytest.raises(ConfigError) as caught:
+        ctx.report(**wrong)
+    assert str(caught.value).startswith(message)
+    assert (ctx.quality, ctx.cost_usd) == (0.5, 0.5)

@@ -354,9 +354,17 @@ class AgentHost:
         return not cancelled
 
     def _leave(self, attempt: Attempt, value: Payload | None, failure: Failure | None) -> None:
-        start = attempt.start
-        run_s = time.monotonic() - attempt.begun_at
-        result = Finished(start.task.id, start.attempt, start.epoch, value, failure, run_s)
+        start, ctx = attempt.start, attempt.ctx
+        result = Finished(
+            start.task.id,
+            start.attempt,
+            start.epoch,
+            value,
+            failure,
+            run_s=time.monotonic() - attempt.begun_at,
+            quality=ctx.quality if ctx is not None else None,
+            cost_usd=ctx.cost_usd if ctx is not None else None,
+        )
         with self._lock:
             del self._attempts[start.task.id, start.attempt, start.epoch]
         self._add(result)

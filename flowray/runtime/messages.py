@@ -206,6 +206,8 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     value: Payload | None = None
     failure: Failure | None = None
     run_s: float = 0.0
+    quality: float | None = None  # 0..1, where the agent reported one
+    cost_usd: float | None = None  # where the agent reported it
 
 
 class Returned(Struct, frozen=True, array_like=True, tag="returned"):

@@ -442,7 +442,19 @@ def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list
     for one in results:
         task_id, agent = TaskId(one.task_id), AgentId(agent_id)
         if isinstance(one, Finished):
-            events.append(AttemptFinished(task_id, one.attempt, one.epoch, agent, one.value, one.failure, one.run_s))
+            events.append(
+                AttemptFinished(
+                    task_id,
+                    one.attempt,
+                    one.epoch,
+                    agent,
+                    one.value,
+                    one.failure,
+                    one.run_s,
+                    one.quality,
+                    one.cost_usd,
+                )
+            )
         else:
             events.append(AttemptReturned(task_id, one.attempt, one.epoch, agent))
     return events

@@ -39,6 +39,8 @@ class Run:
     duration_s: float
     value: Payload | None = None
     failure: Failure | None = None
+    quality: float | None = None  # what it reports of its answer
+    cost_usd: float | None = None
     kills: bool = False  # it takes its process down instead of answering
     heeds_cancel: bool = True  # it stops soon after being told to
 
@@ -218,8 +220,19 @@ class AgentProcess:
         if run.kills and stopped is None:
             self.world.crash(self)
             return
-        value, failure = (None, stopped) if stopped is not None else (run.value, run.failure)
-        self._keep(token, AttemptFinished(*token, self.id, value=value, failure=failure, run_s=took_s))
+        if stopped is not None:
+            answer = AttemptFinished(*token, self.id, failure=stopped, run_s=took_s)
+        else:
+            answer = AttemptFinished(
+                *token,
+                self.id,
+                value=run.value,
+                failure=run.failure,
+                run_s=took_s,
+                quality=run.quality,
+                cost_usd=run.cost_usd,
+            )
+        self._keep(token, answer)
         self._begin()
 
     def _keep(self, token: Token, answer: AttemptFinished) -> None:

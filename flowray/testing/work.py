@@ -58,13 +58,15 @@ class UserWork:
             agent_id=process.id, tier=process.spec.tier, attempt=command.attempt, remaining_s=command.remaining_s
         )
         duration_s = self._draw(target, seen)
+        value: Payload | None = None
+        failure: Failure | None = None
         try:
             run = self._made[process.id, process.incarnation]
             answer = run(seen, ctx) if wants_context(run) else run(seen)
-            value = asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
-            return Run(duration_s=duration_s, value=pack(value, "result"))
+            value = pack(asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer, "result")
         except Exception as error:  # noqa: BLE001 - an agent's error, of whatever type, is the attempt's failure
-            return Run(duration_s=duration_s, failure=failure_of(error, target.description.retry_on, _HOST))
+            failure = failure_of(error, target.description.retry_on, _HOST)
+        return Run(duration_s=duration_s, value=value, failure=failure, quality=ctx.quality, cost_usd=ctx.cost_usd)
 
     def _draw(self, target: Target, task: agents.Task) -> float:
         service_s = self._service_s if target.service_s is None else target.service_s

@@ -83,6 +83,10 @@ class Tool:
             raise fr.RetryableError(f"not at attempt {ctx.attempt}")
         return ctx.attempt
 
+    def weigh(self, payload: dict[str, Any], task: fr.Task, ctx: fr.Context) -> None:
+        for report in payload["reports"]:
+            ctx.report(**report)
+
     def lock(self, payload: dict[str, Any], task: fr.Task, ctx: fr.Context) -> Any:
         return threading.Lock()
 

@@ -60,6 +60,16 @@ def test_an_agent_is_told_where_and_for_what_it_runs(rt: fr.Runtime) -> None:
     assert 0 < said["remaining_s"] <= 50
 
 
+def test_what_an_agent_reports_arrives_with_the_outcome(rt: fr.Runtime) -> None:
+    reports = [{"quality": 0.25, "cost_usd": 0.01}, {"quality": 0.75}]
+    told = rt.submit(tool("weigh", reports=reports), needs={"tools"}).outcome(WAIT_S)
+    assert (told.quality, told.cost_usd) == (0.75, 0.01)
+    mute = rt.submit("x", needs={"shout"}).outcome(WAIT_S)
+    assert (mute.quality, mute.cost_usd) == (None, None)
+    with pytest.raises(fr.TaskFailed, match="cost_usd: wants a number of at least 0, got -1"):
+        rt.submit(tool("weigh", reports=[{"cost_usd": -1}]), needs={"tools"}).result(WAIT_S)
+
+
 def test_handles_can_be_awaited(rt: fr.Runtime) -> None:
     async def both() -> tuple[Any, Any, str]:
         one = rt.submit("one", needs={"tools"})

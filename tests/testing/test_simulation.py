@@ -111,6 +111,40 @@ def test_retryable_errors_are_tried_again():
         sim.submit("flaky", needs={"summarise"}, max_attempts=2).result()
 
 
+class Weighs:
+    def run(self, task, ctx):
+        ctx.report(quality=0.25, cost_usd=0.01)
+        if task.prompt == "flaky" and ctx.attempt < 2:
+            ctx.report(cost_usd=7.0)
+            raise RetryableError("not now")
+        if task.prompt == "wrong":
+            ctx.report(quality=7)
+        ctx.report(quality=0.75)
+
+
+class WeighsLater:
+    async def run(self, task, ctx):
+        ctx.report(cost_usd=0.5)
+
+
+def test_what_an_agent_reports_arrives_with_the_outcome():
+    sim = Simulation()
+    sim.agents.add(Weighs, capabilities={"weigh"})
+    sim.agents.add(WeighsLater, capabilities={"later"})
+    sim.agents.add(lambda task: task.prompt, name="mute", capabilities={"mute"})
+
+    def reported(prompt, need):
+        outcome = sim.submit(prompt, needs={need}).outcome()
+        return outcome.quality, outcome.cost_usd
+
+    assert reported("x", "weigh") == (0.75, 0.01)
+    assert reported("flaky", "weigh") == (0.75, 0.01), "of the attempt that was accepted"
+    assert reported("x", "later") == (None, 0.5)
+    assert reported("x", "mute") == (None, None)
+    with pytest.raises(TaskFailed, match="quality: wants a number from 0 to 1, got 7"):
+        sim.submit("wrong", needs={"weigh"}).result()
+
+
 def test_every_refusal_has_its_error():
     sim = team(policy=CorePolicy(admission=AdmissionPolicy(max_open_tasks=2)))
     with pytest.raises(UnknownCapability, match="did you mean 'summarise'"):
