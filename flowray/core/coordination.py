@@ -292,9 +292,10 @@ class Coordination:
         task, lane = entry.task, self._lane(entry.task)
         candidates: list[Candidate] = []
         for estimate in estimates:
-            one = self.registry.named(estimate.candidate)
-            if one is not None and one.ready_slots and one.serves(lane.key):
-                wait_s = one.wait_s(self.queue.waiting_for(lane, one), estimate.latency_s or 0.0)
+            one = lane.by_name.get(estimate.candidate)
+            if one is not None and one.ready_slots:
+                queued = lane.waiting.get(estimate.candidate)
+                wait_s = one.wait_s(len(queued) if queued is not None else 0, estimate.latency_s or 0.0)
                 candidates.append(Candidate(estimate, one, wait_s))
         if not candidates:
             self._place_anywhere(entry, lane, "failed")

@@ -33,6 +33,7 @@ class Lane:
         "_heap",
         "_waiting",
         "bound",
+        "by_name",
         "classes",
         "free",
         "key",
@@ -42,6 +43,7 @@ class Lane:
         "ranking",
         "recent",
         "spare",
+        "waiting",
     )
 
     def __init__(self, key: LaneKey) -> None:
@@ -52,7 +54,11 @@ class Lane:
         self.last_chosen: Agent | None = None  # the agent drawn last for a task of this lane,
         self.last_chosen_at = 0.0  # and when
         self.recent: list[Agent] = []  # that got its quick tasks lately, and have room
-        self.bound: IndexedSet[Lane] = IndexedSet()  # lanes of one class each where its tasks wait, or did lately
+        self.by_name: dict[str, AgentClass] = {}  # the same by name
+        self.waiting: dict[
+            str, Lane
+        ] = {}  # name of a class -> where its tasks wait for that class alone, or did lately
+        self.bound: IndexedSet[Lane] = IndexedSet()  # these lanes, as far as somebody waits there, or did lately
         self.ranking: list[AgentClass] = []  # its classes of best standing, when they were last ranked,
         self.questions = 0  # and how often a router was asked since the lane is there
         self._heap: list[tuple[int, int, TaskId]] = []  # (-priority, seq, task)
@@ -119,19 +125,17 @@ class Queue:
 
     def bound(self, lane: Lane, one: AgentClass) -> Lane:
         """The lane of tasks with the same needs that shall go to agents of this class."""
-        key = LaneKey(lane.key.tier, one.spec.name, lane.key.needs)
-        found = self._lanes.get(key)
+        found = lane.waiting.get(one.spec.name)
         if found is None:
-            if len(self._lanes) >= MAX_IDLE_LANES:
-                self._drop_idle()
-            found = self._lanes[key] = Lane(key)
-            one.join(found)
+            key = LaneKey(lane.key.tier, one.spec.name, lane.key.needs)
+            found = self._lanes.get(key)
+            if found is None:
+                if len(self._lanes) >= MAX_IDLE_LANES:
+                    self._drop_idle()
+                found = self._lanes[key] = Lane(key)
+                one.join(found)
+            lane.waiting[one.spec.name] = found
         return found
-
-    def waiting_for(self, lane: Lane, one: AgentClass) -> int:
-        """How many tasks with the same needs wait for agents of this class alone."""
-        found = self._lanes.get(LaneKey(lane.key.tier, one.spec.name, lane.key.needs))
-        return len(found) if found is not None else 0
 
     def find(self, task: Task) -> Lane | None:
         """The lane of a task, if it exists."""
@@ -151,7 +155,8 @@ class Queue:
                 del self._lanes[key]
         kept = set(self._lanes.values())
         for lane in kept:
-            for bound in [bound for bound in lane.bound if bound not in kept]:
+            for name, bound in [each for each in lane.waiting.items() if each[1] not in kept]:
+                del lane.waiting[name]
                 lane.bound.discard(bound)
 
     @property

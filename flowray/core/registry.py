@@ -136,6 +136,7 @@ class AgentClass:
     def join(self, lane: Lane) -> None:
         """Serve a lane from now on."""
         lane.classes.append(self)
+        lane.by_name[self.spec.name] = self
         self.lanes.append(lane)
         if self.free:
             lane.free.add(self)
@@ -175,9 +176,9 @@ class AgentClass:
 
         Before the first run `usual_s` stands for that. Infinite while none of its agents takes attempts.
         """
-        ahead = self.held + waiting + 1 - self.ready_slots
-        if ahead <= 0 and self.free:
+        if self.free and not waiting:
             return 0.0
+        ahead = self.held + waiting + 1 - self.ready_slots
         if not self.ready_slots:
             return float("inf")
         return max(ahead, 1) * (self.service_s if self.service_s >= 0 else usual_s) / self.ready_slots

@@ -25,6 +25,7 @@ from flowray.core.retry import Rng
 from flowray.errors import ConfigError
 
 _SPREAD = 3.0  # shape of a log-logistic run time: half of the runs end within 0.7 to 1.4 of the median
+_NEVER = 1e6  # times the remaining time: as good as never, and its power is a number
 _SHORTEST_S = 0.001  # a run is taken to last at least so long when a wait is compared with it
 
 
@@ -93,7 +94,8 @@ def in_time(latency_s: float, remaining_s: float) -> float:
     """The probability that a run of this median ends within the time that remains."""
     if remaining_s <= 0:
         return 0.0
-    return float(1.0 / (1.0 + (latency_s / remaining_s) ** _SPREAD))
+    times = min(latency_s / remaining_s, _NEVER)
+    return 1.0 / (1.0 + times**_SPREAD)
 
 
 def draw(
@@ -111,14 +113,20 @@ def draw(
     else:
         values, tolerance = _thrifty(task.quality, estimates, waits_s, remaining_s, policy)
     allowed = _affordable(task, estimates, values)
-    best = max(allowed, key=lambda place: values[place])
-    good = [place for place in allowed if values[place] >= values[best] - tolerance]
-    chances = {
-        place: _chance_to_beat(values[best] - values[place], estimates[best].deviation, estimates[place].deviation)
-        for place in allowed
-        if place != best
-    }
-    rivals = {place: chance for place, chance in chances.items() if place not in good and chance > 0}
+    best = max(allowed, key=values.__getitem__)
+    highest, spread = values[best], estimates[best].deviation
+    good: list[int] = []
+    rivals: dict[int, float] = {}  # -> probability that it is better than the best
+    confidence = 1.0
+    for place in allowed:
+        gap = highest - values[place]
+        if gap <= tolerance:
+            good.append(place)
+        if place != best:
+            chance = _chance_to_beat(gap, spread, estimates[place].deviation)
+            confidence *= 1.0 - chance
+            if gap > tolerance and chance > 0.0:
+                rivals[place] = chance
     mass = sum(rivals.values())
     share = min(policy.explore, mass)
     propensities = [0.0] * len(values)
@@ -127,8 +135,7 @@ def draw(
     for place, portion in _two_choices(good, waits_s):
         propensities[place] = (1.0 - share) * portion
     place = _sample(propensities, rng)
-    confidence = math.prod(1.0 - chance for chance in chances.values())
-    return Drawn(place, tuple(values), tuple(propensities), place in rivals, confidence)
+    return Drawn(place, tuple(values), tuple(propensities), place in rivals and share > 0, confidence)
 
 
 def _thrifty(
@@ -164,10 +171,10 @@ def _affordable(task: Task, estimates: Sequence[Estimate], values: Sequence[floa
 
 def _chance_to_beat(gap: float, one: float, other: float) -> float:
     """The probability that a normal value is above another one that is greater by `gap` on average."""
-    spread = math.hypot(one, other)
-    if spread <= 0:
-        return 0.5 if gap <= 0 else 0.0
-    return 0.5 * math.erfc(gap / spread / math.sqrt(2.0))
+    variance = one * one + other * other
+    if variance <= 0.0:
+        return 0.5 if gap <= 0.0 else 0.0
+    return 0.5 * math.erfc(gap / math.sqrt(2.0 * variance))
 
 
 def _two_choices(good: Sequence[int], waits_s: Sequence[float]) -> list[tuple[int, float]]:
