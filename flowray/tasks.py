@@ -39,6 +39,8 @@ def make_task(
     tier: str = "",
     agent: str = "",
     labels: Mapping[str, str] | None = None,
+    quality: float | None = None,
+    max_cost_usd: float | None = None,
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -70,6 +72,8 @@ def make_task(
         raise InvalidTask("labels", "must map str to str")
     _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted), labels="".join(marks))
     _check_encodable(labels="".join(marks.values()))
+    _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
+    _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -85,6 +89,8 @@ def make_task(
         key=key,
         fingerprint=_fingerprint(prompt, packed, wanted, tier, agent) if key else "",
         labels=marks,
+        quality=quality,
+        max_cost_usd=max_cost_usd,
     )
 
 
@@ -117,6 +123,13 @@ def _check_seconds(field: str, value: float | None, why: str) -> None:
         raise InvalidTask(field, f"must be seconds, got {value!r}")
     if value <= 0:
         raise InvalidTask(field, f"must be positive, got {value!r}: {why}")
+
+
+def _check_number(field: str, value: float | None, most: float, why: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most or value == math.inf:
+        raise InvalidTask(field, f"must be above 0 and at most {most:g}, got {value!r}: {why}")
 
 
 def _fingerprint(prompt: str, payload: Payload | None, needs: tuple[str, ...], tier: str, agent: str) -> str:

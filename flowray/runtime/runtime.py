@@ -273,11 +273,15 @@ class Runtime:
         tier: str = "",
         agent: str = "",
         labels: Mapping[str, str] | None = None,
+        quality: float | None = None,
+        max_cost_usd: float | None = None,
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
         `work` is the prompt when it is a str, otherwise the payload. The same `key` with the same content gives the
-        task accepted earlier.
+        task accepted earlier. Where a router chooses (`core.routing.enabled`), `quality` (0..1) asks for the cheapest
+        class of agents that reaches this share of the best expected success, and `max_cost_usd` is what an attempt
+        should cost at most.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -298,6 +302,8 @@ class Runtime:
             tier=tier,
             agent=agent,
             labels=labels,
+            quality=quality,
+            max_cost_usd=max_cost_usd,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowray.core.model import Choice, StoryLine
+from flowray.core.model import Choice, Estimate, Receipt, StoryLine
 from flowray.runtime.views import Story
 
 _REASONS = {
@@ -20,6 +20,11 @@ _PLAIN = {
     "dead": "gave up: a dead letter",
     "cancelled": "cancelled",
     "expired": "expired: its deadline passed",
+}
+_UNROUTED = {
+    "late": "the router did not answer in time",
+    "failed": "the router had no answer",
+    "recovered": "the coordinator restarted before the router was asked",
 }
 _ENDED = {
     "succeeded": "It succeeded",
@@ -46,6 +51,13 @@ def choice_of(story: Story, line: StoryLine) -> Choice | None:
 
 def why(choice: Choice, agent_id: str) -> str:
     """Why this agent, in a few words."""
+    if choice.receipt is not None:
+        return _routed_briefly(choice.receipt)
+    said = _why(choice, agent_id)
+    return f"{said}; {_UNROUTED[choice.unrouted]}" if choice.unrouted in _UNROUTED else said
+
+
+def _why(choice: Choice, agent_id: str) -> str:
     loads = dict(choice.considered)
     mine = loads.get(agent_id)
     others = [(agent, load) for agent, load in choice.considered if agent != agent_id]
@@ -118,6 +130,55 @@ def _started(story: Story, line: StoryLine) -> str:
     text = f"Attempt {line.attempt} went to {line.agent_id}{again.get(line.detail, '')}"
     if choice is None:
         return f"{text}."
+    if choice.receipt is not None:
+        return f"{text}: {_routed(choice)}"
+    said = _placed(text, choice, line)
+    return f"{said[:-1]} ({_UNROUTED[choice.unrouted]})." if choice.unrouted in _UNROUTED else said
+
+
+def _routed_briefly(receipt: Receipt) -> str:
+    mine = next(estimate for estimate in receipt.estimates if estimate.candidate == receipt.chosen)
+    chance = ", to learn of it" if receipt.explored else ""
+    return f"estimated to succeed at {mine.success:.0%}, {len(receipt.estimates)} candidates{chance}"
+
+
+def _routed(choice: Choice) -> str:
+    """Why a router's estimates led here: what was expected of this class of agents, and of the others."""
+    receipt = choice.receipt
+    assert receipt is not None
+    expected = {estimate.candidate: estimate for estimate in receipt.estimates}
+    said = [f"{_expected(expected[receipt.chosen])}"]
+    others = sorted(
+        (each for each in zip(receipt.values, receipt.estimates, strict=True) if each[1].candidate != receipt.chosen),
+        key=lambda each: -each[0],
+    )
+    if others:
+        best = "; ".join(f"{estimate.candidate} {_expected(estimate)}" for _, estimate in others[:2])
+        more = f", and {len(others) - 2} more" if len(others) > 2 else ""
+        said.append(f"the other candidates were {best}{more}")
+    if choice.policy == "taken_over":
+        said.append("it waited for another class, and by then an idle agent of this one was worth as much")
+    elif receipt.explored:
+        said.append("it was not among the best by value and was tried to learn of it")
+    elif receipt.wait_s > 0:
+        said.append(f"a wait of about {receipt.wait_s:.2g} s was expected")
+    said.append(
+        f"the router was {receipt.confidence:.0%} sure that nobody is better "
+        f"(answered in {1000 * receipt.took_s:.1f} ms, {receipt.path}, version {receipt.version})"
+    )
+    return "; ".join(said) + "."
+
+
+def _expected(estimate: Estimate) -> str:
+    parts = [f"{estimate.success:.0%} expected to succeed"]
+    if estimate.latency_s is not None:
+        parts.append(f"{estimate.latency_s:.2g} s")
+    if estimate.cost_usd is not None:
+        parts.append(f"${estimate.cost_usd:.2g}")
+    return f"({', '.join(parts)})"
+
+
+def _placed(text: str, choice: Choice, line: StoryLine) -> str:
     loads = dict(choice.considered)
     if choice.policy == "only_one":
         return f"{text}: no other agent that can do it had room."

@@ -118,6 +118,8 @@ class Simulation:
         tier: str = "",
         agent: str = "",
         labels: Mapping[str, str] | None = None,
+        quality: float | None = None,
+        max_cost_usd: float | None = None,
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
 
@@ -137,6 +139,8 @@ class Simulation:
             tier=tier,
             agent=agent,
             labels=labels,
+            quality=quality,
+            max_cost_usd=max_cost_usd,
         )
         handle = Handle(self, self._caller(task, resubmits=0))
         self._accepted([handle])
