@@ -3,6 +3,9 @@
     from flowray.testing import Crash, Simulation
 
 `python -m flowray.testing --seeds 1000` runs flowray's own swarm of simulations.
+
+`ReplayAgent` answers from a set of recorded outcomes, here or in a real runtime: `replay_specs` gives a class of agents
+for each recorded agent, `replay_tasks` the tasks. `make_outcomes` makes a small set.
 """
 
 from flowray.testing.clock import Distribution, Fixed, LogNormal, Uniform
@@ -23,6 +26,8 @@ from flowray.testing.faults import (
     SlowDisk,
 )
 from flowray.testing.invariants import Violation
+from flowray.testing.outcome_sets import make_outcomes
+from flowray.testing.replay import Recorded, ReplayAgent, ReplaySpec, replay_specs, replay_tasks
 from flowray.testing.simulation import Handle, Handles, Simulation
 from flowray.testing.swarm import SeedReport, run_seed
 
@@ -43,12 +48,18 @@ __all__ = [
     "Hang",
     "LogNormal",
     "LostTail",
+    "Recorded",
     "Reorder",
+    "ReplayAgent",
+    "ReplaySpec",
     "SeedReport",
     "Simulation",
     "Slow",
     "SlowDisk",
     "Uniform",
     "Violation",
+    "make_outcomes",
+    "replay_specs",
+    "replay_tasks",
     "run_seed",
 ]
