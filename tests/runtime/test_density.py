@@ -14,6 +14,7 @@ import pytest
 from ray_agents import Tool, note
 
 import flowray as fr
+from flowray.testing import ReplayAgent, make_outcomes, replay_specs, replay_tasks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 WAIT_S = 60.0
@@ -142,6 +143,23 @@ def test_one_that_does_not_start_leaves_the_others_alone(
     lives = Counter(a.incarnation for a in rt.agents if a.name == "picky")
     assert lives == {1: 3, 2: 1}
     assert rt.submit("x", needs={"picky"}).result(WAIT_S) == "X"
+
+
+def test_recorded_outcomes_are_replayed(rt: fr.Runtime, tmp_path: Path) -> None:
+    """Async agents in one process, that read the same set."""
+    spec = replay_specs(make_outcomes(tmp_path, tasks=60, agents=3), time_scale=0.02, count=2)[1]
+    rt.agents.add(**spec.arguments)
+    rt.wait_ready()
+    assert len(pids(rt, spec.name)) == 2 and len(processes(spec.name)) == 1
+    agent = ReplayAgent(**spec.arguments["options"])
+    tasks = [{"prompt": text, "labels": labels, "needs": {"replay"}} for text, labels in replay_tasks(tmp_path, "test")]
+    for handle in rt.submit_many(tasks).as_completed(WAIT_S):
+        outcome = handle.outcome()
+        then = agent.recorded(fr.Task(id="", labels=outcome.labels))
+        assert handle.result() == {"agent": spec.agent_id, "success": then.success}
+        assert (outcome.quality, outcome.cost_usd) == (then.quality, then.cost_usd)
+        assert then.latency_s is not None
+        assert outcome.run_s > 0.02 * then.latency_s - 0.002, "uvloop's timers count whole milliseconds"
 
 
 def test_a_killed_process_loses_no_task_of_any_agent_in_it(
