@@ -80,7 +80,10 @@ class ReplayAgent:
         self._answers = self._set.of(agent_id)
 
     def recorded(self, task: Task) -> Recorded:
-        """What was recorded of this task. `lambda task: agent.recorded(task).latency_s` makes virtual time of it.
+        """What was recorded of this task.
+
+        For a simulation, where `time_scale` stays 0 because its seconds are real, this makes virtual time of them:
+        `service_s=lambda task: agent.recorded(task).latency_s or 0.0`.
 
         Raises:
             InvalidTask: the set has no such task, or no outcome of this agent.
