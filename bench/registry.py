@@ -12,6 +12,7 @@ from bench.measure import Found, Plan
 _PLACES = {
     "messaging": "bench.members.messaging:Messaging",
     "tasks": "bench.members.tasks:Tasks",
+    "routing": "bench.members.routing:Routing",
     "scale": "bench.members.scale:Scale",
     "payloads": "bench.members.payloads:Payloads",
     "core": "bench.members.core:Core",

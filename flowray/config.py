@@ -124,6 +124,17 @@ class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError("listen", f"wants host:port, got {self.listen!r}")
 
 
+class RouterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The router that is asked who does a task well. `core.routing.enabled` switches it on."""
+
+    artifact: str = ""  # directory of a trained router; "" for one that knows only what it learns here
+    history: str = ""  # a set of outcomes: what the agents did before, by the names of their classes; "" for nothing
+
+    def __post_init__(self) -> None:
+        if self.history and not self.artifact:
+            raise ConfigError("history", "is read by a trained router alone", "name one in router.artifact")
+
+
 class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes and waits at the edges."""
 
@@ -197,6 +208,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ray: RayConfig = RayConfig()
     mesh: MeshConfig = MeshConfig()
     bridges: list[BridgeConfig] = []  # for `flowray bridge`: topics to and from Redis or RabbitMQ
+    router: RouterConfig = RouterConfig()
     limits: LimitsConfig = LimitsConfig()
     retention: RetentionConfig = RetentionConfig()
     seed: int | None = None  # of the coordinator's choices; left out, a new one each time

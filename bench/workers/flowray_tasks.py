@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import flowray as fr
 from bench.measure import percentile
@@ -40,11 +40,18 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
+class Texts(Protocol):
+    """Prompts, as many as are asked for."""
+
+    def take(self, count: int) -> list[str]: ...
+
+
 class Load:
     """Keeps a number of tasks in flight: whatever has ended is replaced at once, by as large a batch as that makes."""
 
-    def __init__(self, rt: fr.Runtime, in_flight: int, needs: str = "noop") -> None:
-        self._rt, self._in_flight, self._needs = rt, in_flight, needs
+    def __init__(self, rt: fr.Runtime, in_flight: int, needs: str = "noop", texts: Texts | None = None) -> None:
+        """`texts` gives the prompts; left out, they are all one letter."""
+        self._rt, self._in_flight, self._needs, self._texts = rt, in_flight, needs, texts
         self._ended: queue.SimpleQueue[fr.Handle] = queue.SimpleQueue()
         self.submitted = self.done = self.succeeded = 0
 
@@ -53,7 +60,8 @@ class Load:
             room = self._in_flight - (self.submitted - self.done)
             if room:
                 self.submitted += room
-                for handle in self._rt.map(["x"] * room, needs={self._needs}):
+                prompts = ["x"] * room if self._texts is None else self._texts.take(room)
+                for handle in self._rt.map(prompts, needs={self._needs}):
                     handle.add_done_callback(self._ended.put)
             self._take()
 

@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from flowray.core.commands import (
     Command,
     KnownTask,
     RefuseTask,
+    RequestEstimates,
     ResolveTask,
     StartAgent,
     StartAttempt,
@@ -73,9 +75,10 @@ from flowray.runtime.overview import Overview
 from flowray.runtime.payload_keeper import keeper_of
 from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
-from flowray.runtime.pump import Pump, time_line
+from flowray.runtime.pump import Observer, Pump, time_line
 from flowray.runtime.questions import Questions
 from flowray.runtime.retention import sweep_for_ever
+from flowray.runtime.routing import RoutingDesk, load_router
 from flowray.runtime.standin import StandIn
 from flowray.runtime.subscribers import SubscriberFile
 from flowray.store import PayloadStore, SqliteStore
@@ -174,7 +177,17 @@ class Coordinator:
         figures = Figures()
         self._acknowledgements = Acknowledgements()
         self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
-        self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, [figures])
+        self._routing: RoutingDesk | None = None
+        observers: list[Observer] = [figures]
+        if self._config.core.routing.enabled:
+            self._routing = RoutingDesk(
+                partial(load_router, self._config.router),
+                lambda event: self._pump.put(event),
+                core.book.open.get,
+                core.asking.is_asked,
+            )
+            observers.append(self._routing)
+        self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, observers)
         self._intake = Intake(core, self._store, self._clients, self._pump.put)
         context = ray.get_runtime_context()
         self._node_id = context.get_node_id()
@@ -259,6 +272,8 @@ class Coordinator:
             directory = str(self._journal / "payloads")
             self._keeper = keeper_of(self._config.name, self._node_id, directory, host)
         await self._doorway.open(listen)
+        if self._routing is not None:
+            self._routing.begin()
 
     async def _run(self) -> None:
         try:
@@ -288,6 +303,9 @@ class Coordinator:
     def _perform(self, command: Command) -> None:
         if isinstance(command, StartAttempt):
             self._send_attempt(command)
+        elif isinstance(command, RequestEstimates):
+            assert self._routing is not None  # the core asks only where routing is on
+            self._routing.ask(command)
         elif isinstance(command, ResolveTask):
             self._clients.resolved(command.outcome)
         elif isinstance(command, AcceptTask):

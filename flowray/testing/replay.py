@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from typing import Any
 from msgspec import Struct
 
 from flowray.agents import Context, Task
+from flowray.core.naming import class_names
 from flowray.errors import ConfigError, InvalidTask, RetryableError
 
 _NOMINAL_TOKENS = 1_000  # of an attempt whose cost nobody recorded
 _SETS = 4  # kept in memory by one process
 _KEYS = ("prompt_id", "agent_id")  # repeated in row after row: each is held once
-_MAX_NAME = 80  # characters of a class's name, and room for a number
 _reading = threading.Lock()  # agents of one process are made in several threads: one reads, the others find it read
 
 
@@ -141,7 +140,7 @@ def replay_specs(
                 **arguments,
             },
         )
-        for name, agent_id in zip(_class_names(agent_ids), agent_ids, strict=True)
+        for name, agent_id in zip(class_names(agent_ids), agent_ids, strict=True)
     ]
 
 
@@ -278,15 +277,3 @@ def _checked_scale(time_scale: float) -> float:
     if not (isinstance(time_scale, int | float) and math.isfinite(time_scale) and time_scale >= 0.0):
         raise ConfigError("time_scale", f"wants a number of at least 0, got {time_scale!r}", "0 answers at once")
     return time_scale
-
-
-def _class_names(agent_ids: Iterable[str]) -> list[str]:
-    names: dict[str, None] = {}
-    for agent_id in agent_ids:
-        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", agent_id).strip("-._")[:_MAX_NAME] or "agent"
-        name, number = plain, 1
-        while name in names:
-            number += 1
-            name = f"{plain}.{number}"
-        names[name] = None
-    return list(names)

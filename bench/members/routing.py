@@ -1,0 +1,65 @@
+"""Routing in the hot path: what a decision takes, and what the runtime pays for deciding by estimates.
+
+Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
+other draws an agent as it does without one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.measure import FLOWRAY, Found, Measurement, Plan, alternate, compared
+from bench.sides import Side, turns_of, versions
+
+AGENTS = 24
+IN_FLIGHT = 1_000
+WORDS = 30  # of a task's text: what a sentence or two has
+RATE_PER_S = 1_000
+ARTIFACT = "models/router/v1"
+HEURISTIC = "heuristic"
+_TIMEOUT_S = 400.0
+_UNITS = {
+    "tasks_per_s": "tasks/s",
+    "coordinator_us_per_task": "us/task",
+    "driver_us_per_task": "us/task",
+    "agents_us_per_task": "us/task",
+}
+_OF_ROUTER = {"decision_p50_ms": "ms", "decision_p99_ms": "ms", "unrouted_ratio": "ratio"}
+SIDES = {
+    FLOWRAY: Side("flowray_routed", {"routed": True}),
+    HEURISTIC: Side("flowray_routed", {"routed": False}),
+}
+
+
+class Routing:
+    """See the module."""
+
+    name = "routing"
+    description = f"tasks on {AGENTS} agents of four classes, chosen by the router or without: throughput, decisions"
+    peers = (HEURISTIC,)
+
+    def run(self, plan: Plan) -> Found:
+        length: dict[str, Any] = {
+            "agents": AGENTS,
+            "in_flight": IN_FLIGHT,
+            "words": WORDS,
+            "rate_per_s": RATE_PER_S,
+            "artifact": ARTIFACT,
+        }
+        length |= {"warm_s": 1, "measure_s": 3} if plan.quick else {"warm_s": 3, "measure_s": 10}
+        turns = alternate(turns_of(SIDES, plan, length, _TIMEOUT_S), plan.repeats or (1 if plan.quick else 3))
+        routed = turns.figures.get(FLOWRAY, [])
+        measurements = list(compared(turns.figures, _UNITS))
+        for metric, unit in _OF_ROUTER.items():
+            if routed:
+                measurements.append(Measurement(metric=metric, unit=unit, flowray=[each[metric] for each in routed]))
+        pairs = list(zip(routed, turns.figures.get(HEURISTIC, []), strict=False))
+        if pairs:
+            ratios = [ours["tasks_per_s"] / theirs["tasks_per_s"] for ours, theirs in pairs]
+            measurements.append(Measurement(metric="tasks_per_s_routed_ratio", unit="ratio", flowray=ratios))
+        return Found(
+            measurements=measurements,
+            absent=turns.absent,
+            settings=length,
+            versions=versions(SIDES, turns.figures),
+        )

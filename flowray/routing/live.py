@@ -1,0 +1,217 @@
+"""A router in service: what is asked of it task by task, and what it learns from each outcome at once.
+
+What does not change between two questions is worked out when it is loaded: the network, and the past of the agents
+that were known then. What happens since is learned by the posteriors on top (`flowray.routing.posteriors`). An agent
+that the past does not know begins as the mean of those it knows, and as unsure as can be.
+
+Agents are classes of agents here (a core's candidates). The past speaks of agents by ids of its own; the two are the
+same when their names are, written as the name of a class (`flowray.core.naming`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from flowray.core.model import Estimate
+from flowray.core.naming import class_names
+from flowray.routing.data import OutcomeSet
+from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
+from flowray.routing.posteriors import PosteriorPolicy, Posteriors
+
+MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldest are forgotten
+KIND_HEADS = ("task", "category")  # of the network: the first that it has tells what kind of task it is
+STRANGERS_SCALE = 0.5  # outcomes that pull what an agent without a past takes and costs towards a unit
+STRANGERS_LIMIT = 5.0  # of a logarithm, that one outcome may pull these: the first ones have far to go
+UNKNOWN_SUCCESS = 0.5  # of an agent of which nothing is known, beside others of which nothing is known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One task, and who could do it."""
+
+    task_id: str
+    text: str
+    candidates: tuple[str, ...]  # names of classes of agents
+    tried: tuple[tuple[str, float], ...] = ()  # (class, 0..1) what came of earlier attempts at this very task
+
+
+class _Said(NamedTuple):
+    """What was said of some tasks with the same candidates, before anything learned since."""
+
+    names: tuple[str, ...]
+    kinds: Floats  # [tasks, kinds]
+    success: Floats  # [tasks, candidates]
+    latency_s: Floats
+    cost_usd: Floats
+
+
+class LiveRouter:
+    """See the module. Not safe to use by several threads at once."""
+
+    def __init__(
+        self,
+        estimator: Estimator | None = None,
+        past: OutcomeSet | None = None,
+        *,
+        version: str = "none",
+        policy: PosteriorPolicy | None = None,
+    ) -> None:
+        """Without an estimator all candidates are alike until outcomes tell them apart."""
+        self._estimator = estimator
+        self._version = version
+        self.learned = 0  # outcomes
+        self._pending: dict[str, tuple[_Said, int]] = {}  # -> with which others, and its row there
+        if past is not None:
+            self._agents, self._histories = past.agents, past.histories()
+        else:
+            self._agents = AgentBatch.of_ids(())
+            self._histories = Histories(tasks=TaskBatch.of_texts(()), outcomes=Outcomes.none(0, 0))
+        self._column = {name: at for at, name in enumerate(class_names(self._agents.agent_ids))}
+        base = self._base(TaskBatch.of_texts(["to get acquainted"]))
+        heads = base.capabilities if base is not None else {}
+        self._head = next((head for head in KIND_HEADS if head in heads), None)
+        kinds = heads[self._head].labels if self._head is not None else ()
+        rules = policy or PosteriorPolicy()
+        self.known = Posteriors(kinds, rules)  # of agents with a past: what changed since
+        self.strangers = Posteriors(  # of the others: all that is known of them
+            kinds,
+            replace(
+                rules,
+                agent_strength=rules.doubted_agent_strength,
+                kind_strength=rules.doubted_kind_strength,
+                scale_strength=STRANGERS_SCALE,
+                scale_limit=STRANGERS_LIMIT,
+            ),
+        )
+        self._timed: dict[str, None] = {}  # strangers whose seconds are known by now
+        self._priced: dict[str, None] = {}  # and whose dollars
+
+    @property
+    def version(self) -> str:
+        """Of the router, and how many outcomes it learned since it was loaded."""
+        return f"{self._version}+{self.learned}"
+
+    def estimate(self, questions: Sequence[Question]) -> list[tuple[Estimate, ...]]:
+        """Of each question its candidates, in their order."""
+        if not questions:
+            return []
+        base = self._base(replace(TaskBatch.of_texts([q.text for q in questions]), attempts=self._attempts(questions)))
+        kinds = self._kinds(base, len(questions))
+        alike: dict[tuple[str, ...], list[int]] = {}  # what has the same candidates is answered together
+        for row, question in enumerate(questions):
+            alike.setdefault(question.candidates, []).append(row)
+        answers: list[tuple[Estimate, ...]] = [()] * len(questions)
+        for names, rows in alike.items():
+            said = self._said(base, rows, kinds[rows], names)
+            for at, (row, answer) in enumerate(zip(rows, self._answers(said), strict=True)):
+                answers[row] = answer
+                self._pending[questions[row].task_id] = said, at
+        while len(self._pending) > MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
+        return answers
+
+    def learn(
+        self, task_id: str, agent: str, grade: float, *, run_s: float | None = None, cost_usd: float | None = None
+    ) -> bool:
+        """What came of an attempt: `grade` 0..1, and what it took. False where nothing was asked about the task."""
+        said, row = self._pending.get(task_id, (None, 0))
+        if said is None or agent not in said.names:
+            return False
+        at, kinds = said.names.index(agent), said.kinds[row]
+        posteriors = self.known
+        if agent not in self._column:
+            posteriors = self.strangers
+            for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
+                if figure:
+                    _remember(seen, agent, posteriors.policy.max_agents)
+        posteriors.observe(agent, kinds, float(said.success[row, at]), grade)
+        if run_s is not None:
+            posteriors.observe_seconds(agent, kinds, float(said.latency_s[row, at]), run_s)
+        if cost_usd is not None:
+            posteriors.observe_dollars(agent, kinds, float(said.cost_usd[row, at]), cost_usd)
+        self.learned += 1
+        return True
+
+    def forget(self, task_id: str) -> None:
+        """The task has ended: nothing more comes of it."""
+        self._pending.pop(task_id, None)
+
+    def _attempts(self, questions: Sequence[Question]) -> Floats | None:
+        """[tasks, agents of the past] what came of earlier attempts at these very tasks."""
+        if not any(question.tried for question in questions):
+            return None
+        attempts = np.full((len(questions), len(self._agents)), np.nan, np.float32)
+        for row, question in enumerate(questions):
+            for name, worth in question.tried:
+                if name in self._column:
+                    attempts[row, self._column[name]] = worth
+        return attempts
+
+    def _base(self, tasks: TaskBatch) -> Estimates | None:
+        if self._estimator is None:
+            return None
+        return self._estimator.estimate(tasks, self._agents, self._histories)
+
+    def _kinds(self, base: Estimates | None, n_tasks: int) -> Floats:
+        """[tasks, kinds] shares; of no kinds where nothing tells them."""
+        if base is None or self._head is None:
+            return np.zeros((n_tasks, 0), np.float32)
+        return base.capabilities[self._head].probabilities
+
+    def _said(self, base: Estimates | None, rows: list[int], kinds: Floats, names: tuple[str, ...]) -> _Said:
+        shape = len(rows), len(names)
+        if base is None or not len(self._agents):
+            unit = np.ones(shape, np.float32)
+            return _Said(names, kinds, np.full(shape, UNKNOWN_SUCCESS, np.float32), unit, unit)
+        columns = np.array([self._column.get(name, -1) for name in names])
+        success, latency_s, cost_usd = (
+            values[rows][:, columns] for values in (base.success, base.latency_s, base.cost_usd)
+        )
+        strangers = columns < 0
+        if strangers.any():
+            success[:, strangers] = base.success[rows].mean(axis=1, keepdims=True)
+            latency_s[:, strangers] = cost_usd[:, strangers] = 1.0  # what is learned of them is all that there is
+        return _Said(names, kinds, success, latency_s, cost_usd)
+
+    def _answers(self, said: _Said) -> list[tuple[Estimate, ...]]:
+        names = said.names
+        corrected = self._corrected(self.known, said)
+        strangers = [at for at, name in enumerate(names) if name not in self._column]
+        if strangers:
+            for values, learned in zip(corrected, self._corrected(self.strangers, said), strict=True):
+                values[:, strangers] = learned[:, strangers]
+            for values, seen in zip(corrected[2:], (self._timed, self._priced), strict=True):
+                values[:, [at for at in strangers if names[at] not in seen]] = np.nan
+        success, deviation, latency_s, cost_usd = corrected
+        every = zip(success.tolist(), deviation.tolist(), latency_s.tolist(), cost_usd.tolist(), strict=True)
+        return [
+            tuple(
+                Estimate(name, p, spread, None, _known(seconds), _known(dollars))
+                for name, p, spread, seconds, dollars in zip(names, *of_task, strict=True)
+            )
+            for of_task in every
+        ]
+
+    @staticmethod
+    def _corrected(posteriors: Posteriors, said: _Said) -> tuple[Floats, Floats, Floats, Floats]:
+        """Success, its deviation, seconds and dollars [tasks, candidates]."""
+        success, deviation = posteriors.corrected(said.names, said.kinds, said.success)
+        latency_s, _ = posteriors.corrected_seconds(said.names, said.kinds, said.latency_s)
+        cost_usd, _ = posteriors.corrected_dollars(said.names, said.kinds, said.cost_usd)
+        return success, deviation, latency_s, cost_usd
+
+
+def _remember(seen: dict[str, None], agent: str, most: int) -> None:
+    seen.pop(agent, None)
+    seen[agent] = None
+    if len(seen) > most:
+        del seen[next(iter(seen))]
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number

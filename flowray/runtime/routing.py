@@ -1,0 +1,166 @@
+"""The coordinator's router: answers the core's questions in batches, and learns from what became of them.
+
+It scores in this process: a question to another one takes as long as the answer. What comes in while one batch is
+answered is the next batch. A router that is not loaded yet, or raises, costs no task: the core decides without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowray.core.book import Entry
+from flowray.core.commands import Command, RequestEstimates, RequeueTask, ResolveTask
+from flowray.core.events import EstimatesFailed, EstimatesReady, Event
+from flowray.core.model import Outcome, TaskId
+from flowray.core.states import TaskState
+from flowray.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from flowray.config import RouterConfig
+    from flowray.routing.live import LiveRouter, Question
+
+BATCH = 64  # questions answered together at most: bounds how long the event loop is held
+
+
+class RoutingDesk:
+    """See the module. Use only from the coordinator's event loop; it is an observer of the pump too."""
+
+    def __init__(
+        self,
+        load: Callable[[], LiveRouter],
+        put: Callable[[Event], None],
+        find: Callable[[TaskId], Entry | None],
+        is_asked: Callable[[TaskId], bool],
+    ) -> None:
+        """`load` makes the router, in a thread; `put` hands an event to the core; `find` finds an open task.
+
+        `is_asked` tells whether the core still waits for the estimates of a task: if not, none are made.
+        """
+        self._load = load
+        self._put = put
+        self._find = find
+        self._is_asked = is_asked
+        self._router: LiveRouter | None = None
+        self._trouble = "the router is not loaded yet"
+        self._asked: deque[RequestEstimates] = deque()
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def router(self) -> LiveRouter | None:
+        """None until it is loaded, and where it could not be."""
+        return self._router
+
+    @property
+    def trouble(self) -> str:
+        """Why there are no estimates; "" where there are."""
+        return self._trouble
+
+    def begin(self) -> None:
+        """Load the router beside everything else."""
+        self._loading = asyncio.get_running_loop().create_task(self._begin())
+
+    async def _begin(self) -> None:
+        try:
+            self._router = await asyncio.to_thread(self._load)
+            self._trouble = ""
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with an artifact, tasks go on without it
+            self._trouble = f"the router could not be loaded: {type(error).__name__}: {error}"
+            print(f"flowray coordinator: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def ask(self, command: RequestEstimates) -> None:
+        """The core wants estimates."""
+        if not self._asked:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._asked.append(command)
+
+    def _answer(self) -> None:
+        batch: list[RequestEstimates] = []
+        while self._asked and len(batch) < BATCH:
+            command = self._asked.popleft()
+            if self._is_asked(command.task_id):
+                batch.append(command)
+        if self._asked:
+            asyncio.get_running_loop().call_soon(self._answer)
+        if not batch:
+            return
+        if self._router is None:
+            self._fail(batch, self._trouble)
+            return
+        questions = self._questions(batch)
+        try:
+            found = self._router.estimate(questions)
+        except Exception as error:  # noqa: BLE001 - a router must not take the coordinator down
+            print(f"flowray coordinator: no estimates: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+            self._fail(batch, f"{type(error).__name__}: {error}")
+            return
+        answers = tuple((TaskId(q.task_id), estimates) for q, estimates in zip(questions, found, strict=True))
+        self._put(EstimatesReady(answers, "local", self._router.version))
+
+    def _questions(self, batch: Sequence[RequestEstimates]) -> list[Question]:
+        from flowray.routing.live import Question
+
+        entries = ((command, self._find(command.task_id)) for command in batch)
+        return [
+            Question(task_id=entry.task.id, text=entry.task.prompt, candidates=command.candidates, tried=command.tried)
+            for command, entry in entries
+            if entry is not None
+        ]
+
+    def _fail(self, batch: Sequence[RequestEstimates], reason: str) -> None:
+        self._put(EstimatesFailed(tuple(command.task_id for command in batch), reason))
+
+    # ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __call__(self, command: Command) -> None:
+        """Learn from what became of attempts."""
+        if self._router is None:
+            return
+        if isinstance(command, ResolveTask):
+            self._resolved(self._router, command.outcome)
+        elif isinstance(command, RequeueTask) and command.counts == "failures":
+            entry = self._find(command.task_id)
+            if entry is not None:
+                self._router.learn(command.task_id, class_of(entry.story[-1].agent_id), 0.0)
+
+    def _resolved(self, router: LiveRouter, outcome: Outcome) -> None:
+        agent = class_of(outcome.agent_id)
+        failure = outcome.failure
+        if outcome.state is TaskState.SUCCEEDED:
+            grade = 1.0 if outcome.quality is None else outcome.quality
+            router.learn(outcome.task_id, agent, grade, run_s=outcome.run_s, cost_usd=outcome.cost_usd)
+        elif failure is not None and failure.kind in ("application", "timeout", "poison") and agent:
+            router.learn(outcome.task_id, agent, 0.0)
+        router.forget(outcome.task_id)
+
+
+def class_of(agent_id: str) -> str:
+    """The class of an agent, which is called "<class>-<number>"."""
+    return agent_id.rpartition("-")[0]
+
+
+def load_router(config: RouterConfig) -> LiveRouter:
+    """What the configuration names. Takes seconds: the past is read, and the network gets acquainted with it.
+
+    Raises:
+        MissingExtra: torch is not installed. ArtifactError, ConfigError: the router or the history cannot be read.
+    """
+    if not config.artifact:
+        from flowray.routing.live import LiveRouter
+
+        return LiveRouter()
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("a trained router", "router") from error
+    from flowray.routing import data, estimator
+    from flowray.routing.live import LiveRouter
+
+    torch.set_num_threads(1)  # the coordinator's other work needs the processors, too
+    router = estimator.load(config.artifact, "float32")
+    past = data.load(config.history) if config.history else None
+    return LiveRouter(router, past, version=Path(config.artifact).name)

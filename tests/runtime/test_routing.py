@@ -1,0 +1,240 @@
+"""The coordinator's router, without Ray: batches, what it learns, and that no task depends on it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from flowray.core.book import Entry
+from flowray.core.commands import RequestEstimates, RequeueTask, ResolveTask
+from flowray.core.events import EstimatesFailed, EstimatesReady
+from flowray.core.model import Choice, Estimate, Failure, Outcome, Receipt, StoryLine, Task, TaskId
+from flowray.core.states import TaskState
+from flowray.runtime.routing import BATCH, RoutingDesk, class_of
+from flowray.runtime.sentences import explain, why
+from flowray.runtime.views import story_of
+
+
+class FakeRouter:
+    """Says 0.5 of everybody, and writes down what it is told."""
+
+    version = "fake+0"
+
+    def __init__(self):
+        self.batches: list[int] = []
+        self.learned: list[tuple] = []
+        self.forgotten: list[str] = []
+        self.broken = False
+
+    def estimate(self, questions):
+        if self.broken:
+            raise ValueError("odd")
+        self.batches.append(len(questions))
+        self.texts = [question.text for question in questions]
+        return [tuple(Estimate(name, 0.5) for name in question.candidates) for question in questions]
+
+    def learn(self, task_id, agent, grade, *, run_s=None, cost_usd=None):
+        self.learned.append((task_id, agent, grade, run_s, cost_usd))
+        return True
+
+    def forget(self, task_id):
+        self.forgotten.append(task_id)
+
+
+class Desk:
+    def __init__(self, load=None):
+        self.router = FakeRouter()
+        self.events = []
+        self.open: dict[TaskId, Entry] = {}
+        self.desk = RoutingDesk(
+            load or (lambda: self.router), self.events.append, self.open.get, self.open.__contains__
+        )
+
+    def ask(self, *names: str):
+        for name in names:
+            self.open[TaskId(name)] = Entry(Task(id=TaskId(name), prompt=f"text of {name}"), 0.0, 0)
+            self.desk.ask(RequestEstimates(TaskId(name), ("a", "b")))
+
+
+async def until(condition):
+    for _ in range(2_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not happen")
+
+
+async def loaded(desk: Desk) -> Desk:
+    desk.desk.begin()
+    await until(lambda: desk.desk.router is not None)
+    return desk
+
+
+def test_what_comes_together_is_answered_together():
+    async def scenario():
+        it = await loaded(Desk())
+        it.ask("x", "y", "z")
+        await until(lambda: it.events)
+        return it
+
+    it = asyncio.run(scenario())
+    assert it.router.batches == [3]
+    assert it.router.texts == ["text of x", "text of y", "text of z"]
+    (event,) = it.events
+    assert isinstance(event, EstimatesReady)
+    assert [task_id for task_id, _ in event.answers] == ["x", "y", "z"]
+    assert (event.path, event.version) == ("local", "fake+0")
+
+
+def test_a_batch_is_bounded():
+    async def scenario():
+        it = await loaded(Desk())
+        it.ask(*(f"t{number}" for number in range(2 * BATCH + 1)))
+        await until(lambda: len(it.events) == 3)
+        return it
+
+    assert asyncio.run(scenario()).router.batches == [BATCH, BATCH, 1]
+
+
+def test_nobody_waits_for_a_router_that_is_not_loaded():
+    async def scenario():
+        it = Desk()
+        it.ask("x")
+        await until(lambda: it.events)
+        return it.events
+
+    (event,) = asyncio.run(scenario())
+    assert isinstance(event, EstimatesFailed)
+    assert event.task_ids == ("x",)
+    assert "not loaded" in event.reason
+
+
+def test_one_that_cannot_be_loaded_says_why(capsys):
+    def load():
+        raise OSError("no such artifact")
+
+    async def scenario():
+        it = Desk(load)
+        it.desk.begin()
+        await until(lambda: "no such artifact" in it.desk.trouble)
+        it.ask("x")
+        await until(lambda: it.events)
+        return it.events
+
+    (event,) = asyncio.run(scenario())
+    assert isinstance(event, EstimatesFailed)
+    assert "no such artifact" in event.reason
+    assert "no such artifact" in capsys.readouterr().err
+
+
+def test_one_that_raises_costs_no_task():
+    async def scenario():
+        it = await loaded(Desk())
+        it.router.broken = True
+        it.ask("x", "y")
+        await until(lambda: it.events)
+        it.router.broken = False
+        it.ask("z")
+        await until(lambda: len(it.events) == 2)
+        return it.events
+
+    failed, ready = asyncio.run(scenario())
+    assert isinstance(failed, EstimatesFailed)
+    assert failed.task_ids == ("x", "y")
+    assert isinstance(ready, EstimatesReady)
+
+
+def test_a_task_that_is_gone_is_not_asked_about():
+    async def scenario():
+        it = await loaded(Desk())
+        it.ask("x", "y")
+        del it.open[TaskId("x")]
+        await until(lambda: it.events)
+        return it.router.texts
+
+    assert asyncio.run(scenario()) == ["text of y"]
+
+
+class TestLearning:
+    def told(self, *commands):
+        async def scenario():
+            it = await loaded(Desk())
+            it.ask("x")
+            it.open[TaskId("x")].story.append(StoryLine(1.0, "attempt_failed", 1, "good-class-2"))
+            for command in commands:
+                it.desk(command)
+            return it.router
+
+        return asyncio.run(scenario())
+
+    def outcome(self, state=TaskState.SUCCEEDED, **more):
+        return ResolveTask(Outcome(task_id=TaskId("x"), state=state, agent_id="good-class-2", run_s=1.5, **more))
+
+    def test_a_success_counts_as_one(self):
+        router = self.told(self.outcome())
+        assert router.learned == [("x", "good-class", 1.0, 1.5, None)]
+        assert router.forgotten == ["x"]
+
+    def test_what_the_agent_said_of_its_answer_counts_instead(self):
+        assert self.told(self.outcome(quality=0.25, cost_usd=0.1)).learned == [("x", "good-class", 0.25, 1.5, 0.1)]
+
+    def test_a_failed_attempt_counts_as_nothing(self):
+        failed = RequeueTask(TaskId("x"), 1, 2.0, "failed", Failure(kind="application"), "failures")
+        assert self.told(failed).learned == [("x", "good-class", 0.0, None, None)]
+
+    @pytest.mark.parametrize(
+        ("kind", "learned"), [("application", 1), ("timeout", 1), ("agent_lost", 0), ("no_agent", 0)]
+    )
+    def test_the_end_of_a_dead_letter_only_where_the_agent_is_to_blame(self, kind, learned):
+        assert len(self.told(self.outcome(TaskState.DEAD, failure=Failure(kind=kind))).learned) == learned
+
+    def test_nothing_from_a_lost_agent_or_a_cancelled_task(self):
+        lost = RequeueTask(TaskId("x"), 1, 2.0, "requeued", Failure(kind="agent_lost"), "kills")
+        router = self.told(lost, self.outcome(TaskState.CANCELLED, failure=Failure(kind="cancelled")))
+        assert router.learned == []
+        assert router.forgotten == ["x"]
+
+
+def test_the_class_of_an_agent():
+    assert class_of("gpt-4o-mini-12") == "gpt-4o-mini"
+
+
+class TestWords:
+    def outcome(self, choice: Choice) -> Outcome:
+        story = (
+            StoryLine(0.0, "accepted"),
+            StoryLine(0.01, "started", 1, "strong-0", "first"),
+            StoryLine(1.0, "succeeded", 1, "strong-0"),
+        )
+        return Outcome(
+            task_id=TaskId("x"),
+            state=TaskState.SUCCEEDED,
+            agent_id="strong-0",
+            attempts=1,
+            story=story,
+            choices=(choice,),
+        )
+
+    def receipt(self, **changes) -> Receipt:
+        estimates = (Estimate("strong", 0.91, 0.05, None, 2.0, 0.02), Estimate("weak", 0.40, 0.1))
+        fields = dict(zip(("explored", "confidence", "wait_s", "took_s"), (False, 0.97, 0.0, 0.0012), strict=True))
+        return Receipt("local", "v1+40", estimates, (0.9, 0.4), (1.0, 0.0), "strong", **{**fields, **changes})
+
+    def test_why_this_one_and_not_another(self):
+        choice = Choice("routed", 2, (("strong-0", 0.0),), self.receipt())
+        told = explain(story_of(self.outcome(choice)))
+        assert "(91% expected to succeed, 2 s, $0.02)" in told
+        assert "weak (40% expected to succeed)" in told
+        assert "97% sure that nobody is better (answered in 1.2 ms, local, version v1+40)" in told
+        assert why(choice, "strong-0") == "estimated to succeed at 91%, 2 candidates"
+
+    def test_chance_is_told(self):
+        told = explain(story_of(self.outcome(Choice("routed", 2, (("strong-0", 0.0),), self.receipt(explored=True)))))
+        assert "was tried to learn of it" in told
+
+    def test_a_router_without_an_answer_is_told(self):
+        choice = Choice("only_one", 1, (("strong-0", 0.0),), None, "late")
+        told = explain(story_of(self.outcome(choice)))
+        assert "had room (the router did not answer in time)." in told
+        assert "did not answer in time" in why(choice, "strong-0")
