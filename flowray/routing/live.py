@@ -13,12 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from flowray.core.model import Estimate
 from flowray.core.naming import class_names
+from flowray.errors import MissingExtra
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.posteriors import PosteriorPolicy, Posteriors
@@ -215,3 +217,20 @@ def _remember(seen: dict[str, None], agent: str, most: int) -> None:
 
 def _known(number: float) -> float | None:
     return None if math.isnan(number) else number
+
+
+def load(artifact: str, history: str = "") -> LiveRouter:
+    """A trained router and the past of the agents that it is asked about, for a process that has other things to do.
+
+    Raises:
+        MissingExtra: torch is not installed. ArtifactError, ConfigError: the router or the history cannot be read.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("a trained router", "router") from error
+    from flowray.routing import data, estimator
+
+    torch.set_num_threads(1)
+    past = data.load(history) if history else None
+    return LiveRouter(estimator.load(artifact, "float32"), past, version=Path(artifact).name)

@@ -10,7 +10,6 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowray.core.book import Entry
@@ -18,7 +17,6 @@ from flowray.core.commands import Command, RequestEstimates, RequeueTask, Resolv
 from flowray.core.events import EstimatesFailed, EstimatesReady, Event
 from flowray.core.model import Outcome, TaskId
 from flowray.core.states import TaskState
-from flowray.errors import MissingExtra
 
 if TYPE_CHECKING:
     from flowray.config import RouterConfig
@@ -149,18 +147,6 @@ def load_router(config: RouterConfig) -> LiveRouter:
     Raises:
         MissingExtra: torch is not installed. ArtifactError, ConfigError: the router or the history cannot be read.
     """
-    if not config.artifact:
-        from flowray.routing.live import LiveRouter
+    from flowray.routing import live
 
-        return LiveRouter()
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtra("a trained router", "router") from error
-    from flowray.routing import data, estimator
-    from flowray.routing.live import LiveRouter
-
-    torch.set_num_threads(1)  # the coordinator's other work needs the processors, too
-    router = estimator.load(config.artifact, "float32")
-    past = data.load(config.history) if config.history else None
-    return LiveRouter(router, past, version=Path(config.artifact).name)
+    return live.load(config.artifact, config.history) if config.artifact else live.LiveRouter()

@@ -93,17 +93,10 @@ def test_live_is_as_good_as_offline(start_runtime, tmp_path):
     offline = estimator.load(SHIPPED, "float32").estimate(test.tasks, test.agents, recorded.histories())
     names = class_names(recorded.agents.agent_ids)
     expected = [names[column] for column in offline.success.argmax(axis=1)]
+    nothing_but_success = dict.fromkeys(("good", "explore", "slowdown", "second", "use_quality"), 0.0)
     with start_runtime(
         "replayed",
-        core__routing={
-            "enabled": True,
-            "within_s": 5.0,
-            "good": 0.0,
-            "explore": 0.0,
-            "slowdown": 0.0,
-            "second": 0.0,
-            "use_quality": 0.0,
-        },
+        core__routing={"enabled": True, "within_s": 5.0, **nothing_but_success},
         router={"artifact": str(SHIPPED), "history": str(directory)},
         tiers__secondary__agents_per_actor=4,
     ) as rt:
