@@ -1,7 +1,8 @@
 """Routing in the hot path: what a decision takes, and what the runtime pays for deciding by estimates.
 
 Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
-other draws an agent as it does without one.
+other draws an agent as it does without one. Who waits how long where agents differ in speed is measured under a virtual
+clock, with the same core and router (`bench.workers.routed_alone`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _UNITS = {
     "agents_us_per_task": "us/task",
 }
 _OF_ROUTER = {"decision_p50_ms": "ms", "decision_p99_ms": "ms", "unrouted_ratio": "ratio"}
+ALONE = {"tasks": 3_000, "seeds": 5}  # under the virtual clock
 SIDES = {
     FLOWRAY: Side("flowray_routed", {"routed": True}),
     HEURISTIC: Side("flowray_routed", {"routed": False}),
@@ -57,6 +59,10 @@ class Routing:
         if pairs:
             ratios = [ours["tasks_per_s"] / theirs["tasks_per_s"] for ours, theirs in pairs]
             measurements.append(Measurement(metric="tasks_per_s_routed_ratio", unit="ratio", flowray=ratios))
+        if plan.wants(FLOWRAY):
+            alone = Side("routed_alone", ALONE).turn({}, _TIMEOUT_S)
+            for metric in ("p99_vs_p2c_ratio", "p99_vs_p2c_worst_ratio"):
+                measurements.append(Measurement(metric=metric, unit="ratio", flowray=[alone[metric]]))
         return Found(
             measurements=measurements,
             absent=turns.absent,

@@ -19,7 +19,7 @@ from flowray.core.model import Choice, Estimate, Receipt, TaskId
 from flowray.core.queueing import Lane
 from flowray.core.registry import AgentClass
 from flowray.core.retry import Rng
-from flowray.core.routing import RoutingPolicy, draw, value_of
+from flowray.core.routing import RoutingPolicy, draw, usual_run_s, value_of
 
 _RANKED_FOR = 256  # questions of a lane that one ranking of its classes serves
 
@@ -146,10 +146,11 @@ class Asking:
         mine = by_name.get(one.spec.name)
         if mine is None:
             return None
-        remaining_s = _remaining_s(entry, now)
+        remaining_s, usual_s = _remaining_s(entry, now), usual_run_s(standing.receipt.estimates)
         chosen = by_name[standing.receipt.chosen]
-        theirs = value_of(chosen, waited_for.wait_s(0, chosen.latency_s or 0.0), remaining_s, self._policy)
-        if value_of(mine, 0.0, remaining_s, self._policy) < theirs - self._policy.good:
+        wait_s = waited_for.wait_s(0, usual_s if chosen.latency_s is None else chosen.latency_s)
+        theirs = value_of(chosen, wait_s, usual_s, remaining_s, self._policy)
+        if value_of(mine, 0.0, usual_s, remaining_s, self._policy) < theirs - self._policy.good:
             return None
         receipt = structs.replace(standing.receipt, chosen=one.spec.name, propensities=(), wait_s=0.0)
         return Standing(receipt, "taken_over")

@@ -70,6 +70,7 @@ from flowray.core.queueing import Lane, Queue
 from flowray.core.refusal import retry_after_s, why_nobody
 from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
+from flowray.core.routing import usual_run_s
 from flowray.core.states import AgentState, TaskState
 from flowray.core.timers import Timers
 
@@ -291,11 +292,15 @@ class Coordination:
         """Choose a class of agents, and start the task on one of them or let it wait for one."""
         task, lane = entry.task, self._lane(entry.task)
         candidates: list[Candidate] = []
+        usual_s = usual_run_s(estimates)
         for estimate in estimates:
             one = lane.by_name.get(estimate.candidate)
             if one is not None and one.ready_slots:
                 queued = lane.waiting.get(estimate.candidate)
-                wait_s = one.wait_s(len(queued) if queued is not None else 0, estimate.latency_s or 0.0)
+                wait_s = one.wait_s(
+                    len(queued) if queued is not None else 0,
+                    usual_s if estimate.latency_s is None else estimate.latency_s,
+                )
                 candidates.append(Candidate(estimate, one, wait_s))
         if not candidates:
             self._place_anywhere(entry, lane, "failed")

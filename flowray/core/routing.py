@@ -5,8 +5,8 @@ The estimates come from a router (`RequestEstimates`); this is the choice, and i
 
 1. Value: expected success (or quality) in time, less dollars and seconds at the policy's prices. A task that names a
    `quality` asks otherwise: of those that reach this share of the best expected success, the cheapest.
-2. The good: all whose value is within `good` of the best. Of two of them, drawn at random, the one with the shorter
-   wait: loads are as old as the last answer, and the minimum of old loads is where everybody goes (Mitzenmacher 2001).
+2. The good: all whose value is within `good` of the best. Of two of them, drawn at random, the one that would be done
+   sooner: loads are as old as the last answer, and the least of old loads is where everybody goes (Mitzenmacher 2001).
 3. Chance: now and then one of the others, to learn of it. Each with the probability that it is better than the best,
    were both normal with their deviations (probability matching, as Thompson sampling does, in closed form), all of
    them together with at most `explore`. So nothing is explored that is known well, and every propensity is exact.
@@ -15,7 +15,7 @@ The estimates come from a router (`RequestEstimates`); this is the choice, and i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -25,7 +25,8 @@ from flowray.core.retry import Rng
 from flowray.errors import ConfigError
 
 _NEVER = 1e6  # times the remaining time: as good as never, and its power is a number
-_SHORTEST_S = 0.001  # a run is taken to last at least so long when a wait is compared with it
+_SHORTEST_S = 0.001  # what is done sooner is not better
+_USUAL_S = 1.0  # a run, where nobody's is known
 
 
 class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,10 +38,10 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     newcomers: int = 4  # of these, drawn at random among all others
     use_quality: float = 1.0  # 0..1 how far an expected quality counts instead of the expected success, where known
     usd: float = 0.0  # what a dollar less is worth
-    second: float = 0.001  # what a second less, of waiting or running, is worth
-    slowdown: float = 0.02  # what not waiting as long again as the task runs is worth, and as much for each doubling
+    second: float = 0.001  # what it is worth to be done a second sooner
+    slowdown: float = 0.02  # and what it is worth to be done in half the time
     good: float = 0.02  # candidates within so much of the best are as good
-    explore: float = 0.05  # share of the tasks, at most, that go to another than a good one, to learn of it
+    explore: float = 0.02  # share of the tasks, at most, that go to another than a good one, to learn of it
 
     def __post_init__(self) -> None:
         if not 0 < self.within_s <= 10:
@@ -68,18 +69,32 @@ class Drawn(NamedTuple):
 
 
 def value_of(
-    estimate: Estimate, wait_s: float, remaining_s: float | None, policy: RoutingPolicy, *, priced: bool = True
+    estimate: Estimate,
+    wait_s: float,
+    usual_s: float,
+    remaining_s: float | None,
+    policy: RoutingPolicy,
+    *,
+    priced: bool = True,
 ) -> float:
-    """What it is worth to give the task to this candidate, who begins after `wait_s`, in units of success."""
-    latency_s = estimate.latency_s or 0.0
+    """What it is worth to give the task to this candidate, who begins after `wait_s`, in units of success.
+
+    `usual_s` stands for the run time where none is known.
+    """
+    latency_s = usual_s if estimate.latency_s is None else estimate.latency_s
     worth = expected(estimate, policy)
     if remaining_s is not None:
         worth *= in_time(latency_s, remaining_s - wait_s)
     if priced:
         worth -= policy.usd * (estimate.cost_usd or 0.0)
-    if wait_s > 0:
-        worth -= policy.slowdown * math.log2(1.0 + wait_s / max(latency_s, _SHORTEST_S))
-    return worth - policy.second * (latency_s + wait_s)
+    done_s = latency_s + wait_s
+    return worth - policy.second * done_s - policy.slowdown * math.log2(max(done_s, _SHORTEST_S))
+
+
+def usual_run_s(estimates: Iterable[Estimate]) -> float:
+    """The geometric mean of the run times that are known."""
+    logs = [math.log(max(e.latency_s, _SHORTEST_S)) for e in estimates if e.latency_s is not None]
+    return math.exp(sum(logs) / len(logs)) if logs else _USUAL_S
 
 
 def expected(estimate: Estimate, policy: RoutingPolicy) -> float:
@@ -109,11 +124,12 @@ def draw(
     rng: Rng,
 ) -> Drawn:
     """Choose one of the candidates (at least one), each of which would begin after its wait, which is finite."""
+    usual_s = usual_run_s(estimates)
     if task.quality is None:
-        values = [value_of(e, w, remaining_s, policy) for e, w in zip(estimates, waits_s, strict=True)]
+        values = [value_of(e, w, usual_s, remaining_s, policy) for e, w in zip(estimates, waits_s, strict=True)]
         tolerance = policy.good
     else:
-        values, tolerance = _thrifty(task.quality, estimates, waits_s, remaining_s, policy)
+        values, tolerance = _thrifty(task.quality, estimates, waits_s, usual_s, remaining_s, policy)
     allowed = _affordable(task, estimates, values)
     best = max(allowed, key=values.__getitem__)
     highest, spread = values[best], estimates[best].deviation
@@ -134,7 +150,8 @@ def draw(
     propensities = [0.0] * len(values)
     for place, chance in rivals.items():
         propensities[place] = share * chance / mass
-    for place, portion in _two_choices(good, waits_s):
+    done_s = [w + (usual_s if e.latency_s is None else e.latency_s) for e, w in zip(estimates, waits_s, strict=True)]
+    for place, portion in _two_choices(good, done_s):
         propensities[place] = (1.0 - share) * portion
     place = _sample(propensities, rng)
     return Drawn(place, tuple(values), tuple(propensities), place in rivals and share > 0, confidence)
@@ -144,11 +161,13 @@ def _thrifty(
     quality: float,
     estimates: Sequence[Estimate],
     waits_s: Sequence[float],
+    usual_s: float,
     remaining_s: float | None,
     policy: RoutingPolicy,
 ) -> tuple[list[float], float]:
     """Values where good enough is enough: by thrift among those that are, and below all of these for the others."""
-    worth = [value_of(e, w, remaining_s, policy, priced=False) for e, w in zip(estimates, waits_s, strict=True)]
+    pairs = zip(estimates, waits_s, strict=True)
+    worth = [value_of(e, w, usual_s, remaining_s, policy, priced=False) for e, w in pairs]
     known = [e.cost_usd for e in estimates if e.cost_usd is not None]
     dearest = max(known, default=0.0)
     if dearest <= 0:
@@ -179,17 +198,17 @@ def _chance_to_beat(gap: float, one: float, other: float) -> float:
     return 0.5 * math.erfc(gap / math.sqrt(2.0 * variance))
 
 
-def _two_choices(good: Sequence[int], waits_s: Sequence[float]) -> list[tuple[int, float]]:
-    """With which probability each is taken when two are drawn and the one that waits less wins; of equals, either."""
+def _two_choices(good: Sequence[int], done_s: Sequence[float]) -> list[tuple[int, float]]:
+    """With which probability each is taken when two are drawn and who is done sooner wins; of equals, either."""
     count = len(good)
     if count == 1:
         return [(good[0], 1.0)]
-    ordered = sorted(good, key=lambda place: waits_s[place])
+    ordered = sorted(good, key=done_s.__getitem__)
     portions: list[tuple[int, float]] = []
     at = 0
     while at < count:
         until = at
-        while until < count and waits_s[ordered[until]] == waits_s[ordered[at]]:
+        while until < count and done_s[ordered[until]] == done_s[ordered[at]]:
             until += 1
         # Of n, the r-th best (from 0) beats n - 1 - r others; all n (n - 1) / 2 pairs are as likely.
         beaten = sum(count - 1 - rank for rank in range(at, until)) / (until - at)

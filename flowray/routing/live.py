@@ -2,7 +2,8 @@
 
 What does not change between two questions is worked out when it is loaded: the network, and the past of the agents
 that were known then. What happens since is learned by the posteriors on top (`flowray.routing.posteriors`). An agent
-that the past does not know begins as the mean of those it knows, and as unsure as can be.
+that the past does not know begins as the mean of those it knows, or of all such strangers as far as these were seen,
+and as unsure as can be.
 
 Agents are classes of agents here (a core's candidates). The past speaks of agents by ids of its own; the two are the
 same when their names are, written as the name of a class (`flowray.core.naming`).
@@ -23,12 +24,13 @@ from flowray.core.naming import class_names
 from flowray.errors import MissingExtra
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
-from flowray.routing.posteriors import PosteriorPolicy, Posteriors
+from flowray.routing.posteriors import PROBABLE, PosteriorPolicy, Posteriors
 
 MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldest are forgotten
 KIND_HEADS = ("task", "category")  # of the network: the first that it has tells what kind of task it is
 STRANGERS_SCALE = 0.5  # outcomes that pull what an agent without a past takes and costs towards a unit
 STRANGERS_LIMIT = 5.0  # of a logarithm, that one outcome may pull these: the first ones have far to go
+_POOL = "all strangers"
 UNKNOWN_SUCCESS = 0.5  # of an agent of which nothing is known, beside others of which nothing is known
 
 
@@ -80,18 +82,18 @@ class LiveRouter:
         kinds = heads[self._head].labels if self._head is not None else ()
         rules = policy or PosteriorPolicy()
         self.known = Posteriors(kinds, rules)  # of agents with a past: what changed since
-        self.strangers = Posteriors(  # of the others: all that is known of them
-            kinds,
-            replace(
-                rules,
-                agent_strength=rules.doubted_agent_strength,
-                kind_strength=rules.doubted_kind_strength,
-                scale_strength=STRANGERS_SCALE,
-                scale_limit=STRANGERS_LIMIT,
-            ),
+        open_minded = replace(
+            rules,
+            agent_strength=rules.doubted_agent_strength,
+            kind_strength=rules.doubted_kind_strength,
+            scale_strength=STRANGERS_SCALE,
+            scale_limit=STRANGERS_LIMIT,
         )
-        self._timed: dict[str, None] = {}  # strangers whose seconds are known by now
-        self._priced: dict[str, None] = {}  # and whose dollars
+        self.strangers = Posteriors(kinds, open_minded)  # of the others: all that is known of them
+        self._pool = Posteriors(kinds, open_minded)  # of the others as if they were one
+        self._seen: dict[str, int] = {}  # stranger -> outcomes
+        self._timed: dict[str, int] = {}  # of these, with seconds
+        self._priced: dict[str, int] = {}  # and with dollars
 
     @property
     def version(self) -> str:
@@ -128,6 +130,8 @@ class LiveRouter:
         posteriors = self.known
         if agent not in self._column:
             posteriors = self.strangers
+            self._pool.observe(_POOL, kinds, float(said.success[row, at]), grade)
+            _remember(self._seen, agent, posteriors.policy.max_agents)
             for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
                 if figure:
                     _remember(seen, agent, posteriors.policy.max_agents)
@@ -169,7 +173,8 @@ class LiveRouter:
         shape = len(rows), len(names)
         if base is None or not len(self._agents):
             unit = np.ones(shape, np.float32)
-            return _Said(names, kinds, np.full(shape, UNKNOWN_SUCCESS, np.float32), unit, unit)
+            prior = np.full(len(rows), UNKNOWN_SUCCESS, np.float32)
+            return _Said(names, kinds, np.repeat(prior[:, None], len(names), axis=1), unit, unit)
         columns = np.array([self._column.get(name, -1) for name in names])
         success, latency_s, cost_usd = (
             values[rows][:, columns] for values in (base.success, base.latency_s, base.cost_usd)
@@ -187,6 +192,12 @@ class LiveRouter:
         if strangers:
             for values, learned in zip(corrected, self._corrected(self.strangers, said), strict=True):
                 values[:, strangers] = learned[:, strangers]
+            # Who was seen seldom is taken for like the others: the same shrinkage, towards what all strangers did.
+            first = said.success[:, strangers[:1]]
+            pooled = self._pool.corrected((_POOL,), said.kinds, first)[0] - first
+            strength = self.strangers.policy.agent_strength
+            shares = [strength / (strength + self._seen.get(names[at], 0)) for at in strangers]
+            corrected[0][:, strangers] = np.clip(corrected[0][:, strangers] + pooled * shares, *PROBABLE)
             for values, seen in zip(corrected[2:], (self._timed, self._priced), strict=True):
                 values[:, [at for at in strangers if names[at] not in seen]] = np.nan
         success, deviation, latency_s, cost_usd = corrected
@@ -208,9 +219,9 @@ class LiveRouter:
         return success, deviation, latency_s, cost_usd
 
 
-def _remember(seen: dict[str, None], agent: str, most: int) -> None:
-    seen.pop(agent, None)
-    seen[agent] = None
+def _remember(seen: dict[str, int], agent: str, most: int) -> None:
+    """Count one more; of more than so many agents the one counted longest ago is forgotten."""
+    seen[agent] = seen.pop(agent, 0) + 1
     if len(seen) > most:
         del seen[next(iter(seen))]
 

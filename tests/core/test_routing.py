@@ -46,13 +46,27 @@ def test_dollars_and_seconds_at_the_policys_prices():
 def test_a_wait_counts_by_how_long_the_task_itself_takes():
     quick, slow = Estimate("a", 0.8, 0.0, None, 0.1), Estimate("a", 0.8, 0.0, None, 10.0)
     policy = RoutingPolicy(second=0.0, slowdown=0.02)
-    assert value_of(quick, 0.1, None, policy) == pytest.approx(0.78)
-    assert value_of(slow, 0.1, None, policy) > 0.799
+
+    def lost(estimate, wait_s):
+        return value_of(estimate, 0.0, 1.0, None, policy) - value_of(estimate, wait_s, 1.0, None, policy)
+
+    assert lost(quick, 0.1) == pytest.approx(0.02)
+    assert lost(quick, 0.3) == pytest.approx(0.04)
+    assert lost(slow, 0.1) < 0.0003
+
+
+def test_the_quicker_of_equals():
+    estimates = [Estimate("slow", 0.8, 0.0, None, 8.0), Estimate("quick", 0.8, 0.0, None, 1.0), Estimate("new", 0.8)]
+    policy = RoutingPolicy(explore=0.0, second=0.0)
+    assert chosen(estimates, policy=policy) == "quick"
+    assert chosen(estimates, policy=policy, waits=[0.0, 60.0, 60.0]) == "slow"
+    nobody_knows = [Estimate("a", 0.5), Estimate("b", 0.5)]
+    assert draw(task(), nobody_knows, [0.0, 0.0], None, policy, random.Random(0)).propensities == (0.5, 0.5)
 
 
 def test_a_deadline_prefers_who_will_be_done_by_then():
     estimates = [Estimate("slow", 0.9, 0.0, None, 20.0), Estimate("quick", 0.7, 0.0, None, 1.0)]
-    assert chosen(estimates) == "slow"
+    assert chosen(estimates) == "slow"  # PLAIN: time is worth nothing
     assert chosen(estimates, remaining_s=10.0) == "quick"
     assert chosen(estimates, remaining_s=100.0) == "slow"
     assert chosen(estimates, remaining_s=5.0, waits=[0.0, 4.9]) == "slow"
