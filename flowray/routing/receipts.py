@@ -1,0 +1,215 @@
+"""Receipts as tables: one row for each attempt that a router had a word in, with what came of it.
+
+The schema, the same in memory (`tabled`) and in a Parquet file (`write`, `read`). Times are seconds on the
+coordinator's time-line. A number that is not known is null.
+
+    task_id, attempt       the key; attempts are numbered from 1
+    accepted_at, resolved_at    of the task
+    started_at             of the attempt; null where the task's story no longer has it
+    prompt                 what was asked, null where it is not known
+    chosen, agent_id       the class of agents, and which of them; agent_id is "" where the story no longer has it
+    explored               chosen to learn of it, not as one of the good ones
+    confidence             0..1 that nobody else was better
+    path, version          who made the estimates (local, serve), and which router
+    wait_s, took_s         expected wait of the chosen one; from asking for estimates to having them
+
+Lists with one entry for each candidate, in one order:
+
+    candidates             names
+    estimated_success, estimated_deviation, estimated_quality, estimated_latency_s, estimated_cost_usd
+    values, propensities   what each was worth to the policy, and with which probability it would have been chosen
+
+What came of it:
+
+    reward                 the reported quality, else 1 for an answer; 0 where the agent's code failed or ran out of the
+                           attempt's time; null where nobody can say: the agent was lost, or the task was cancelled or
+                           expired meanwhile
+    quality                0..1 as the agent reported it; null where it did not
+    run_s, cost_usd        of the attempt that was accepted; null for others, of which neither is recorded
+    state                  of the task: succeeded, dead, cancelled, expired
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowray.core.model import Outcome, Receipt
+from flowray.core.states import TaskState
+from flowray.routing.tables import SchemaError
+
+if TYPE_CHECKING:
+    import pandas
+
+Told = Outcome | tuple[Outcome, str | None]  # an outcome, with its task's prompt where that is known
+
+VERSION = b"1"
+_MARK = b"flowray.receipts"  # in the file's metadata: which schema it follows
+_ROWS = 10_000  # outcomes held at once while writing, and rows of one group in the file
+_FAULTS = frozenset({"application", "timeout"})  # kinds of failure that are the agent's own
+
+_NUMBERS = pa.list_(pa.float64())
+SCHEMA = pa.schema(
+    [
+        pa.field("task_id", pa.string(), nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("accepted_at", pa.float64(), nullable=False),
+        pa.field("started_at", pa.float64()),
+        pa.field("resolved_at", pa.float64(), nullable=False),
+        pa.field("prompt", pa.string()),
+        pa.field("chosen", pa.string(), nullable=False),
+        pa.field("agent_id", pa.string(), nullable=False),
+        pa.field("explored", pa.bool_(), nullable=False),
+        pa.field("confidence", pa.float64(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("wait_s", pa.float64(), nullable=False),
+        pa.field("took_s", pa.float64(), nullable=False),
+        pa.field("candidates", pa.list_(pa.string()), nullable=False),
+        pa.field("estimated_success", _NUMBERS, nullable=False),
+        pa.field("estimated_deviation", _NUMBERS, nullable=False),
+        pa.field("estimated_quality", _NUMBERS, nullable=False),
+        pa.field("estimated_latency_s", _NUMBERS, nullable=False),
+        pa.field("estimated_cost_usd", _NUMBERS, nullable=False),
+        pa.field("values", _NUMBERS, nullable=False),
+        pa.field("propensities", _NUMBERS, nullable=False),
+        pa.field("reward", pa.float64()),
+        pa.field("quality", pa.float64()),
+        pa.field("run_s", pa.float64()),
+        pa.field("cost_usd", pa.float64()),
+        pa.field("state", pa.string(), nullable=False),
+    ],
+    metadata={_MARK: VERSION},
+)
+
+
+def tabled(outcomes: Iterable[Told]) -> pa.Table:
+    """The rows of these outcomes, in their order; outcomes without a receipt have none."""
+    return pa.Table.from_pylist([row for one in outcomes for row in _rows(one)], schema=SCHEMA)
+
+
+def write(file: Path | str, outcomes: Iterable[Told]) -> int:
+    """Write them to a Parquet file, which appears complete or not at all; returns the number of rows.
+
+    Holds some thousand outcomes at a time.
+    """
+    file = Path(file)
+    unfinished = file.with_name(f"{file.name}.part")
+    written, remaining = 0, iter(outcomes)
+    try:
+        with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
+            while batch := list(itertools.islice(remaining, _ROWS)):
+                table = tabled(batch)
+                writer.write_table(table)
+                written += table.num_rows
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return written
+
+
+def read(file: Path | str) -> pa.Table:
+    """Read a file that `write` made; columns that the schema does not name are left out.
+
+    Raises:
+        SchemaError: it is not there, is no Parquet, or follows another schema.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise SchemaError(str(file), "", "is not there", "`flowray router export` makes one")
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(str(file), "", f"cannot be read as Parquet: {error}", "export it again") from error
+    version = (table.schema.metadata or {}).get(_MARK)
+    if version is None:
+        raise SchemaError(str(file), "", "does not hold receipts", "`flowray router export` makes such a file")
+    if version != VERSION:
+        problem = f"follows schema {version.decode(errors='replace')} of receipts"
+        raise SchemaError(str(file), "", problem, f"this flowray reads schema {VERSION.decode()}: export it again")
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            raise SchemaError(str(file), field.name, "is missing", "export it again")
+        kind = table.schema.field(field.name).type
+        if kind != field.type:
+            raise SchemaError(str(file), field.name, f"is of type {kind}, not {field.type}", "export it again")
+        nulls = table.column(field.name).null_count
+        if nulls and not field.nullable:
+            raise SchemaError(str(file), field.name, f"is null in {nulls} rows", "export it again")
+    return table.select(SCHEMA.names)
+
+
+def frame(source: Path | str | pa.Table | Iterable[Told]) -> pandas.DataFrame:
+    """A pandas frame of a file, a table or outcomes; lists become arrays.
+
+    Raises:
+        SchemaError: as `read`.
+    """
+    if isinstance(source, Path | str):
+        source = read(source)
+    table = source if isinstance(source, pa.Table) else tabled(source)
+    found: pandas.DataFrame = table.to_pandas()
+    return found
+
+
+def _rows(told: Told) -> Iterator[dict[str, Any]]:
+    outcome, prompt = told if isinstance(told, tuple) else (told, None)
+    started = [line for line in outcome.story if line.what == "started"]
+    if len(started) != len(outcome.choices):  # a long story loses its middle: then who is who is not known
+        started = []
+    for place, choice in enumerate(outcome.choices):
+        if choice.receipt is None:
+            continue
+        attempt = started[place].attempt if started else place + 1
+        last = attempt == outcome.attempts and outcome.agent_id != ""  # it ran when the task ended
+        answered = last and outcome.state is TaskState.SUCCEEDED
+        yield {
+            "task_id": outcome.task_id,
+            "attempt": attempt,
+            "accepted_at": outcome.accepted_at,
+            "started_at": started[place].at if started else None,
+            "resolved_at": outcome.resolved_at,
+            "prompt": prompt,
+            "agent_id": started[place].agent_id if started else outcome.agent_id if last else "",
+            **_receipt(choice.receipt),
+            "reward": _reward(outcome, attempt, last),
+            "quality": outcome.quality if answered else None,
+            "run_s": outcome.run_s if answered else None,
+            "cost_usd": outcome.cost_usd if answered else None,
+            "state": outcome.state.value,
+        }
+
+
+def _receipt(receipt: Receipt) -> dict[str, Any]:
+    estimates = receipt.estimates
+    return {
+        "chosen": receipt.chosen,
+        "explored": receipt.explored,
+        "confidence": receipt.confidence,
+        "path": receipt.path,
+        "version": receipt.version,
+        "wait_s": receipt.wait_s,
+        "took_s": receipt.took_s,
+        "candidates": [estimate.candidate for estimate in estimates],
+        "estimated_success": [estimate.success for estimate in estimates],
+        "estimated_deviation": [estimate.deviation for estimate in estimates],
+        "estimated_quality": [estimate.quality for estimate in estimates],
+        "estimated_latency_s": [estimate.latency_s for estimate in estimates],
+        "estimated_cost_usd": [estimate.cost_usd for estimate in estimates],
+        "values": list(receipt.values),
+        "propensities": list(receipt.propensities),
+    }
+
+
+def _reward(outcome: Outcome, attempt: int, last: bool) -> float | None:
+    if last and outcome.state is TaskState.SUCCEEDED:
+        return 1.0 if outcome.quality is None else outcome.quality
+    if last and outcome.state is TaskState.DEAD:
+        return 0.0 if outcome.failure is not None and outcome.failure.kind in _FAULTS else None
+    failed = any(line.what == "attempt_failed" and line.attempt == attempt for line in outcome.story)
+    return 0.0 if failed else None
