@@ -18,7 +18,7 @@ from flowray.store.config import StoreConfig
 from flowray.store.records import Head
 
 _OUTCOME = 'o.task_id, o.state, o."key", o.body, o.sha'
-_BATCH = 500  # ids in one statement
+_BATCH = 500  # ids in one statement, outcomes in one answer
 
 
 class Reader:
@@ -42,6 +42,19 @@ class Reader:
             marks = ", ".join("?" * len(batch))
             for row in self._rows(f'SELECT {_OUTCOME} FROM outcomes o WHERE o."{column}" IN ({marks}){extra}', batch):
                 yield records.decode_outcome(*row)
+
+    def all_outcomes(self) -> Iterator[Outcome]:
+        """Every outcome kept, in the order of commit; a few hundred at a time are in memory.
+
+        It sees no single moment: what is committed meanwhile comes too, what is trimmed meanwhile may not.
+        """
+        last_id = 0
+        while rows := self._rows(
+            f"SELECT o.id, {_OUTCOME} FROM outcomes o WHERE o.id > ? ORDER BY o.id LIMIT ?", (last_id, _BATCH)
+        ):
+            last_id = rows[-1][0]
+            for row in rows:
+                yield records.decode_outcome(*row[1:])
 
     def recent(self, limit: int) -> list[Outcome]:
         rows = self._rows(f"SELECT {_OUTCOME} FROM outcomes o ORDER BY o.id DESC LIMIT ?", (limit,))
