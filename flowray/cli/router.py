@@ -1,4 +1,7 @@
-"""Commands about the routing network: router train, prune, quantize, evaluate, ablate, inspect, explain."""
+"""Commands about the routing network: router train, prune, quantize, evaluate, ablate, inspect, explain.
+
+Those about what it chose, export, replay and report, are in `flowray.cli.receipts`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowray.cli import receipts
 from flowray.cli.screen import Json, Screen
 from flowray.errors import ConfigError, MissingExtra
 
@@ -43,6 +47,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("ablate")(ablate)
     group.command("inspect")(inspect)
     group.command("explain")(explain)
+    receipts.add_to(group)
     app.add_typer(group, name="router")
 
 

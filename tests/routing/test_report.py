@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from flowray.routing import charts, data, evaluation, report
+from flowray.routing import charts, data, drawing, evaluation, report
 from flowray.routing.costing import Curve
 from flowray.routing.judge import Metric
 from flowray.routing.metrics import Measured
@@ -36,12 +36,12 @@ def test_the_charts_are_well_formed_and_inside_their_frame(judged):
     for chart in drawn:
         root = ElementTree.fromstring(chart)
         for circle in root.iter("circle"):
-            assert 0 <= float(circle.get("cx")) <= charts.WIDTH
-            assert 0 <= float(circle.get("cy")) <= charts.HEIGHT
+            assert 0 <= float(circle.get("cx")) <= drawing.WIDTH
+            assert 0 <= float(circle.get("cy")) <= drawing.HEIGHT
         for line in root.iter("polyline"):
             numbers = [float(n) for n in re.split("[ ,]", line.get("points"))]
-            assert all(0 <= x <= charts.WIDTH for x in numbers[::2])
-            assert all(0 <= y <= charts.HEIGHT for y in numbers[1::2])
+            assert all(0 <= x <= drawing.WIDTH for x in numbers[::2])
+            assert all(0 <= y <= drawing.HEIGHT for y in numbers[1::2])
 
 
 def test_names_from_the_data_are_escaped(judged):

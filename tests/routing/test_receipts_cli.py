@@ -1,0 +1,99 @@
+"""`flowray router export | replay | report`: from a journal to a page."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flowray.cli import main
+from flowray.core.commands import ResolveTask
+from flowray.routing import receipts
+from flowray.store import SqliteStore, StoreConfig
+
+from .logs import Logger, outcome
+
+Call = Callable[..., tuple[int, str, str]]
+ANYWHERE = StoreConfig(allow_filesystems=("overlay", "tmpfs", "9p", "virtiofs", "fuse.fuse-overlayfs", "unknown"))
+
+
+@pytest.fixture
+def router(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run one command in a directory with receipts.parquet: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["router", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    receipts.write(tmp_path / "log.parquet", Logger().outcomes(200))
+    return tmp_path / "log.parquet"
+
+
+def test_receipts_leave_a_journal_that_is_in_use(router, tmp_path):
+    store = SqliteStore.open(tmp_path / "journal", ANYWHERE)
+    store.begin_epoch("test")
+    made = [*Logger().outcomes(30), outcome(1000, choices=())]  # the last was never routed
+    written = threading.Event()
+    store.append([ResolveTask(one) for one in made], lambda error: written.set())
+    assert written.wait(20)
+    code, out, err = router("export", "--journal", tmp_path / "journal", "-o", "out.parquet", "--json")
+    store.close()
+    assert code == 0, err
+    assert json.loads(out) == {"receipts": "out.parquet", "rows": 30}
+    assert receipts.read(tmp_path / "out.parquet").equals(receipts.tabled(made))
+    code, out, _ = router("export", "--journal", tmp_path / "journal", "-o", "again.parquet")
+    assert (code, out) == (0, "again.parquet: 30 receipts\n")
+
+
+def test_a_policy_is_replayed_as_lines_and_as_a_document(router, log):
+    code, out, err = router("replay", "--receipts", log, "--policy", "cheapest:0.9", "--resamples", 50)
+    assert code == 0, err
+    assert out.startswith("cheapest:0.9 instead of the policy in force")
+    code, out, err = router("replay", "--receipts", log, "--policy", "always:small", "--resamples", 50, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    reward = document["evaluation"]["quantities"]["reward"]
+    assert set(reward["estimates"]) == {"ips", "snips", "dr"} and reward["changes"]["dr"]["value"] < 0
+    assert len(document["examples"]) == 10 and 0 < document["differing_share"] < 1
+
+
+def test_the_report_is_lines_a_page_and_a_document_without_nan(router, log, tmp_path):
+    code, out, err = router("report", "--receipts", log, "-o", "page.html", "--windows", 5)
+    assert code == 0, err
+    assert "200 decisions" in out and "report: page.html" in err
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    receipts.write(tmp_path / "one.parquet", [outcome()])
+    code, out, err = router("report", "--receipts", "one.parquet", "--json")
+    assert code == 0, err
+    document = json.loads(out, parse_constant=pytest.fail)
+    assert document["auc"]["value"] is None and document["candidates"][0]["candidate"] == "small"
+
+
+WRONG = [
+    (("export", "--journal", "nowhere", "-o", "x.parquet"), "there is no journal in nowhere"),
+    (("replay", "--receipts", "nowhere.parquet"), "`flowray router export` makes one"),
+    (("replay", "--receipts", "log.parquet", "--policy", "best"), "say greedy, cheapest:0.95, always:NAME"),
+    (("replay", "--receipts", "log.parquet", "--policy", "always:huge"), "there were large, middle, small"),
+    (("replay", "--receipts", "log.parquet", "--clip", "0"), "clip: must be above 0"),
+    (("report", "--receipts", "empty.parquet"), "holds no receipts"),
+    (("report", "--receipts", "log.parquet", "-o", "no/page.html"), "there is no directory no"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=lambda value: " ".join(value)[:40])
+def test_wrong_usage_is_a_sentence(router, log, tmp_path, arguments, words):
+    receipts.write(tmp_path / "empty.parquet", [])
+    code, out, err = router(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err
