@@ -170,6 +170,17 @@ def test_candidates_without_an_estimate_do_not_stop_dr():
     assert "cost_usd was never estimated, so there is no DR of it." in found.notes
 
 
+def test_a_missing_estimate_is_the_mean_of_the_candidates_others():
+    """Without overlap DR is the direct model alone: 0.03, 0.05, and for the third 0.04."""
+    rows = []
+    for number, usd in enumerate((0.03, 0.05, None)):
+        estimates = (Estimate("large", 0.9, cost_usd=usd), Estimate("small", 0.6, cost_usd=0.001))
+        choice = routed("small", estimates=estimates, propensities=(0.0, 1.0))
+        rows.append(outcome(number, choices=(choice,), cost_usd=0.002))
+    cost = judged("always:large", decided(rows)).quantities["cost_usd"]
+    assert cost.estimates["dr"].value == pytest.approx(0.04)
+
+
 def test_what_is_known_nowhere_is_absent():
     found = judged("in_force", decided([outcome(1), outcome(2)]))
     assert set(found.quantities) == {"reward", "run_s"}
