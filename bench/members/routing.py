@@ -61,8 +61,10 @@ class Routing:
             measurements.append(Measurement(metric="tasks_per_s_routed_ratio", unit="ratio", flowray=ratios))
         if plan.wants(FLOWRAY):
             alone = Side("routed_alone", ALONE).turn({}, _TIMEOUT_S)
-            for metric in ("p99_vs_p2c_ratio", "p99_vs_p2c_worst_ratio"):
-                measurements.append(Measurement(metric=metric, unit="ratio", flowray=[alone[metric]]))
+            measurements += [
+                Measurement(metric=metric, unit="ratio", flowray=[alone[metric]])
+                for metric in ("p99_vs_p2c_ratio", "p99_vs_p2c_worst_ratio")
+            ]
         return Found(
             measurements=measurements,
             absent=turns.absent,

@@ -2,6 +2,8 @@
 
 What `flowray.routing.offpolicy` and `flowray.routing.analytics` read. Rows are in the order of time. Not every
 candidate could be chosen in every row: `offered` says where, and elsewhere estimates are NaN and propensities 0.
+Attempts that were not drawn (an idle agent took the task over from the class that it waited for) have no propensities
+and are no decisions.
 """
 
 from __future__ import annotations
@@ -70,6 +72,9 @@ class Decisions:
         """
         if not table.num_rows:
             raise SchemaError(file, "", "holds no receipts", "let a router choose some tasks' agents first")
+        table = table.filter(pc.greater(pc.list_value_length(table.column("propensities")), 0))
+        if not table.num_rows:
+            raise SchemaError(file, "propensities", "are missing in all receipts", "none of them was a draw")
         started = pc.coalesce(table.column("started_at"), table.column("accepted_at"))
         order = np.argsort(started.to_numpy(), kind="stable")
         table = table.take(pa.array(order))

@@ -17,7 +17,9 @@ Lists with one entry for each candidate, in one order:
 
     candidates             names
     estimated_success, estimated_deviation, estimated_quality, estimated_latency_s, estimated_cost_usd
-    values, propensities   what each was worth to the policy, and with which probability it would have been chosen
+    values, propensities   what each was worth to the policy, and with which probability it would have been chosen;
+                           propensities are empty where nothing was drawn: an idle agent took over what waited for
+                           another class
 
 What came of it:
 

@@ -44,6 +44,13 @@ def test_attempts_at_one_task_are_one_group():
     assert list(found.groups) == [0, 1, 1] and list(found.attempts) == [1, 1, 2]
 
 
+def test_what_was_taken_over_was_not_drawn():
+    taken = outcome(1, choices=(routed("small", propensities=()),))
+    assert decided([taken, outcome(2)]).task_ids == ("t-000002",)
+    with pytest.raises(SchemaError, match="missing in all receipts"):
+        decided([taken])
+
+
 def with_lists(name, values):
     table = receipts.tabled([outcome()])
     column = table.column_names.index(name)
