@@ -15,8 +15,8 @@ from flowray.routing.estimates import Floats
 from flowray.routing.lexicon import Ids
 
 DOMINANT = 0.5  # mean probability of the one coarse label from which a fine one is taken for a part of it
-# Share of the tasks whose label finds a partner, at least. Of subjects among categories .72 do with one seed and more
-# than .75 with another; of heads that do not say the same .31 at most.
+# Share of the tasks whose label finds a partner, at least. Of subjects among categories .70, .72 and more than .75 do
+# with three seeds; of heads that do not say the same .31 at most, with one.
 _MOST_TASKS = 0.5
 _MOST_LABELS = 0.75  # share of the coarse labels that are found, at least
 
