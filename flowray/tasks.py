@@ -40,6 +40,7 @@ def make_task(
     agent: str = "",
     labels: Mapping[str, str] | None = None,
     quality: float | None = None,
+    least_quality: float | None = None,
     max_cost_usd: float | None = None,
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
@@ -73,6 +74,7 @@ def make_task(
     _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted), labels="".join(marks))
     _check_encodable(labels="".join(marks.values()))
     _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
+    _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
     _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
     packed = pack(payload, "payload")
     return Task(
@@ -90,6 +92,7 @@ def make_task(
         fingerprint=_fingerprint(prompt, packed, wanted, tier, agent) if key else "",
         labels=marks,
         quality=quality,
+        least_quality=least_quality,
         max_cost_usd=max_cost_usd,
     )
 

@@ -118,7 +118,12 @@ class Asking:
         """One of the candidates (at least one)."""
         estimates = tuple(candidate.estimate for candidate in candidates)
         waits_s = [candidate.wait_s for candidate in candidates]
-        drawn = draw(entry.task, estimates, waits_s, _remaining_s(entry, now), self._policy, rng)
+        # Thrift is for the first attempt: once that was not enough, the best of the others is.
+        thrift = entry.task.quality if not entry.failures else None
+        limit = entry.task.max_cost_usd
+        drawn = draw(
+            estimates, waits_s, _remaining_s(entry, now), self._policy, rng, quality=thrift, max_cost_usd=limit
+        )
         chosen = candidates[drawn.place]
         receipt = Receipt(
             event.path,

@@ -198,7 +198,7 @@ def outcome_of(
     return Outcome(
         task_id=task.id,
         state=state,
-        value=answer.value if answer is not None else None,
+        value=answer.value if answer is not None and failure is None else None,
         failure=failure,
         agent_id=entry.agent_id,
         attempts=entry.attempt,

@@ -89,6 +89,9 @@ class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True):
     failure: Failure | None = None
     counts: str = ""  # which bound it uses up: failures | losses | kills | ""
     not_before: float = 0.0
+    quality: float | None = None  # of an answer that was not enough, as its agent reported it,
+    cost_usd: float | None = None  # and what it cost
+    run_s: float = 0.0  # and took
 
 
 class WakeTask(Struct, frozen=True, tag="wake"):

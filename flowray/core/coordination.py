@@ -305,6 +305,8 @@ class Coordination:
         if not candidates:
             self._place_anywhere(entry, lane, "failed")
             return
+        failed = {name for name, _ in tried_by(entry)} if entry.failures else set()
+        candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
         chosen, standing = self.asking.choose(entry, candidates, event, self.now, took_s, self._rng)
         bound = self.queue.bound(lane, chosen)
         found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self._rng)
@@ -395,7 +397,10 @@ class Coordination:
         if entry is not None and current:
             self.timers.clear("attempt", event.task_id)
             self._unclaim(entry)
-            if event.failure is None:
+            least = entry.task.least_quality
+            if event.failure is None and least is not None and event.quality is not None and event.quality < least:
+                self._attempt_failed(entry, _not_enough(event.quality, least), event)
+            elif event.failure is None:
                 self._resolve(entry, TaskState.SUCCEEDED, answer=event)
             elif event.failure.kind == "cancelled":
                 # Told to stop by an earlier coordinator, whose reason was in a lost tail: so there is none.
@@ -455,14 +460,18 @@ class Coordination:
         if agent.state is AgentState.DRAINING and not agent.held:
             self._stop(agent, "drained")
 
-    def _attempt_failed(self, entry: Entry, failure: Failure) -> None:
-        """The agent's own code failed: back off and retry, or give up."""
+    def _attempt_failed(self, entry: Entry, failure: Failure, answer: AttemptFinished | None = None) -> None:
+        """The agent's own code failed, or its answer is not enough: retry or give up. Only a failure needs a pause."""
         if not failure.retryable or entry.failures + 1 >= entry.task.max_attempts:
-            self._give_up(entry, failure)
+            self._resolve(entry, TaskState.DEAD, answer=answer, failure=failure)
             return
-        not_before = self.now + self.policy.retry.delay_s(entry.failures + 1, self._rng)
-        task_id = entry.task.id
-        self._commit(RequeueTask(task_id, entry.attempt, self.now, "failed", failure, "failures", not_before))
+        task_id, not_before = entry.task.id, self.now
+        if answer is None:
+            not_before += self.policy.retry.delay_s(entry.failures + 1, self._rng)
+        failed = RequeueTask(task_id, entry.attempt, self.now, "failed", failure, "failures", not_before)
+        if answer is not None:
+            failed = structs.replace(failed, quality=answer.quality, cost_usd=answer.cost_usd, run_s=answer.run_s)
+        self._commit(failed)
         self.timers.set("backoff", task_id, not_before)
 
     def _attempt_lost(self, entry: Entry, failure: Failure, counts: str) -> None:
@@ -786,3 +795,8 @@ class Coordination:
         """Emit a durable command: applied to the book here, to the journal by the driver."""
         self.book.apply(command)
         self._out.append(command)
+
+
+def _not_enough(quality: float, least: float) -> Failure:
+    message = f"the answer was reported to be worth {quality:g}; at least {least:g} is asked for"
+    return Failure(kind="quality", message=message, retryable=True)

@@ -46,6 +46,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     quality: float | None = (
         None  # share of the best candidate's expected success that is enough: the cheapest such wins
     )
+    least_quality: float | None = None  # 0..1; an answer that its agent reports to be worth less is a failed attempt
     max_cost_usd: float | None = None  # what one attempt should cost at most, > 0; None for no limit
 
     @property
@@ -58,7 +59,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why an attempt, a start or a task failed."""
 
-    kind: str  # application | agent_lost | timeout | deadline | cancelled | poison | no_agent
+    kind: str  # application | quality | agent_lost | timeout | deadline | cancelled | poison | no_agent
     type: str = ""  # class name of the exception, where there was one
     message: str = ""
     traceback: str = ""  # as text, from the process where it happened

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from flowray.core.model import Estimate, Task
+from flowray.core.model import Estimate
 from flowray.core.retry import Rng
 from flowray.errors import ConfigError
 
@@ -116,21 +116,26 @@ def in_time(latency_s: float, remaining_s: float) -> float:
 
 
 def draw(
-    task: Task,
     estimates: Sequence[Estimate],
     waits_s: Sequence[float],
     remaining_s: float | None,
     policy: RoutingPolicy,
     rng: Rng,
+    *,
+    quality: float | None = None,
+    max_cost_usd: float | None = None,
 ) -> Drawn:
-    """Choose one of the candidates (at least one), each of which would begin after its wait, which is finite."""
+    """Choose one of the candidates (at least one), each of which would begin after its wait, which is finite.
+
+    `quality` and `max_cost_usd` are what the task asks for (`flowray.core.model.Task`).
+    """
     usual_s = usual_run_s(estimates)
-    if task.quality is None:
+    if quality is None:
         values = [value_of(e, w, usual_s, remaining_s, policy) for e, w in zip(estimates, waits_s, strict=True)]
         tolerance = policy.good
     else:
-        values, tolerance = _thrifty(task.quality, estimates, waits_s, usual_s, remaining_s, policy)
-    allowed = _affordable(task, estimates, values)
+        values, tolerance = _thrifty(quality, estimates, waits_s, usual_s, remaining_s, policy)
+    allowed = _affordable(max_cost_usd, estimates, values)
     best = max(allowed, key=values.__getitem__)
     highest, spread = values[best], estimates[best].deviation
     good: list[int] = []
@@ -180,10 +185,9 @@ def _thrifty(
     return values, 0.0
 
 
-def _affordable(task: Task, estimates: Sequence[Estimate], values: Sequence[float]) -> list[int]:
+def _affordable(limit: float | None, estimates: Sequence[Estimate], values: Sequence[float]) -> list[int]:
     """The candidates within the task's money; where there are none, the cheapest: an accepted task is done."""
     every = list(range(len(estimates)))
-    limit = task.max_cost_usd
     if limit is None:
         return every
     within = [place for place in every if (estimates[place].cost_usd or 0.0) <= limit]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowray.config import RouterConfig
     from flowray.routing.live import LiveRouter, Question
 
+_FAULTS = ("application", "quality", "timeout", "poison")  # kinds of failure that say something of the agent
 BATCH = 64  # questions answered together at most: bounds how long the event loop is held
 
 
@@ -123,7 +124,10 @@ class RoutingDesk:
         elif isinstance(command, RequeueTask) and command.counts == "failures":
             entry = self._find(command.task_id)
             if entry is not None:
-                self._router.learn(command.task_id, class_of(entry.story[-1].agent_id), 0.0)
+                grade = command.quality or 0.0  # nothing, where it failed otherwise
+                agent = class_of(entry.story[-1].agent_id)
+                took_s = command.run_s or None
+                self._router.learn(command.task_id, agent, grade, run_s=took_s, cost_usd=command.cost_usd)
 
     def _resolved(self, router: LiveRouter, outcome: Outcome) -> None:
         agent = class_of(outcome.agent_id)
@@ -131,8 +135,8 @@ class RoutingDesk:
         if outcome.state is TaskState.SUCCEEDED:
             grade = 1.0 if outcome.quality is None else outcome.quality
             router.learn(outcome.task_id, agent, grade, run_s=outcome.run_s, cost_usd=outcome.cost_usd)
-        elif failure is not None and failure.kind in ("application", "timeout", "poison") and agent:
-            router.learn(outcome.task_id, agent, 0.0)
+        elif failure is not None and failure.kind in _FAULTS and agent:
+            router.learn(outcome.task_id, agent, outcome.quality or 0.0, cost_usd=outcome.cost_usd)
         router.forget(outcome.task_id)
 
 

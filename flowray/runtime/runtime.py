@@ -274,6 +274,7 @@ class Runtime:
         agent: str = "",
         labels: Mapping[str, str] | None = None,
         quality: float | None = None,
+        least_quality: float | None = None,
         max_cost_usd: float | None = None,
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
@@ -281,7 +282,8 @@ class Runtime:
         `work` is the prompt when it is a str, otherwise the payload. The same `key` with the same content gives the
         task accepted earlier. Where a router chooses (`core.routing.enabled`), `quality` (0..1) asks for the cheapest
         class of agents that reaches this share of the best expected success, and `max_cost_usd` is what an attempt
-        should cost at most.
+        should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than `least_quality` is a
+        failed attempt: another class of agents is asked, as long as `max_attempts` allows, and then without thrift.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -303,6 +305,7 @@ class Runtime:
             agent=agent,
             labels=labels,
             quality=quality,
+            least_quality=least_quality,
             max_cost_usd=max_cost_usd,
         )
         return self._driver.submit([task], wait_for_room=False)[0]

@@ -119,6 +119,7 @@ class Simulation:
         agent: str = "",
         labels: Mapping[str, str] | None = None,
         quality: float | None = None,
+        least_quality: float | None = None,
         max_cost_usd: float | None = None,
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
@@ -140,6 +141,7 @@ class Simulation:
             agent=agent,
             labels=labels,
             quality=quality,
+            least_quality=least_quality,
             max_cost_usd=max_cost_usd,
         )
         handle = Handle(self, self._caller(task, resubmits=0))

@@ -192,6 +192,64 @@ def test_a_restart_forgets_questions_and_loses_no_task():
     assert (start.task_id, start.choice.unrouted) == ("a", "recovered")
 
 
+class TestNotEnough:
+    """An answer that its own agent says is worth too little."""
+
+    def wanting(self, **more):
+        it = team(ROUTING, strong=1, middle=1, weak=1)
+        it.submit(least_quality=0.5, **more)
+        return it
+
+    def test_another_class_is_asked_at_once(self):
+        it = self.wanting()
+        tell(it, strong=0.9, middle=0.6, weak=0.3)
+        (requeue,) = it.answer("strong-0", "t", quality=0.2, cost_usd=0.01)
+        assert (requeue.quality, requeue.cost_usd, requeue.not_before) == (0.2, 0.01, it.now)
+        (_, asked) = it.tick(it.now)
+        assert asked.tried == (("strong", 0.0),)
+        (start,) = tell(it, strong=0.9, middle=0.6, weak=0.3)
+        assert start.agent_id == "middle-0"
+        (resolve,) = it.answer("middle-0", "t", attempt=2, quality=0.7)
+        assert (resolve.outcome.state.value, resolve.outcome.quality) == ("succeeded", 0.7)
+
+    def test_after_thrift_comes_the_best(self):
+        it = self.wanting(quality=0.5)
+        prices = {"strong": 1.0, "middle": 0.1, "weak": 0.01}
+        expected = {"strong": 0.9, "middle": 0.7, "weak": 0.6}
+
+        def said():
+            estimates = tuple(Estimate(name, expected[name], 0.0, None, 1.0, prices[name]) for name in prices)
+            return it.tell(EstimatesReady(((TaskId("t"), estimates),), "local", "v1"))
+
+        assert starts(said()) == [("t", "weak-0")]
+        it.answer("weak-0", "t", quality=0.0)
+        it.tick(it.now)
+        assert starts(said()) == [("t", "strong-0")]
+
+    def test_when_all_attempts_are_used_up_it_is_a_dead_letter_without_a_value(self):
+        it = self.wanting(max_attempts=1)
+        tell(it, strong=0.9, middle=0.6, weak=0.3)
+        (resolve,) = it.answer("strong-0", "t", quality=0.2)
+        outcome = resolve.outcome
+        assert (outcome.state.value, outcome.failure.kind, outcome.value) == ("dead", "quality", None)
+        assert outcome.quality == 0.2
+        assert "worth 0.2; at least 0.5" in outcome.failure.message
+
+    def test_without_a_report_an_answer_is_an_answer(self):
+        it = self.wanting()
+        tell(it, strong=0.9, middle=0.6, weak=0.3)
+        (resolve,) = it.answer("strong-0", "t")
+        assert resolve.outcome.state.value == "succeeded"
+
+    def test_the_same_class_again_where_there_is_no_other(self):
+        it = Team(CorePolicy(routing=ROUTING))
+        it.ready(name="only")
+        it.submit(least_quality=0.5)
+        it.answer("only-0", "t", quality=0.1)
+        (_, start) = it.tick(it.now)
+        assert start.agent_id == "only-0"
+
+
 class TestManyClasses:
     policy = RoutingPolicy(enabled=True, shortlist=8, newcomers=2, explore=0.0)
 

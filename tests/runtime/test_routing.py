@@ -183,6 +183,13 @@ class TestLearning:
         failed = RequeueTask(TaskId("x"), 1, 2.0, "failed", Failure(kind="application"), "failures")
         assert self.told(failed).learned == [("x", "good-class", 0.0, None, None)]
 
+    def test_an_answer_that_was_not_enough_counts_as_what_it_was(self):
+        failure = Failure(kind="quality")
+        failed = RequeueTask(
+            TaskId("x"), 1, 2.0, "failed", failure, "failures", 2.0, quality=0.3, cost_usd=0.1, run_s=4.0
+        )
+        assert self.told(failed).learned == [("x", "good-class", 0.3, 4.0, 0.1)]
+
     @pytest.mark.parametrize(
         ("kind", "learned"), [("application", 1), ("timeout", 1), ("agent_lost", 0), ("no_agent", 0)]
     )
