@@ -53,11 +53,12 @@ PROBABLE = (0.01, 0.99)  # what a correction does not take a probability beyond
 _LEAST_VARIANCE = 0.04  # of an outcome: a failure where success was sure must not alarm alone
 _NOBODY = 0  # the row of an agent without outcomes
 _UP, _DOWN = 0, 1  # sides of the CUSUM
+_SETTLED = 1e-3  # doubt that makes no difference any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PosteriorPolicy:
-    """How fast to learn and to forget. Strengths are in outcomes; `bench shift` has the figures behind them."""
+    """How fast to learn and to forget; strengths are in outcomes. `python -m bench shift` measures the defaults."""
 
     half_life: float = 500.0  # outcomes after which evidence counts half, > 0
     agent_strength: float = 160.0  # that pulls an agent's correction to none, > 0
@@ -106,15 +107,16 @@ class Posteriors:
         self.kinds = tuple(kinds)
         self.observed = 0  # outcomes of success so far
         self._rows: dict[str, int] = {}  # agent -> row, the one observed longest ago first
-        self._asked: tuple[Sequence[str], npt.NDArray[np.intp]] = ((), np.zeros(0, np.intp))
-        n_rows, width = min(self.policy.max_agents, 16) + 1, len(self.kinds) + 1
-        rules = self.policy
-        self._success = _Evidence(n_rows, width, rules.half_life)
-        self._seconds = _Evidence(n_rows, width, rules.scale_half_life)
-        self._dollars = _Evidence(n_rows, width, rules.scale_half_life)
-        self._doubt = np.zeros(n_rows)  # 0..1 of what the router says
-        self._cusum = np.zeros((n_rows, 2))
-        self._since = np.zeros((n_rows, 2, 2, width))  # [.., side, weight and sum, overall and kinds]
+        self._asked: tuple[tuple[str, ...], npt.NDArray[np.intp]] = ((), np.zeros(0, np.intp))
+        rules, width = self.policy, len(self.kinds) + 1
+        self._success = _Evidence(width, rules.half_life, n_parts=3)
+        self._seconds = _Evidence(width, rules.scale_half_life)
+        self._dollars = _Evidence(width, rules.scale_half_life)
+        self._calm = _strengths(width, rules.agent_strength, rules.kind_strength)
+        self._scales = _strengths(width, rules.scale_strength, rules.scale_strength)
+        self._calming = 0.5 ** (1.0 / rules.doubt_half_life)  # what an outcome leaves of doubt
+        self._doubt = [0.0]  # [rows] 0..1 of what the router says
+        self._cusum = [[0.0, 0.0]]  # [rows][sides]
         self._detections: deque[Detection] = deque(maxlen=rules.max_detections)
         self._refresh_all()
 
@@ -127,12 +129,12 @@ class Posteriors:
         Raises:
             ValueError: shapes do not fit each other.
         """
-        shares = _known(kinds)
-        shift, spread = self._success.read(self._rows_of(agents), shares)
+        shift, spread = self._success.read(self._rows_of(agents), _known(kinds))
+        shift += success
         low, high = np.minimum(success, PROBABLE[0]), np.maximum(success, PROBABLE[1])
-        better = np.minimum(np.maximum(success + shift, low), high)
-        deviation = np.sqrt(np.maximum(better * (1.0 - better), 0.0) * spread)
-        return better.astype(np.float32), deviation.astype(np.float32)
+        better = np.minimum(np.maximum(shift, low, out=shift), high, out=shift)
+        spread *= better * (1.0 - better)
+        return better.astype(np.float32), np.sqrt(spread, out=spread).astype(np.float32)
 
     def corrected_seconds(self, agents: Sequence[str], kinds: Floats, latency_s: Floats) -> tuple[Floats, Floats]:
         """`latency_s` [tasks, agents] times the factor learned, and the standard deviation of its logarithm."""
@@ -152,31 +154,20 @@ class Posteriors:
             return
         if not (0.0 <= expected <= 1.0 and 0.0 <= grade <= 1.0):
             raise ValueError(f"expected and grade of {agent!r} must lie in 0..1, got {expected!r} and {grade!r}")
-        rules = self.policy
-        row = self._row_for(agent)
-        shares = _known(kinds)
+        rules, row, shares = self.policy, self._row_for(agent), _known(kinds)
         believed = min(max(expected + self._success.shift_of(row, shares), PROBABLE[0]), PROBABLE[1])
         surprise = (grade - believed) / math.sqrt(max(believed * (1.0 - believed), _LEAST_VARIANCE))
         surprise = min(max(surprise, -rules.surprise_limit), rules.surprise_limit)
-        fading, added = self._success.add(row, shares, grade - expected)
+        self._success.add(row, shares, grade - expected)
         self.observed += 1
-        for fewer in (row, _NOBODY):
-            self._doubt[fewer] *= 0.5 ** (1.0 / rules.doubt_half_life)
-        if self._alarmed(row, surprise, fading, added):
-            side = int(np.argmax(self._cusum[row]))
-            self._success.sums[row] = self._since[row, side]
-            self._detections.append(
-                Detection(
-                    agent=agent,
-                    at_outcome=self.observed,
-                    better=side == _UP,
-                    outcomes=float(self._since[row, side, 0, 0]),
-                )
-            )
-            self._cusum[row] = 0.0
-            self._since[row] = 0.0
-            self._doubt[:] = 1.0
-            self._refresh_all()
+        self._wear_off(row)
+        sides = self._cusum[row]
+        for side, signed in ((_UP, surprise), (_DOWN, -surprise)):
+            sides[side] = max(sides[side] + signed - rules.slack, 0.0)
+            if sides[side] == 0.0:
+                self._success.clear_since(row, side)
+        if max(sides) > rules.alarm_at:
+            self._alarm(agent, row, _UP if sides[_UP] > sides[_DOWN] else _DOWN)
         else:
             self._refresh(row)
 
@@ -190,8 +181,7 @@ class Posteriors:
 
     def drift(self, agent: str) -> float:
         """How far the agent's detector is on its way to an alarm, 0..1; 0 for one without outcomes."""
-        row = self._rows.get(agent, _NOBODY)
-        return min(float(self._cusum[row].max()) / self.policy.alarm_at, 1.0)
+        return max(self._cusum[self._rows.get(agent, _NOBODY)]) / self.policy.alarm_at
 
     def detections(self) -> tuple[Detection, ...]:
         """The changes found, oldest first; at most `policy.max_detections`."""
@@ -207,9 +197,8 @@ class Posteriors:
             "success": self._success.sums[rows].tolist(),
             "seconds": self._seconds.sums[rows].tolist(),
             "dollars": self._dollars.sums[rows].tolist(),
-            "doubt": self._doubt[rows].tolist(),
-            "cusum": self._cusum[rows].tolist(),
-            "since": self._since[rows].tolist(),
+            "doubt": [self._doubt[row] for row in rows],
+            "cusum": [list(self._cusum[row]) for row in rows],
             "detections": [asdict(detection) for detection in self._detections],
         }
 
@@ -223,46 +212,36 @@ class Posteriors:
         made = cls(snapshot["kinds"], policy)
         agents = list(snapshot["agents"])
         kept = agents[-made.policy.max_agents :]
-        rows = [made._row_for(agent) for agent in kept]
         chosen = [_NOBODY, *range(len(agents) - len(kept) + 1, len(agents) + 1)]
-        for array, name in (
-            (made._success.sums, "success"),
-            (made._seconds.sums, "seconds"),
-            (made._dollars.sums, "dollars"),
-            (made._doubt, "doubt"),
-            (made._cusum, "cusum"),
-            (made._since, "since"),
-        ):
+        for agent in kept:
+            made._row_for(agent)
+        for name, evidence in (("success", made._success), ("seconds", made._seconds), ("dollars", made._dollars)):
             values = np.array(snapshot[name], np.float64)
-            if values.shape != (len(agents) + 1, *array.shape[1:]):
+            if values.shape != (len(agents) + 1, *evidence.sums.shape[1:]):
                 raise ValueError(f"{name} is of shape {values.shape} for {len(agents)} agents, {len(made.kinds)} kinds")
-            array[[_NOBODY, *rows]] = values[chosen]
+            evidence.sums[: len(chosen)] = values[chosen]
+        made._doubt = [float(snapshot["doubt"][at]) for at in chosen]
+        made._cusum = [[float(side) for side in snapshot["cusum"][at]] for at in chosen]
         made.observed = int(snapshot["observed"])
         made._detections.extend(Detection(**each) for each in snapshot["detections"])
         made._refresh_all()
         return made
 
-    def _alarmed(self, row: int, surprise: float, fading: Doubles, added: Doubles) -> bool:
-        """Feed the detector, and the evidence since each of its sides was 0."""
-        since = self._since[row]
-        since *= fading
-        since += added
-        highest = 0.0
-        for side, signed in ((_UP, surprise), (_DOWN, -surprise)):
-            reached = max(float(self._cusum[row, side]) + signed - self.policy.slack, 0.0)
-            self._cusum[row, side] = reached
-            highest = max(highest, reached)
-            if reached == 0.0:
-                since[side] = 0.0
-        return highest > self.policy.alarm_at
+    def _alarm(self, agent: str, row: int, side: int) -> None:
+        """The agent changed: forget what was before, and doubt what is said of everybody."""
+        since = self._success.forget(row, side)
+        self._detections.append(Detection(agent=agent, at_outcome=self.observed, better=side == _UP, outcomes=since))
+        self._cusum[row] = [0.0, 0.0]
+        self._doubt = [1.0] * len(self._doubt)
+        self._refresh_all()
 
     def _scaled(
         self, evidence: _Evidence, agents: Sequence[str], kinds: Floats, expected: Floats
     ) -> tuple[Floats, Floats]:
         shift, spread = evidence.read(self._rows_of(agents), _known(kinds))
         deviation = self.policy.scale_deviation * np.sqrt(spread)
-        unknown = np.where(np.isnan(expected), np.nan, 0.0)
-        return (expected * np.exp(shift)).astype(np.float32), (deviation + unknown).astype(np.float32)
+        deviation[np.isnan(expected)] = np.nan
+        return (expected * np.exp(shift)).astype(np.float32), deviation.astype(np.float32)
 
     def _observe_scale(self, evidence: _Evidence, agent: str, kinds: Floats, expected: float, actual: float) -> None:
         if not (0.0 < expected < math.inf and 0.0 < actual < math.inf):
@@ -271,114 +250,133 @@ class Posteriors:
         believed = evidence.shift_of(row, shares)
         pull = math.log(actual / expected) - believed
         evidence.add(row, shares, believed + min(max(pull, -limit), limit))
-        evidence.refresh(row, self.policy.scale_strength, self.policy.scale_strength)
+        evidence.refresh(row, self._scales)
 
     def _rows_of(self, agents: Sequence[str]) -> npt.NDArray[np.intp]:
         """The rows of agents; those asked about last are kept, since a team is asked about again and again."""
-        if agents is not self._asked[0] and tuple(agents) != self._asked[0]:
-            rows = np.array([self._rows.get(agent, _NOBODY) for agent in agents], np.intp)
-            self._asked = tuple(agents), rows
+        asked = tuple(agents)
+        if asked != self._asked[0]:
+            self._asked = asked, np.array([self._rows.get(agent, _NOBODY) for agent in asked], np.intp)
         return self._asked[1]
 
     def _row_for(self, agent: str) -> int:
         """The row of an agent that is observed now; the agent observed longest ago may have to make room."""
         row = self._rows.pop(agent, None)
         if row is None:
-            self._asked = ((), np.zeros(0, np.intp))
-            if len(self._rows) < self.policy.max_agents:
-                row = len(self._rows) + 1
-                if row == len(self._doubt):
-                    self._grow()
-            else:
-                row = self._rows.pop(next(iter(self._rows)))
-            for evidence in (self._success, self._seconds, self._dollars):
-                evidence.sums[row] = 0.0
-            self._cusum[row] = self._since[row] = 0.0
-            self._doubt[row] = self._doubt[_NOBODY]
-            self._rows[agent] = row
-            self._refresh(row)
-            for evidence in (self._seconds, self._dollars):
-                evidence.refresh(row, self.policy.scale_strength, self.policy.scale_strength)
+            row = self._new_row()
         self._rows[agent] = row
         return row
 
-    def _grow(self) -> None:
-        """Room for twice as many agents."""
-        more = len(self._doubt)
+    def _new_row(self) -> int:
+        self._asked = ((), np.zeros(0, np.intp))
+        if len(self._rows) < self.policy.max_agents:
+            row = len(self._doubt)
+            self._doubt.append(self._doubt[_NOBODY])
+            self._cusum.append([0.0, 0.0])
+        else:
+            row = self._rows.pop(next(iter(self._rows)))
+            self._doubt[row], self._cusum[row] = self._doubt[_NOBODY], [0.0, 0.0]
         for evidence in (self._success, self._seconds, self._dollars):
-            evidence.grow(more)
-        self._doubt, self._cusum, self._since = (
-            np.concatenate([array, np.zeros((more, *array.shape[1:]))])
-            for array in (self._doubt, self._cusum, self._since)
-        )
+            evidence.empty(row)
+        self._refresh(row)
+        self._seconds.refresh(row, self._scales)
+        self._dollars.refresh(row, self._scales)
+        return row
+
+    def _wear_off(self, row: int) -> None:
+        doubt = self._doubt[row] * self._calming
+        self._doubt[row] = doubt if doubt > _SETTLED else 0.0
 
     def _refresh(self, row: int) -> None:
-        rules, doubt = self.policy, float(self._doubt[row])
+        rules, doubt = self.policy, self._doubt[row]
+        if not doubt:
+            self._success.refresh(row, self._calm)
+            return
         agent = rules.agent_strength * (rules.doubted_agent_strength / rules.agent_strength) ** doubt
         kind = rules.kind_strength * (rules.doubted_kind_strength / rules.kind_strength) ** doubt
-        self._success.refresh(row, agent, kind)
+        self._success.refresh(row, _strengths(len(self._calm), agent, kind))
 
     def _refresh_all(self) -> None:
-        for row in (_NOBODY, *self._rows.values()):
+        for row in range(len(self._doubt)):
             self._refresh(row)
-            for evidence in (self._seconds, self._dollars):
-                evidence.refresh(row, self.policy.scale_strength, self.policy.scale_strength)
+            self._seconds.refresh(row, self._scales)
+            self._dollars.refresh(row, self._scales)
 
 
 class _Evidence:
-    """Decayed residuals of one quantity and the corrections that follow, ready to be read."""
+    """Decayed residuals of one quantity and the corrections that follow, ready to be read.
 
-    def __init__(self, n_rows: int, width: int, half_life: float) -> None:
+    Of its parts the first is all evidence; the others are the same since each side of a detector was 0.
+    """
+
+    def __init__(self, width: int, half_life: float, n_parts: int = 1) -> None:
         self._decay = 0.5 ** (1.0 / half_life)
-        self.sums = np.zeros((n_rows, 2, width))  # [rows, weight and sum, overall and kinds]
-        self._shift = np.zeros((n_rows, width))  # the agent's correction, and what a kind adds to it
-        self._spread = np.zeros((n_rows, width))  # variance of each, in variances of one outcome
+        self.sums = np.zeros((1, n_parts, 2, width))  # [rows, parts, weight and sum, overall and kinds]
+        self._read = np.zeros((1, 2, width))  # [rows, correction and variance of the agent, and what a kind adds]
+        self._added = np.ones((2, width))  # of one outcome: weight and sum; kept, for making it costs more than filling
 
     def read(self, rows: npt.NDArray[np.intp], shares: Doubles) -> tuple[Doubles, Doubles]:
-        """Corrections and their variances [tasks, agents]."""
-        shift, spread = self._shift[rows], self._spread[rows]
-        return (
-            shares @ shift[:, 1:].T + shift[:, 0],
-            (shares * shares) @ spread[:, 1:].T + spread[:, 0],
-        )
+        """Corrections, and their variances in variances of one outcome: [tasks, agents] each."""
+        found = self._read[rows]  # [agents, 2, 1 + kinds]
+        weights = np.ones((len(shares), found.shape[2]))  # [tasks, 1 + kinds]
+        weights[:, 1:] = shares
+        return np.dot(weights, found[:, 0].T), np.dot(weights * weights, found[:, 1].T)
 
     def shift_of(self, row: int, shares: Doubles) -> float:
         """The correction of one agent at one task."""
-        shift = self._shift[row]
-        return float(shares @ shift[1:] + shift[0])
+        shift = self._read[row, 0]
+        return float(np.dot(shares, shift[1:])) + float(shift[0])
 
-    def add(self, row: int, shares: Doubles, residual: float) -> tuple[Doubles, Doubles]:
-        """Take in one residual; gives what older evidence faded by [1 + kinds] and what was added [2, 1 + kinds]."""
-        added = np.empty_like(self.sums[row])
-        added[0, 0] = 1.0
-        added[0, 1:] = shares
-        fading: Doubles = self._decay ** added[0]
-        added[1] = added[0] * residual
+    def add(self, row: int, shares: Doubles, residual: float) -> None:
+        """Take in one residual: all that is older fades."""
+        added = self._added
+        weight = added[0]
+        weight[1:] = shares
+        np.multiply(weight, residual, out=added[1])
         sums = self.sums[row]
-        sums *= fading
+        sums *= self._decay**weight
         sums += added
-        return fading, added
 
-    def refresh(self, row: int, agent_strength: float, kind_strength: float) -> None:
+    def clear_since(self, row: int, side: int) -> None:
+        """A side of the detector is 0: no change began before now."""
+        self.sums[row, 1 + side] = 0.0
+
+    def forget(self, row: int, side: int) -> float:
+        """Keep only what came since a side was 0; gives the weight of that."""
+        self.sums[row, 0] = self.sums[row, 1 + side]
+        self.sums[row, 1:] = 0.0
+        return float(self.sums[row, 0, 0, 0])
+
+    def empty(self, row: int) -> None:
+        """Make room for an agent without outcomes at a row, which may be the one after the last."""
+        if row == len(self.sums):
+            more = len(self.sums)  # doubling, so that many agents cost as little each as few
+            self.sums = np.concatenate([self.sums, np.zeros((more, *self.sums.shape[1:]))])
+            self._read = np.concatenate([self._read, np.zeros((more, *self._read.shape[1:]))])
+        self.sums[row] = 0.0
+
+    def refresh(self, row: int, strengths: Doubles) -> None:
         """Work out the corrections of one agent anew."""
-        weight, total = self.sums[row]
-        bottom = weight + kind_strength
-        bottom[0] += agent_strength - kind_strength
-        mean = total[0] / bottom[0]
-        shift, spread = self._shift[row], self._spread[row]
-        np.divide(total - mean * weight, bottom, out=shift)
+        weight, total = self.sums[row, 0]
+        shift, variance = self._read[row]
+        np.add(weight, strengths, out=variance)
+        np.reciprocal(variance, out=variance)
+        mean = float(total[0]) * float(variance[0])
+        np.multiply(weight, -mean, out=shift)
+        shift += total
+        shift *= variance
         shift[0] = mean
-        np.divide(1.0, bottom, out=spread)
 
-    def grow(self, more: int) -> None:
-        """Append so many empty rows."""
-        self.sums, self._shift, self._spread = (
-            np.concatenate([array, np.zeros((more, *array.shape[1:]))])
-            for array in (self.sums, self._shift, self._spread)
-        )
+
+def _strengths(width: int, agent: float, kind: float) -> Doubles:
+    """[overall and kinds] by what means are shrunk."""
+    strengths = np.full(width, kind)
+    strengths[0] = agent
+    return strengths
 
 
 def _known(kinds: Floats) -> Doubles:
     """Shares as numbers to reckon with; unknown ones are 0."""
-    shares: Doubles = np.asarray(kinds, np.float64)
-    return np.nan_to_num(shares) if np.isnan(shares).any() else shares
+    shares = kinds.astype(np.float64)
+    flat = shares.ravel()
+    return shares if math.isfinite(np.dot(flat, flat)) else np.nan_to_num(shares)
