@@ -44,7 +44,7 @@ class Measurement:
     """One metric: every repeat's value, for flowray and for each peer. A side that was absent has none."""
 
     metric: str
-    unit: str  # "tasks/s", "ms", "s", "MB", "us/task", "tasks", "ratio"
+    unit: str  # "tasks/s", "ms", "s", "MB", "us/task", "tasks", "ratio", "share"
     flowray: Sequence[float]  # one for each repeat; empty: flowray has no such figure
     peers: Mapping[str, Sequence[float]] = field(default_factory=dict)  # the first is the one of the ratio
 
@@ -109,8 +109,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def higher_is_better(unit: str) -> bool:
-    """Rates grow when things get better; times, sizes and losses shrink."""
-    return unit.endswith("/s")
+    """Rates, success and shares of what could be had grow when things get better; times, sizes and losses shrink."""
+    return unit.endswith("/s") or unit in ("share", "success")
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,8 @@ def test_figures_keep_four_digits(value: float, short: float) -> None:
     assert measure.rounded(value) == short
 
 
-@pytest.mark.parametrize(("unit", "better"), [("tasks/s", True), ("ms", False), ("us/task", False), ("MB", False)])
+@pytest.mark.parametrize(
+    ("unit", "better"), [("tasks/s", True), ("ms", False), ("us/task", False), ("MB", False), ("share", True)]
+)
 def test_rates_are_better_when_higher(unit: str, better: bool) -> None:
     assert measure.higher_is_better(unit) is better
