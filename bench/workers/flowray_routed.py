@@ -41,7 +41,7 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
         rt.wait_ready(timeout_s=180, agents=each * len(CLASSES))
         texts = Texts(settings["words"])
         if settings["routed"]:
-            until_routed(rt, texts)
+            until_loaded(rt)
         status = rt.status()
         agents = [agent.pid for agent in status.agents]
         groups = {"coordinator": [status.pid], "driver": [os.getpid()], "agents": agents}
@@ -67,16 +67,13 @@ class Texts:
         return [" ".join(self._rng.choices(_WORDS, k=self._words)) for _ in range(count)]
 
 
-def until_routed(rt: fr.Runtime, texts: Texts) -> None:
+def until_loaded(rt: fr.Runtime) -> None:
     """Wait until the router is loaded."""
     until = time.perf_counter() + _LOADED_S
-    while time.perf_counter() < until:
-        (text,) = texts.take(1)
-        choices = rt.submit(text, needs={"noop"}).outcome(timeout_s=60).choices
-        if choices and choices[0].receipt is not None:
-            return
+    while not rt.status().router:
+        if time.perf_counter() > until:
+            raise RuntimeError(f"no router after {_LOADED_S:.0f} s: {rt.status().router_failed}")
         time.sleep(0.2)
-    raise RuntimeError(f"no task was routed within {_LOADED_S:.0f} s")
 
 
 def at_a_rate(rt: fr.Runtime, texts: Texts, rate_per_s: float, seconds: float) -> list[Outcome]:

@@ -220,7 +220,14 @@ class Coordinator:
         )
         self._doorway.on_renewal = self._renew_certificates
         overview = Overview(
-            self._config.name, self._epoch, self._node_id, self._journal, core, self._store, self._pools
+            self._config.name,
+            self._epoch,
+            self._node_id,
+            self._journal,
+            core,
+            self._store,
+            self._pools,
+            self._routing,
         )
         self._questions = Questions(
             core,

@@ -11,6 +11,7 @@ from flowray.core.model import TaskId
 from flowray.core.states import TaskState
 from flowray.runtime.lookout import Lookout
 from flowray.runtime.pools import Pools
+from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.views import AgentView, Status, Story, story_between, story_of
 from flowray.store import SqliteStore
 
@@ -19,13 +20,22 @@ class Overview:
     """Reads only. Use only from the coordinator's event loop."""
 
     def __init__(
-        self, name: str, epoch: int, node_id: str, journal: Path, core: Coordination, store: SqliteStore, pools: Pools
+        self,
+        name: str,
+        epoch: int,
+        node_id: str,
+        journal: Path,
+        core: Coordination,
+        store: SqliteStore,
+        pools: Pools,
+        routing: RoutingDesk | None,
     ) -> None:
         """`node_id`, `journal`: Ray's id of the coordinator's node, and the journal's directory there."""
         self._name, self._epoch, self._node_id, self._journal = name, epoch, node_id, journal
         self._core = core
         self._store = store
         self._pools = pools
+        self._routing = routing
         self._lookout = Lookout(pools.blocks)
 
     async def status(self) -> Status:
@@ -50,6 +60,8 @@ class Overview:
             blocks=sight.blocks,
             pid=os.getpid(),
             node=self._node_id,
+            router=self._routing.version if self._routing is not None else "",
+            router_failed=self._routing.trouble if self._routing is not None else "",
         )
 
     def story(self, task_id: str) -> Story | None:

@@ -204,6 +204,10 @@ def _status(status: Status) -> Picture:
         blocks.append(Line((Cell("Ray's control store", "bad"), Cell(status.ray_failed))))
     if status.journal_failed:
         blocks.append(Line((Cell("journal failed", "bad"), Cell(status.journal_failed))))
+    if status.router:
+        blocks.append(Line((Cell("router", "faint"), Cell(status.router))))
+    if status.router_failed:
+        blocks.append(Line((Cell("no router", "bad"), Cell(status.router_failed))))
     waiting = sorted(status.blocks.items())
     blocks += [Line((Cell(f"block {name}", "faint"), Cell(state, "bad"))) for name, state in waiting]
     blocks += _agents(status.agents)

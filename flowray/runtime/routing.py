@@ -50,9 +50,9 @@ class RoutingDesk:
         self._loading: asyncio.Task[None] | None = None
 
     @property
-    def router(self) -> LiveRouter | None:
-        """None until it is loaded, and where it could not be."""
-        return self._router
+    def version(self) -> str:
+        """Of the router; "" until it is loaded, and where it could not be."""
+        return self._router.version if self._router is not None else ""
 
     @property
     def trouble(self) -> str:

@@ -79,6 +79,8 @@ class Status(View, frozen=True, kw_only=True, omit_defaults=True):
     blocks: dict[str, str] = {}  # placement group -> its state, where it is not CREATED
     pid: int = 0  # of the coordinator
     node: str = ""
+    router: str = ""  # version of the router in use, and how many outcomes it learned; "" where none is
+    router_failed: str = ""  # why there are no estimates; "" while there are, or where nobody routes
 
 
 class Story(View, frozen=True, kw_only=True, omit_defaults=True):

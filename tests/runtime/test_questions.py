@@ -50,7 +50,7 @@ class Desk(Shell):
             self.pump,
             pools,
             Figures(),
-            Overview("team", 1, "node", directory, core, self.store, pools),
+            Overview("team", 1, "node", directory, core, self.store, pools, None),
             introduce=self.introduce,
             stop=self.stop,
         )

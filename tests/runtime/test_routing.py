@@ -67,7 +67,7 @@ async def until(condition):
 
 async def loaded(desk: Desk) -> Desk:
     desk.desk.begin()
-    await until(lambda: desk.desk.router is not None)
+    await until(lambda: desk.desk.version)
     return desk
 
 
