@@ -1,0 +1,63 @@
+"""What a router is asked from elsewhere and what it answers, as messages: plain data, encoded with msgpack.
+
+Nothing heavy is imported here, so that whoever asks needs neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from flowray.core.model import Estimate
+
+
+class Query(Struct, frozen=True, array_like=True):
+    """One task and who could do it. See `flowray.routing.estimates.TaskBatch` for what a router reads."""
+
+    text: str
+    candidates: tuple[str, ...]  # names; of those that the history does not know, only the general is estimated
+    choices: str = ""
+    tools: str = ""
+    n_tools: float | None = None
+    n_params: float | None = None
+    n_options: float | None = None
+    tried: tuple[tuple[str, float], ...] = ()  # (candidate, 1 or 0): what came of earlier attempts at this very task
+
+
+class Queries(Struct, frozen=True, array_like=True):
+    """Several tasks, asked at once."""
+
+    queries: tuple[Query, ...]
+
+
+class Answers(Struct, frozen=True, array_like=True):
+    """What to expect: for each query the estimates of its candidates, in their order."""
+
+    version: str  # of the router that made them, see `flowray.routing.versions`
+    estimates: tuple[tuple[Estimate, ...], ...]
+
+    def fits(self, asked: Queries) -> bool:
+        """Are these answers to those queries?"""
+        return [tuple(one.candidate for one in row) for row in self.estimates] == [
+            query.candidates for query in asked.queries
+        ]
+
+
+class RouterStatus(Struct, frozen=True, array_like=True):
+    """What one process that answers says of itself."""
+
+    version: str  # that answers now
+    router: str  # its directory
+    history: str  # the directory of the outcomes it goes by, "" for none
+    pid: int
+    answered: int  # calls, in the life of this process
+    int8_from: int | None  # tasks in a batch from which it computes with int8 weights; None: never
+    told: str = ""  # mark of what it was told last
+    refused: str = ""  # version or directory that it could not take since it took the one that answers
+    reason: str = ""  # why not
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_queries = msgspec.msgpack.Decoder(Queries).decode
+decode_answers = msgspec.msgpack.Decoder(Answers).decode
+decode_status = msgspec.msgpack.Decoder(RouterStatus).decode
