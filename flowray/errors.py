@@ -32,6 +32,7 @@ FlowrayError
 │   ├── AskFailed              the other side raised: its exception's type and message
 │   └── AskDeadlock            agents wait for one another in a circle; this ask was given up to break it
 ├── AgentStartFailed           an agent's constructor fails again and again
+├── RouterRefused              a router, or this version of it, cannot be used; tasks go on without it
 ├── NotConnected               the runtime is stopped, or there is none to connect to
 │   └── TicketUnusable         (flowray.mesh.tickets) there is no ticket, or it opens nothing any more
 └── MissingExtra               an optional dependency is absent; the message is the install command
@@ -272,6 +273,19 @@ class AskDeadlock(AskError):
 
 class AgentStartFailed(FlowrayError):
     """An agent's constructor fails again and again."""
+
+
+class RouterRefused(FlowrayError):
+    """A router that cannot be used. `router` is its directory, `kept` the version that stays or ""."""
+
+    def __init__(self, router: str, detail: str, kept: str = "") -> None:
+        super().__init__(router, detail, kept)
+        self.router, self.detail, self.kept = router, detail, kept
+
+    def __str__(self) -> str:
+        return f"{self.router} was not taken: {self.detail}; " + (
+            f"version {self.kept} stays" if self.kept else "there are no estimates"
+        )
 
 
 class NotConnected(FlowrayError):

@@ -56,7 +56,8 @@ class Scorer:
             agents=_with_a_stranger(agents),
             histories=replace(histories, outcomes=histories.outcomes.of_columns(columns)),
         )
-        scorer.practise()
+        for tasks in _WARM:
+            scorer.practise(tasks)
         return scorer
 
     def score(self, asked: Queries) -> Answers:
@@ -83,11 +84,10 @@ class Scorer:
             ),
         )
 
-    def practise(self) -> None:
+    def practise(self, tasks: int) -> None:
         """Answer for made-up tasks, so that whatever is only computed once has been. Raises as `score`."""
-        for tasks in _WARM:
-            query = Query("List the main findings of the report and say which to check first.", self.agents.agent_ids)
-            self.score(Queries((query,) * tasks))
+        query = Query("List the main findings of the report and say which to check first.", self.agents.agent_ids)
+        self.score(Queries((query,) * tasks))
 
     def _attempts(self, queries: Sequence[Query], place: dict[str, int]) -> Floats | None:
         """[tasks, agents] what is known of earlier attempts; strangers' are left out, for they share a column."""

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowray.errors import ConfigError
 from flowray.routing import artifacts, data
-from flowray.routing.artifacts import ArtifactError
 
 _DIGITS = 16
-UNUSABLE = (ArtifactError, ConfigError, OSError)  # what reading a router or a history may raise
 
 
 def version_of(router: Path | str, history: Path | str = "") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ray import exceptions as rex
 
-from flowray.errors import CoordinatorUnavailable, FlowrayError, StoreError
+from flowray.errors import CoordinatorUnavailable, FlowrayError, InvalidTask, StoreError
 
 # The process is gone for good: no later call can reach it.
 GONE: tuple[type[BaseException], ...] = (rex.ActorDiedError, rex.ActorUnschedulableError)
@@ -52,6 +52,27 @@ def translated_unless_lost(doing: str) -> Iterator[None]:
         if isinstance(error.__cause__, LOST):
             raise error.__cause__ from None
         raise
+
+
+def serve_failures() -> tuple[type[BaseException], ...]:
+    """What a call by a handle of Serve may raise. A function, for knowing the names loads Serve."""
+    from ray.serve.exceptions import RayServeException
+
+    return RayServeException, rex.RayError, RuntimeError, TimeoutError, ConnectionError
+
+
+def why_unserved(error: BaseException) -> tuple[str, str]:
+    """Of what kind such a failure is (full, refused, failed, lost), and in words."""
+    from ray.serve.exceptions import BackPressureError
+
+    if isinstance(error, BackPressureError):
+        return "full", str(error)
+    if isinstance(error, rex.RayTaskError):
+        cause = error.as_instanceof_cause()
+        return (
+            "refused" if isinstance(cause, InvalidTask) else "failed"
+        ), f"{type(error.cause).__name__}: {error.cause}"
+    return "lost", brief(error)
 
 
 def brief(error: BaseException) -> str:

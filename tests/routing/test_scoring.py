@@ -126,7 +126,7 @@ def test_a_network_that_says_nonsense_is_refused(scorer: Scorer):
 
     broken = Scorer(version="v", router=Broken(), agents=scorer.agents, histories=scorer.histories)
     with pytest.raises(ArtifactError, match="no number"):
-        broken.practise()
+        broken.practise(1)
 
 
 def test_more_experience_means_less_deviation():

@@ -1,0 +1,294 @@
+"""A router behind Ray Serve: processes of its own that answer in batches, take a new version live and are replaced.
+
+Serve has no HTTP proxy here; its handles call replicas as Ray calls actors. A replica also opens a gRPC server of
+Serve's for other deployments, on every interface: here on loopback, as nobody needs it.
+
+Versions. Which router answers is Serve's `user_config`, so that replicas that come later take the same one. A replica
+loads a new version beside the old one in a thread, lets it answer once and puts it in its place; calls under way end
+with the version that they began with. What it cannot load it refuses, and says so in its status: raising would make
+Serve kill it. `deploy_router` looks at what all replicas say, and takes a refused version back, because a replica that
+came later would find no older version to go on with.
+
+Calls are not gathered by `@serve.batch`: callers that have several tasks ask about all of them at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import ray
+from ray import serve
+from ray.serve._private import replica as serve_replica
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+import flowray
+from flowray.errors import InvalidTask, NotConnected, RouterRefused, WaitTimeout
+from flowray.routing.config import ServingConfig
+from flowray.routing.queries import Queries, RouterStatus, decode_queries, decode_status, encode
+from flowray.routing.versions import check, version_of
+from flowray.runtime._ray_errors import brief, serve_failures, why_unserved
+from flowray.runtime.scorers import Failed, Kind
+
+if TYPE_CHECKING:
+    from flowray.routing.scoring import Scorer  # loads torch, which only replicas need
+
+_LOOK_S = 0.1  # between two looks at how a deployment gets on
+_STATUS_S = 5.0  # for replicas to say how they are
+_STARTS = 2  # of a replica that fails before a deployment is given up
+
+
+class RouterReplica:
+    """What a replica runs. Serve calls `reconfigure` after `__init__` and at each new version."""
+
+    def __init__(self, precision: str, max_tasks: int) -> None:
+        from flowray.routing import scoring
+
+        _keep_to_loopback()
+        scoring.use_one_thread()
+        self._load = partial(scoring.Scorer.load, precision=cast(Any, precision))
+        self._max_tasks = max_tasks
+        self._scorer: Scorer | None = None
+        self._taken = ("", "")  # the directories of the router that answers and of its history
+        self._told = self._refused = self._reason = ""
+        self._answered = 0
+        self._changing = asyncio.Lock()
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Take the router in the directory "router" and the history in "history" ("" for none).
+
+        Where "version" is given, that is what they must be; "told" comes back in the status.
+
+        Raises:
+            Exception: it cannot be used, and there is no older one to go on with.
+        """
+        router, history = user_config["router"], user_config.get("history", "")
+        wanted = user_config.get("version", "")
+        async with self._changing:
+            try:
+                found = await asyncio.to_thread(version_of, router, history)
+                if wanted and found != wanted:
+                    raise OSError(f"{router} and {history or 'no history'} are {found} here, not {wanted}")
+                if self._scorer is None or self._scorer.version != found:
+                    self._scorer = await asyncio.to_thread(self._load, router, history)
+                    self._refused = self._reason = ""
+                self._taken = router, history
+            except Exception as error:  # whatever it is: let out, it would make Serve kill a replica that answers
+                if self._scorer is None:
+                    raise
+                self._refused, self._reason = wanted or router, f"{type(error).__name__}: {error}"
+            self._told = user_config.get("told", "")
+
+    async def score(self, body: bytes) -> bytes:
+        """Answers (encoded) to Queries (encoded).
+
+        Raises:
+            InvalidTask: it is no such message, or has too many tasks.
+        """
+        try:
+            asked: Queries = decode_queries(body)
+        except msgspec.DecodeError as error:
+            raise InvalidTask("queries", f"cannot be read: {error}") from error
+        if len(asked.queries) > self._max_tasks:
+            raise InvalidTask("queries", f"has {len(asked.queries)} tasks, at most {self._max_tasks} are taken at once")
+        answers = self._current().score(asked)
+        self._answered += 1
+        return encode(answers)
+
+    async def status(self) -> bytes:
+        """A RouterStatus, encoded."""
+        scorer = self._current()
+        return encode(
+            RouterStatus(
+                version=scorer.version,
+                router=self._taken[0],
+                history=self._taken[1],
+                pid=os.getpid(),
+                answered=self._answered,
+                int8_from=scorer.router.int8_from,
+                told=self._told,
+                refused=self._refused,
+                reason=self._reason,
+            )
+        )
+
+    async def check_health(self) -> None:
+        """Answer for a made-up task. Raises whatever is wrong."""
+        self._current().practise(1)
+
+    def _current(self) -> Scorer:
+        assert self._scorer is not None, "Serve calls reconfigure first"
+        return self._scorer
+
+
+class ServedRouter:
+    """The way to a served router from one process. It asks once (`flowray.runtime.scorers.Hedged` asks better)."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle.options(_by_reference=True)  # by Ray's calls, not by Serve's gRPC server
+        self._score = self._handle.score
+        self._failures = serve_failures()
+
+    async def __call__(self, body: bytes) -> bytes | Failed:
+        """The encoded Answers to encoded Queries. Cancelling it gives the call up."""
+        response = None
+        try:
+            response = self._score.remote(body)
+            answer: bytes = await response
+        except asyncio.CancelledError:
+            if response is not None:
+                response.cancel()
+            raise
+        except self._failures as error:
+            kind, detail = why_unserved(error)
+            return Failed(kind=cast(Kind, kind), detail=detail)
+        return answer
+
+    def statuses(self, timeout_s: float = _STATUS_S) -> tuple[RouterStatus, ...]:
+        """What each replica says of itself. Not for a thread that runs an event loop.
+
+        Raises:
+            WaitTimeout: some replica does not say.
+        """
+        try:
+            said = self._handle.broadcast("status").results(timeout_s=timeout_s)
+        except self._failures as error:
+            raise WaitTimeout("no word from every replica", timeout_s, brief(error)) from error
+        return tuple(decode_status(one) for one in said)
+
+
+def deploy_router(config: ServingConfig) -> ServedRouter:
+    """Serve a router on the Ray cluster that this process is connected to, or let a served one take a new version.
+
+    Returns when every replica answers with it. Blocks: not for a thread that runs an event loop.
+
+    Raises:
+        NotConnected: this process is not connected to Ray.
+        ArtifactError, SchemaError: the router or its history cannot be used; nothing was changed.
+        RouterRefused: the replicas cannot take it; they go on with what they had.
+        WaitTimeout: it takes longer than `ready_s`; Serve goes on trying.
+    """
+    _need_ray()
+    version = check(config.router, config.history)
+    serve.start(proxy_location="Disabled", http_options=HTTPOptions(host="127.0.0.1"))
+    before = _before(config.name)
+    served, trouble = _take(config, config.router, config.history, version)
+    if trouble and before is not None:
+        _take(config, before.router, before.history, before.version)
+        raise RouterRefused(config.router, trouble, before.version)
+    if trouble:
+        undeploy(config.name)
+        raise RouterRefused(config.router, trouble)
+    return served
+
+
+def served_router(name: str = "flowray-router") -> ServedRouter:
+    """The way to what another process has deployed.
+
+    Raises:
+        NotConnected: nothing of this name is served.
+    """
+    _need_ray()
+    try:
+        return ServedRouter(serve.get_app_handle(name))
+    except serve_failures() as error:
+        raise NotConnected(f"no router {name!r} is served on this cluster: {brief(error)}") from error
+
+
+def undeploy(name: str = "flowray-router") -> None:
+    """Stop serving, if anything is; Serve itself ends too where it serves nothing else.
+
+    Raises:
+        NotConnected: this process is not connected to Ray.
+    """
+    _need_ray()
+    with contextlib.suppress(*serve_failures()):  # nothing is served
+        serve.delete(name)
+        if not serve.status().applications:
+            serve.shutdown()
+
+
+def _take(config: ServingConfig, router: str, history: str, version: str) -> tuple[ServedRouter, str]:
+    """Let every replica take a version; gives the trouble that keeps them from it, or "".
+
+    Raises:
+        WaitTimeout: it takes too long.
+    """
+    told = secrets.token_hex(4)
+    served = _run(config, {"router": router, "history": history, "version": version, "told": told})
+    deadline = time.monotonic() + config.ready_s
+    while time.monotonic() < deadline:
+        application = serve.status().applications.get(config.name)
+        if application is not None and application.status == "DEPLOY_FAILED":
+            return served, str(application.message).strip()
+        with contextlib.suppress(WaitTimeout):
+            said = served.statuses() if application is not None and application.status == "RUNNING" else ()
+            if said and all(one.told == told for one in said):
+                others = [one for one in said if one.version != version]
+                return served, others[0].reason if others else ""
+        time.sleep(_LOOK_S)
+    raise WaitTimeout(f"version {version} is not loaded everywhere", config.ready_s, "Serve goes on trying")
+
+
+def _run(config: ServingConfig, user_config: dict[str, str]) -> ServedRouter:
+    """Tell Serve what to serve; it goes about it by itself."""
+    deployment = serve.deployment(RouterReplica).options(
+        name="router",
+        # Without a version of its own each deployment gets a random one, and Serve replaces all replicas instead of
+        # calling `reconfigure`. What the constructor is given must be in it: Serve does not look.
+        version=f"{flowray.__version__}/{config.precision}/{config.max_tasks}",
+        _internal=True,
+        user_config=user_config,
+        max_ongoing_requests=config.max_ongoing,
+        max_queued_requests=config.max_queued,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            initial_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            target_ongoing_requests=config.target_ongoing,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
+        ),
+        ray_actor_options={"num_cpus": config.num_cpus},
+        health_check_period_s=config.health_check_period_s,
+        health_check_timeout_s=config.health_check_timeout_s,
+        max_constructor_retry_count=_STARTS,
+        max_surge_percent=100,  # where replicas must be replaced, the new ones are there before the old ones go
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+    )
+    application = deployment.bind(config.precision, config.max_tasks)
+    (handle,) = serve.run_many(
+        [serve.RunTarget(application, name=config.name, route_prefix=None)], wait_for_applications_running=False
+    )
+    return ServedRouter(handle)
+
+
+def _need_ray() -> None:
+    """Serve would start a cluster of its own, without flowray's settings."""
+    if not ray.is_initialized():
+        raise NotConnected("this process is not connected to a Ray cluster")
+
+
+def _before(name: str) -> RouterStatus | None:
+    """What is served under this name already."""
+    try:
+        return next(iter(served_router(name).statuses()), None)
+    except (NotConnected, WaitTimeout):
+        return None
+
+
+def _keep_to_loopback() -> None:
+    """Let this replica's gRPC server, which Serve starts after the constructor, listen on loopback only."""
+    listen = serve_replica.add_port_to_grpc_server
+
+    def listen_here(server: Any, address: str) -> Any:
+        return listen(server, f"127.0.0.1:{address.rpartition(':')[2]}")
+
+    serve_replica.add_port_to_grpc_server = listen_here
