@@ -227,7 +227,7 @@ def _take(config: ServingConfig, router: str, history: str, version: str) -> tup
     while time.monotonic() < deadline:
         application = serve.status().applications.get(config.name)
         if application is not None and application.status == "DEPLOY_FAILED":
-            return served, str(application.message).strip()
+            return served, "; ".join(_last_line(one.message) for one in application.deployments.values())
         with contextlib.suppress(WaitTimeout):
             said = served.statuses() if application is not None and application.status == "RUNNING" else ()
             if said and all(one.told == told for one in said):
@@ -235,6 +235,12 @@ def _take(config: ServingConfig, router: str, history: str, version: str) -> tup
                 return served, others[0].reason if others else ""
         time.sleep(_LOOK_S)
     raise WaitTimeout(f"version {version} is not loaded everywhere", config.ready_s, "Serve goes on trying")
+
+
+def _last_line(message: str) -> str:
+    """What a traceback in Serve's words comes down to."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error: " in line), lines[-1] if lines else "it does not start")
 
 
 def _run(config: ServingConfig, user_config: dict[str, str]) -> ServedRouter:
