@@ -344,7 +344,7 @@ def test_nothing_served_is_said_and_asking_still_ends(served: Any) -> None:
     """The last test of this module: it ends what the others use."""
     from flowray.runtime.serving import served_router, undeploy
 
-    assert isinstance(asyncio.run(served_router()(encode(queries(1)))), bytes)
+    wait_until_answered(served_router())
     undeploy()
     with pytest.raises(NotConnected, match="flowray-router"):
         served_router()
