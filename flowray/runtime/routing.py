@@ -45,7 +45,7 @@ class RoutingDesk:
         self._find = find
         self._is_asked = is_asked
         self._router: LiveRouter | None = None
-        self._trouble = "the router is not loaded yet"
+        self._trouble = ""
         self._asked: deque[RequestEstimates] = deque()
         self._loading: asyncio.Task[None] | None = None
 
@@ -56,7 +56,7 @@ class RoutingDesk:
 
     @property
     def trouble(self) -> str:
-        """Why there are no estimates; "" where there are."""
+        """Why the router could not be loaded; "" where it was, or is not yet."""
         return self._trouble
 
     def begin(self) -> None:
@@ -66,10 +66,9 @@ class RoutingDesk:
     async def _begin(self) -> None:
         try:
             self._router = await asyncio.to_thread(self._load)
-            self._trouble = ""
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an artifact, tasks go on without it
-            self._trouble = f"the router could not be loaded: {type(error).__name__}: {error}"
-            print(f"flowray coordinator: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
+            self._trouble = f"{type(error).__name__}: {error}"
+            print(f"flowray coordinator: the router could not be loaded: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
 
     def ask(self, command: RequestEstimates) -> None:
         """The core wants estimates."""
@@ -88,7 +87,7 @@ class RoutingDesk:
         if not batch:
             return
         if self._router is None:
-            self._fail(batch, self._trouble)
+            self._fail(batch, self._trouble or "the router is not loaded yet")
             return
         questions = self._questions(batch)
         try:

@@ -234,10 +234,11 @@ class Runtime:
             self.disconnect()
 
     def wait_ready(self, timeout_s: float = 120.0, agents: int | None = None) -> None:
-        """Wait until all agents (or `agents` of them) are ready.
+        """Wait until all agents (or `agents` of them) are ready, and the router is loaded where there is one.
 
         Raises:
             AgentStartFailed: a class does not start; the message says why.
+            RouterRefused: the router cannot be loaded; the message says why. Tasks go on without it.
             WaitTimeout: not within `timeout_s`; the message says what is missing.
         """
         deadline = time.monotonic() + timeout_s
@@ -247,10 +248,14 @@ class Runtime:
             broken = [a for a in status.agents if a.state == "broken"]
             if broken:
                 raise errors.AgentStartFailed(f"{broken[0].agent_id} does not start: {broken[0].failure}")
-            if len(ready) >= (len(status.agents) if agents is None else agents):
+            if status.router_failed:
+                raise errors.RouterRefused(self.config.router.artifact or "without a network", status.router_failed)
+            routed = status.router or not self.config.core.routing.enabled
+            if routed and len(ready) >= (len(status.agents) if agents is None else agents):
                 return
             if time.monotonic() > deadline:
                 missing = [a.agent_id for a in status.agents if a.state != "ready"]
+                missing += [] if routed else ["the router"]
                 shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
                 no_room = f"no room for the blocks {', '.join(sorted(status.blocks))}"
                 raise WaitTimeout(f"not ready: {shown}", timeout_s, no_room if status.blocks else "they go on starting")

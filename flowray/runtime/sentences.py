@@ -153,9 +153,9 @@ def _routed(choice: Choice) -> str:
         key=lambda each: -each[0],
     )
     if others:
-        best = "; ".join(f"{estimate.candidate} {_expected(estimate)}" for _, estimate in others[:2])
+        best = " and ".join(f"{estimate.candidate} ({_expected(estimate)})" for _, estimate in others[:2])
         more = f", and {len(others) - 2} more" if len(others) > 2 else ""
-        said.append(f"the other candidates were {best}{more}")
+        said.append(f"the best other candidates were {best}{more}")
     if choice.policy == "taken_over":
         said.append("it waited for another class, and by then an idle agent of this one was worth as much")
     elif receipt.explored:
@@ -174,8 +174,8 @@ def _expected(estimate: Estimate) -> str:
     if estimate.latency_s is not None:
         parts.append(f"{estimate.latency_s:.2g} s")
     if estimate.cost_usd is not None:
-        parts.append(f"${estimate.cost_usd:.2g}")
-    return f"({', '.join(parts)})"
+        parts.append(f"${estimate.cost_usd:.2g}" if estimate.cost_usd >= 0.001 else f"${estimate.cost_usd:.6f}")
+    return ", ".join(parts)
 
 
 def _placed(text: str, choice: Choice, line: StoryLine) -> str:

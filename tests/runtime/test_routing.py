@@ -231,7 +231,7 @@ class TestWords:
     def test_why_this_one_and_not_another(self):
         choice = Choice("routed", 2, (("strong-0", 0.0),), self.receipt())
         told = explain(story_of(self.outcome(choice)))
-        assert "(91% expected to succeed, 2 s, $0.02)" in told
+        assert "went to strong-0: 91% expected to succeed, 2 s, $0.02; " in told
         assert "weak (40% expected to succeed)" in told
         assert "97% sure that nobody is better (answered in 1.2 ms, local, version v1+40)" in told
         assert why(choice, "strong-0") == "estimated to succeed at 91%, 2 candidates"
