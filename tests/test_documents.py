@@ -51,6 +51,14 @@ def test_the_example_of_agents_that_talk_prints_what_was_said(tmp_path: Path) ->
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_example_of_a_router_finds_the_cheap_one(tmp_path: Path) -> None:
+    printed = run_script(blocks(README, "python")[3], tmp_path)
+    assert printed.startswith("cheap-0 on one more")
+    assert "expected to succeed" in printed
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
     """On a small input, in a home of their own."""
     source = tmp_path / "src"
