@@ -7,7 +7,9 @@ exactly, says `bench.workers.shift_streams`. Repeats are seeds: another team, or
 
 from __future__ import annotations
 
-from bench.measure import Found, Measurement, Plan, SideAbsent, say
+from collections.abc import Sequence
+
+from bench.measure import Found, Measurement, Plan, SideFailed, say
 from bench.processes import ROOT, run_worker
 
 DATA = ROOT.parent / "shared" / "data"
@@ -28,6 +30,7 @@ EXPLORING = (
     "rivals_1",
 )
 _UNITS = {
+    "recovery_ratio": "share",
     "recovered": "share",
     "stable_gain": "success",
     "stable_loss": "nats",
@@ -49,6 +52,8 @@ class Shift:
     peers: tuple[str, ...] = ()
 
     def run(self, plan: Plan) -> Found:
+        if not DATA.is_dir():
+            raise SideFailed(f"the public sets are not in {DATA}")
         settings = {
             "data": str(DATA),
             "router": str(ROOT / "models" / "router" / "v1"),
@@ -58,24 +63,27 @@ class Shift:
             "at": (0, 25) if plan.quick else (0, 25, 50, 100, 200),
             "seeds": plan.repeats or (1 if plan.quick else 5),
         }
-        if not DATA.is_dir():
-            raise SideAbsent(f"the public sets are not in {DATA}")
         say("reading the sets, and what the router says of them")
         found = run_worker("shift_streams", settings, timeout_s=3_600)
-        last = f"recovered_{settings['at'][-1]}"
-        of_sets = [found[f"{last}_{name}_{RECOMMENDED}"] for name in settings["sets"]]
-        overall = [sum(each) / len(each) for each in zip(*of_sets, strict=True)]
+        names, ways, last = settings["sets"], settings["exploring"], f"recovered_{settings['at'][-1]}"
+        figures = {"recovery_ratio": _mean([found[f"{last}_{name}_{RECOMMENDED}"] for name in names])}
+        for way in ways:
+            for key in (*(f"recovered_{at}" for at in settings["at"]), "stable_gain", "stable_loss", "stable_explored"):
+                figures[f"{key}_{way}"] = _mean([found[f"{key}_{name}_{way}"] for name in names])
+        figures |= {key: values for key, values in found.items() if key.endswith(f"_{RECOMMENDED}") or "seconds" in key}
         return Found(
             measurements=[
-                Measurement(metric="shift_recovery_ratio", unit="share", flowray=overall),
-                *(
-                    Measurement(metric=f"shift_{key}", unit=_unit(key), flowray=values)
-                    for key, values in found.items()
-                    if values
-                ),
+                Measurement(metric=f"shift_{key}", unit=_unit(key), flowray=values)
+                for key, values in figures.items()
+                if values
             ],
             settings=settings,
         )
+
+
+def _mean(of_sets: Sequence[Sequence[float]]) -> list[float]:
+    """The mean over sets, for each seed."""
+    return [sum(each) / len(each) for each in zip(*of_sets, strict=True)]
 
 
 def _unit(key: str) -> str:

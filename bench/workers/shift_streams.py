@@ -124,7 +124,7 @@ def rivals(scale: float, cap: float) -> Propensities:
     return propensities
 
 
-def thompson(scale: float, cap: float, draws: int = 256) -> Propensities:
+def thompson(scale: float, cap: float, draws: int = 100) -> Propensities:
     """Thompson sampling: who is the best of a draw, normal with `scale` times the deviations; others at most `cap`.
 
     Propensities are counted over so many draws, so they are exact for who samples one of these draws.

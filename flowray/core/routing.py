@@ -8,7 +8,7 @@ The estimates come from a router (`RequestEstimates`); this is the choice, and i
 2. The good: all whose value is within `good` of the best. Of two of them, drawn at random, the one that would be done
    sooner: loads are as old as the last answer, and the least of old loads is where everybody goes (Mitzenmacher 2001).
 3. Chance: now and then one of the others, to learn of it. Each with the probability that it is better than the best,
-   were both normal with their deviations (probability matching, as Thompson sampling does, in closed form), all of
+   were both normal with half their deviations (probability matching, as Thompson sampling does, in closed form), all of
    them together with at most `explore`. So nothing is explored that is known well, and every propensity is exact.
 """
 
@@ -41,7 +41,8 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     second: float = 0.001  # what it is worth to be done a second sooner
     slowdown: float = 0.02  # and what it is worth to be done in half the time
     good: float = 0.02  # candidates within so much of the best are as good
-    explore: float = 0.02  # share of the tasks, at most, that go to another than a good one, to learn of it
+    explore: float = 0.05  # share of the tasks, at most, that go to another than a good one, to learn of it
+    curiosity: float = 0.5  # how many of an estimate's deviations count when it is asked whether another may be better
 
     def __post_init__(self) -> None:
         if not 0 < self.within_s <= 10:
@@ -53,7 +54,7 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in ("use_quality", "explore", "good"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"routing.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("usd", "second", "slowdown"):
+        for name in ("usd", "second", "slowdown", "curiosity"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"routing.{name}", f"must not be negative, got {getattr(self, name)}")
 
@@ -146,15 +147,16 @@ def draw(
         if gap <= tolerance:
             good.append(place)
         if place != best:
-            chance = _chance_to_beat(gap, spread, estimates[place].deviation)
+            chance = _chance_to_beat(gap, spread, estimates[place].deviation, 1.0)
             confidence *= 1.0 - chance
-            if gap > tolerance and chance > 0.0:
-                rivals[place] = chance
+            if gap > tolerance:
+                rivals[place] = _chance_to_beat(gap, spread, estimates[place].deviation, policy.curiosity)
     mass = sum(rivals.values())
     share = min(policy.explore, mass)
     propensities = [0.0] * len(values)
-    for place, chance in rivals.items():
-        propensities[place] = share * chance / mass
+    if mass > 0.0:
+        for place, chance in rivals.items():
+            propensities[place] = share * chance / mass
     done_s = [w + (usual_s if e.latency_s is None else e.latency_s) for e, w in zip(estimates, waits_s, strict=True)]
     for place, portion in _two_choices(good, done_s):
         propensities[place] = (1.0 - share) * portion
@@ -194,9 +196,12 @@ def _affordable(limit: float | None, estimates: Sequence[Estimate], values: Sequ
     return within or [min(every, key=lambda place: (estimates[place].cost_usd or 0.0, -values[place]))]
 
 
-def _chance_to_beat(gap: float, one: float, other: float) -> float:
-    """The probability that a normal value is above another one that is greater by `gap` on average."""
-    variance = one * one + other * other
+def _chance_to_beat(gap: float, one: float, other: float, factor: float) -> float:
+    """The probability that a normal value is above another one that is greater by `gap` on average.
+
+    Of the two deviations `factor` counts.
+    """
+    variance = factor * factor * (one * one + other * other)
     if variance <= 0.0:
         return 0.5 if gap <= 0.0 else 0.0
     return 0.5 * math.erfc(gap / math.sqrt(2.0 * variance))

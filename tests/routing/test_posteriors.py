@@ -124,16 +124,35 @@ def test_a_stable_world_raises_few_alarms():
     assert np.abs(corrected - 0.5).max() < 0.1
 
 
-def test_an_alarm_makes_everybody_doubted_until_outcomes_say_otherwise():
+def test_one_alarm_is_about_one_agent():
+    posteriors = Posteriors(KINDS)
+    stream(posteriors, 0.8, 100, agent="b")
+    before = {agent: one(posteriors, agent, CODE, 0.8) for agent in ("b", "never seen")}
+    for _ in range(2):
+        stream(posteriors, 0.0, 100, agent="a")
+    assert {agent: one(posteriors, agent, CODE, 0.8) for agent in before} == before
+
+
+def test_two_alarms_make_everybody_doubted_until_outcomes_say_otherwise():
     posteriors = Posteriors(KINDS)
     stream(posteriors, 0.8, 100, agent="b")
     before = {agent: one(posteriors, agent, CODE, 0.8)[1] for agent in ("b", "never seen")}
-    stream(posteriors, 0.0, 30, agent="a")
-    assert posteriors.detections()
+    for agent in ("a", "c"):
+        assert stream(posteriors, 0.0, 30, agent=agent) < 30
     after = {agent: one(posteriors, agent, CODE, 0.8)[1] for agent in before}
     assert all(after[agent] > before[agent] for agent in before)
     stream(posteriors, 0.8, 5_000, agent="b")
     assert one(posteriors, "b", CODE, 0.8)[1] < after["b"] / 2
+
+
+def test_alarms_far_apart_are_not_taken_together():
+    posteriors = Posteriors(KINDS, PosteriorPolicy(together=50))
+    before = one(posteriors, "never seen", CODE, 0.8)
+    stream(posteriors, 0.0, 30, agent="a")
+    stream(posteriors, 0.8, 50, agent="b")
+    stream(posteriors, 0.0, 30, agent="c")
+    assert len(posteriors.detections()) == 2
+    assert one(posteriors, "never seen", CODE, 0.8) == before
 
 
 def test_deviations_shrink_with_outcomes():
@@ -255,6 +274,8 @@ def test_a_snapshot_that_does_not_fit_itself_is_refused():
         Posteriors.restore({**posteriors.snapshot(), "kinds": ["code"]})
     with pytest.raises(ValueError, match="agents"):
         Posteriors.restore({**posteriors.snapshot(), "agents": ["a", "b"]})
+    with pytest.raises(ValueError, match="doubt"):
+        Posteriors.restore({**posteriors.snapshot(), "doubt": [0.0]})
 
 
 def test_only_so_many_agents_are_remembered():
