@@ -103,7 +103,7 @@ def run(routed: bool, tasks: int, seed: int) -> Sequence[float]:
             elif isinstance(command, ResolveTask):
                 outcome = command.outcome
                 took[outcome.task_id] = outcome.resolved_at - outcome.accepted_at
-                router.learn(outcome.task_id, outcome.agent_id.rpartition("-")[0], 1.0, run_s=outcome.run_s)
+                router.learn(outcome.task_id, outcome.agent_id.rpartition("-")[0], True, run_s=outcome.run_s)
                 router.forget(outcome.task_id)
     return list(took.values())[tasks // 5 :]
 

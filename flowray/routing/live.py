@@ -50,6 +50,7 @@ class _Said(NamedTuple):
     names: tuple[str, ...]
     kinds: Floats  # [tasks, kinds]
     success: Floats  # [tasks, candidates]
+    quality: Floats
     latency_s: Floats
     cost_usd: Floats
 
@@ -120,22 +121,34 @@ class LiveRouter:
         return answers
 
     def learn(
-        self, task_id: str, agent: str, grade: float, *, run_s: float | None = None, cost_usd: float | None = None
+        self,
+        task_id: str,
+        agent: str,
+        succeeded: bool,
+        *,
+        quality: float | None = None,
+        run_s: float | None = None,
+        cost_usd: float | None = None,
     ) -> bool:
-        """What came of an attempt: `grade` 0..1, and what it took. False where nothing was asked about the task."""
+        """What came of an attempt, and what it took. False where nothing was asked about the task.
+
+        A reported quality (0..1) is held against the quality that was expected, else success against success.
+        """
         said, row = self._pending.get(task_id, (None, 0))
         if said is None or agent not in said.names:
             return False
         at, kinds = said.names.index(agent), said.kinds[row]
+        expected = float((said.success if quality is None else said.quality)[row, at])
+        grade = float(succeeded) if quality is None else quality
         posteriors = self.known
         if agent not in self._column:
             posteriors = self.strangers
-            self._pool.observe(_POOL, kinds, float(said.success[row, at]), grade)
+            self._pool.observe(_POOL, kinds, expected, grade)
             _remember(self._seen, agent, posteriors.policy.max_agents)
             for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
                 if figure:
                     _remember(seen, agent, posteriors.policy.max_agents)
-        posteriors.observe(agent, kinds, float(said.success[row, at]), grade)
+        posteriors.observe(agent, kinds, expected, grade)
         if run_s is not None:
             posteriors.observe_seconds(agent, kinds, float(said.latency_s[row, at]), run_s)
         if cost_usd is not None:
@@ -174,16 +187,18 @@ class LiveRouter:
         if base is None or not len(self._agents):
             unit = np.ones(shape, np.float32)
             prior = np.full(len(rows), UNKNOWN_SUCCESS, np.float32)
-            return _Said(names, kinds, np.repeat(prior[:, None], len(names), axis=1), unit, unit)
+            alike = np.repeat(prior[:, None], len(names), axis=1)
+            return _Said(names, kinds, alike, alike, unit, unit)
         columns = np.array([self._column.get(name, -1) for name in names])
-        success, latency_s, cost_usd = (
-            values[rows][:, columns] for values in (base.success, base.latency_s, base.cost_usd)
+        success, quality, latency_s, cost_usd = (
+            values[rows][:, columns] for values in (base.success, base.quality, base.latency_s, base.cost_usd)
         )
         strangers = columns < 0
         if strangers.any():
             success[:, strangers] = base.success[rows].mean(axis=1, keepdims=True)
+            quality[:, strangers] = base.quality[rows].mean(axis=1, keepdims=True)
             latency_s[:, strangers] = cost_usd[:, strangers] = 1.0  # what is learned of them is all that there is
-        return _Said(names, kinds, success, latency_s, cost_usd)
+        return _Said(names, kinds, success, quality, latency_s, cost_usd)
 
     def _answers(self, said: _Said) -> list[tuple[Estimate, ...]]:
         names = said.names
@@ -201,11 +216,13 @@ class LiveRouter:
             for values, seen in zip(corrected[2:], (self._timed, self._priced), strict=True):
                 values[:, [at for at in strangers if names[at] not in seen]] = np.nan
         success, deviation, latency_s, cost_usd = corrected
-        every = zip(success.tolist(), deviation.tolist(), latency_s.tolist(), cost_usd.tolist(), strict=True)
+        quality = np.clip(said.quality + (success - said.success), *PROBABLE)  # what changed one changed the other
+        columns = (success, deviation, quality, latency_s, cost_usd)
+        every = zip(*(values.tolist() for values in columns), strict=True)
         return [
             tuple(
-                Estimate(name, p, spread, None, _known(seconds), _known(dollars))
-                for name, p, spread, seconds, dollars in zip(names, *of_task, strict=True)
+                Estimate(name, p, spread, worth, _known(seconds), _known(dollars))
+                for name, p, spread, worth, seconds, dollars in zip(names, *of_task, strict=True)
             )
             for of_task in every
         ]

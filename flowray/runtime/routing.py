@@ -123,19 +123,26 @@ class RoutingDesk:
         elif isinstance(command, RequeueTask) and command.counts == "failures":
             entry = self._find(command.task_id)
             if entry is not None:
-                grade = command.quality or 0.0  # nothing, where it failed otherwise
-                agent = class_of(entry.story[-1].agent_id)
-                took_s = command.run_s or None
-                self._router.learn(command.task_id, agent, grade, run_s=took_s, cost_usd=command.cost_usd)
+                self._router.learn(
+                    command.task_id,
+                    class_of(entry.story[-1].agent_id),
+                    False,
+                    quality=command.quality,
+                    run_s=command.run_s or None,
+                    cost_usd=command.cost_usd,
+                )
 
     def _resolved(self, router: LiveRouter, outcome: Outcome) -> None:
-        agent = class_of(outcome.agent_id)
-        failure = outcome.failure
-        if outcome.state is TaskState.SUCCEEDED:
-            grade = 1.0 if outcome.quality is None else outcome.quality
-            router.learn(outcome.task_id, agent, grade, run_s=outcome.run_s, cost_usd=outcome.cost_usd)
-        elif failure is not None and failure.kind in _FAULTS and agent:
-            router.learn(outcome.task_id, agent, outcome.quality or 0.0, cost_usd=outcome.cost_usd)
+        succeeded, failure = outcome.state is TaskState.SUCCEEDED, outcome.failure
+        if succeeded or (failure is not None and failure.kind in _FAULTS and outcome.agent_id):
+            router.learn(
+                outcome.task_id,
+                class_of(outcome.agent_id),
+                succeeded,
+                quality=outcome.quality,
+                run_s=outcome.run_s or None,
+                cost_usd=outcome.cost_usd,
+            )
         router.forget(outcome.task_id)
 
 

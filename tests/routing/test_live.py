@@ -15,8 +15,8 @@ from flowray.testing import make_outcomes
 class Sayer:
     """Says of every agent of the past the same whatever the task is, and of the task what its first letter says."""
 
-    def __init__(self, success=0.6):
-        self.success, self.asked = success, []
+    def __init__(self, success=0.6, quality=0.6):
+        self.success, self.quality, self.asked = success, quality, []
 
     def estimate(self, tasks, agents, histories):
         self.asked.append(tasks)
@@ -24,7 +24,7 @@ class Sayer:
         sums = np.array([text.startswith("s") for text in tasks.texts])
         return Estimates(
             success=np.full(shape, self.success, np.float32),
-            quality=np.full(shape, self.success, np.float32),
+            quality=np.full(shape, self.quality, np.float32),
             latency_s=np.full(shape, 2.0, np.float32),
             cost_usd=np.full(shape, 0.01, np.float32),
             confidence=np.ones(shape, np.float32),
@@ -47,7 +47,7 @@ def ask(router, task_id="t", text="sum", candidates=("a", "b"), tried=()):
 def teach(router, agent, grade, times, *, text="sum", candidates=("a", "b"), **more):
     for number in range(times):
         ask(router, f"{text}-{number}", text, candidates)
-        assert router.learn(f"{text}-{number}", agent, grade, **more)
+        assert router.learn(f"{text}-{number}", agent, bool(grade), **more)
         router.forget(f"{text}-{number}")
 
 
@@ -107,6 +107,16 @@ class TestWithPast:
         assert said[names[0]].success < 0.35
         assert said[names[1]].success == pytest.approx(0.6)
 
+    def test_a_quality_is_held_against_the_quality_that_was_expected(self, past):
+        names = self.names(past)
+        router = LiveRouter(Sayer(quality=0.3), past)
+        teach(router, names[0], 1.0, 100, candidates=names, quality=0.3)
+        said = ask(router, candidates=names)[names[0]]
+        assert (said.success, said.quality) == (pytest.approx(0.6, abs=0.01), pytest.approx(0.3, abs=0.01))
+        teach(router, names[1], 1.0, 100, candidates=names, quality=0.8)
+        said = ask(router, candidates=names)[names[1]]
+        assert said.success > 0.75 and said.quality > 0.45
+
     def test_one_that_gets_slow_and_dear_too(self, past):
         names = self.names(past)
         router = LiveRouter(Sayer(), past)
@@ -132,18 +142,18 @@ def test_several_tasks_with_different_candidates_at_once(past):
 
 def test_what_nobody_asked_about_teaches_nothing():
     router = LiveRouter()
-    assert not router.learn("t", "a", 1.0)
+    assert not router.learn("t", "a", True)
     ask(router)
-    assert not router.learn("t", "stranger", 1.0)
+    assert not router.learn("t", "stranger", True)
     router.forget("t")
-    assert not router.learn("t", "a", 1.0)
+    assert not router.learn("t", "a", True)
     assert router.version == "none+0"
 
 
 def test_the_version_says_how_much_was_learned():
     router = LiveRouter(version="v7")
     ask(router)
-    router.learn("t", "a", 1.0)
+    router.learn("t", "a", True)
     assert router.version == "v7+1"
 
 
@@ -152,4 +162,4 @@ def test_tasks_that_never_end_are_forgotten(monkeypatch):
     router = LiveRouter()
     for number in range(5):
         ask(router, str(number))
-    assert [router.learn(str(number), "a", 1.0) for number in range(5)] == [False, False, True, True, True]
+    assert [router.learn(str(number), "a", True) for number in range(5)] == [False, False, True, True, True]

@@ -34,8 +34,8 @@ class FakeRouter:
         self.texts = [question.text for question in questions]
         return [tuple(Estimate(name, 0.5) for name in question.candidates) for question in questions]
 
-    def learn(self, task_id, agent, grade, *, run_s=None, cost_usd=None):
-        self.learned.append((task_id, agent, grade, run_s, cost_usd))
+    def learn(self, task_id, agent, succeeded, *, quality=None, run_s=None, cost_usd=None):
+        self.learned.append((task_id, agent, succeeded, quality, run_s, cost_usd))
         return True
 
     def forget(self, task_id):
@@ -171,24 +171,26 @@ class TestLearning:
     def outcome(self, state=TaskState.SUCCEEDED, **more):
         return ResolveTask(Outcome(task_id=TaskId("x"), state=state, agent_id="good-class-2", run_s=1.5, **more))
 
-    def test_a_success_counts_as_one(self):
+    def test_a_success(self):
         router = self.told(self.outcome())
-        assert router.learned == [("x", "good-class", 1.0, 1.5, None)]
+        assert router.learned == [("x", "good-class", True, None, 1.5, None)]
         assert router.forgotten == ["x"]
 
-    def test_what_the_agent_said_of_its_answer_counts_instead(self):
-        assert self.told(self.outcome(quality=0.25, cost_usd=0.1)).learned == [("x", "good-class", 0.25, 1.5, 0.1)]
+    def test_what_the_agent_said_of_its_answer(self):
+        assert self.told(self.outcome(quality=0.25, cost_usd=0.1)).learned == [
+            ("x", "good-class", True, 0.25, 1.5, 0.1)
+        ]
 
-    def test_a_failed_attempt_counts_as_nothing(self):
+    def test_a_failed_attempt(self):
         failed = RequeueTask(TaskId("x"), 1, 2.0, "failed", Failure(kind="application"), "failures")
-        assert self.told(failed).learned == [("x", "good-class", 0.0, None, None)]
+        assert self.told(failed).learned == [("x", "good-class", False, None, None, None)]
 
-    def test_an_answer_that_was_not_enough_counts_as_what_it_was(self):
+    def test_an_answer_that_was_not_enough(self):
         failure = Failure(kind="quality")
         failed = RequeueTask(
             TaskId("x"), 1, 2.0, "failed", failure, "failures", 2.0, quality=0.3, cost_usd=0.1, run_s=4.0
         )
-        assert self.told(failed).learned == [("x", "good-class", 0.3, 4.0, 0.1)]
+        assert self.told(failed).learned == [("x", "good-class", False, 0.3, 4.0, 0.1)]
 
     @pytest.mark.parametrize(
         ("kind", "learned"), [("application", 1), ("timeout", 1), ("agent_lost", 0), ("no_agent", 0)]
