@@ -1,7 +1,7 @@
 """When to ask a second time without waiting any longer for the first: after what nearly all answers took.
 
 J. Dean and L. Barroso, "The Tail at Scale", CACM 2013: a second question after the 95th percentile cuts the tail and
-costs one question in twenty. That holds while few are slow. When everything is, second questions make it worse, so
+costs one question in twenty. That holds while few are slow. When everything is, further questions make it worse, so
 they are paid from credits: each question earns a share of one, up to a bound.
 """
 
@@ -16,7 +16,7 @@ from flowray.errors import ConfigError
 
 
 class HedgePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long to wait before a second question, and how many of those there may be."""
+    """How long to wait before a further question, and how many of those there may be."""
 
     quantile: float = 0.95  # of the recent latencies, after which to ask again
     least_s: float = 0.005  # the wait is never below this
@@ -24,8 +24,9 @@ class HedgePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     first_s: float = 0.05  # the wait until enough latencies are known
     known: int = 20  # latencies that are enough
     window: int = 256  # latencies that count as recent
-    share: float = 0.1  # second questions for each first one, in the long run
-    burst: float = 10.0  # second questions that can be saved up
+    more: int = 2  # further questions at most: one may go to the very process that does not answer
+    share: float = 0.1  # further questions for each first one, in the long run
+    burst: float = 10.0  # further questions that can be saved up
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1:
@@ -34,6 +35,8 @@ class HedgePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ConfigError("hedge.first_s", "wants 0 < least_s <= first_s <= most_s")
         if not 1 <= self.known <= self.window:
             raise ConfigError("hedge.known", f"must be between 1 and window, got {self.known}")
+        if self.more < 0:
+            raise ConfigError("hedge.more", f"must not be negative, got {self.more}")
         if not 0 <= self.share <= 1:
             raise ConfigError("hedge.share", f"must be between 0 and 1, got {self.share}")
         if self.burst < 0:
@@ -49,7 +52,7 @@ class Hedging:
         self._credits = policy.burst
 
     def wait_s(self) -> float:
-        """How long to wait for an answer before a second question."""
+        """How long to wait for an answer before a further question."""
         policy = self._policy
         if len(self._latencies_s) < policy.known:
             return policy.first_s
@@ -62,7 +65,7 @@ class Hedging:
         self._credits = min(self._policy.burst, self._credits + self._policy.share)
 
     def may_hedge(self) -> bool:
-        """May a second one be? Then it is paid for."""
+        """May there be a further one? Then it is paid for."""
         if self._credits < 1.0:
             return False
         self._credits -= 1.0

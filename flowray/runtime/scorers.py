@@ -4,7 +4,7 @@ Nothing of Ray is known here. What asks once is a coroutine function (`flowray.r
 answers or says why not, and does not raise. Around it:
 
     breaker (pure)   may it be asked at all?          flowray.core.breaker
-    hedging (pure)   when to ask a second time        flowray.core.hedging
+    hedging (pure)   when to ask once more            flowray.core.hedging
     `Hedged`         the race against the deadline    the event loop's clock, which it passes on to the two
 
 Whoever gets a `Failed` decides by the local copy or the heuristic; its kind and detail belong into the receipt.
@@ -36,7 +36,7 @@ class Failed:
     # refused: the question itself is wrong, so that asking again does not help
     detail: str
     took_s: float = 0.0
-    asked: int = 0  # questions: 0 when open, 2 when hedged
+    asked: int = 0  # questions: 0 when open, more than 1 when hedged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,8 @@ class Scored:
 
     answers: Answers
     took_s: float
-    asked: int  # questions: 2 when hedged
-    second: bool = False  # the second question was answered first
+    asked: int  # questions: more than 1 when hedged
+    hedged: bool = False  # not the first question was answered, but a further one
     path: str = "serve"  # who answered, as receipts say it
 
 
@@ -59,7 +59,7 @@ class Ask(Protocol):
 
 
 class Hedged:
-    """Asks with a deadline, a second time where the first takes long or failed, and not at all while that is vain.
+    """Asks with a deadline, again where the first question takes long or failed, and not at all while that is vain.
 
     One for each event loop and served router.
     """
@@ -100,33 +100,34 @@ class Hedged:
         return outcome
 
     async def _race(self, queries: Queries, begun: float, deadline: float) -> Scored | Failed:
-        """Ask, and once more after a while or a failure; the first answer that fits counts."""
+        """Ask, and once more after each while or failure; the first answer that fits counts."""
         now = asyncio.get_running_loop().time
         body = encode(queries)
         since: dict[asyncio.Task[bytes | Failed], float] = {}  # questions under way -> when they were asked
         first = asyncio.ensure_future(self._ask(body))
         since[first] = begun
         self._hedging.asked()
-        hedge_at, asked = begun + self._hedging.wait_s(), 1
+        hedge_at, asked, most = begun + self._hedging.wait_s(), 1, 1 + self._config.hedge.more
         failure = Failed(kind="late", detail="no answer within the deadline")
         try:
             while since and now() < deadline:
-                due = min(hedge_at, deadline) if asked == 1 else deadline
+                due = min(hedge_at, deadline) if asked < most else deadline
                 done, _ = await asyncio.wait(since, timeout=due - now(), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     found = _read(task.result(), queries)
                     if isinstance(found, Answers):
-                        second = task is not first
-                        return Scored(answers=found, took_s=now() - begun, asked=asked, second=second)
+                        hedged = task is not first
+                        return Scored(answers=found, took_s=now() - begun, asked=asked, hedged=hedged)
                     del since[task]
                     failure = found
                 if failure.kind == "refused":
                     break
-                if asked == 1 and (done or now() >= hedge_at):
-                    if self._hedging.may_hedge():
-                        since[asyncio.ensure_future(self._ask(body))] = now()
-                        asked = 2
-                    hedge_at = deadline
+                if asked < most and (done or now() >= hedge_at):
+                    if not self._hedging.may_hedge():
+                        most = asked
+                        continue
+                    since[asyncio.ensure_future(self._ask(body))] = now()
+                    hedge_at, asked = now() + self._hedging.wait_s(), asked + 1
         finally:
             for task, at in since.items():
                 self._hedging.took(now() - at)  # of the one that answered, and at least this of the others

@@ -26,7 +26,7 @@ def test_the_wait_stays_within_its_bounds(latencies):
 
 
 @given(st.lists(st.booleans(), max_size=500))
-def test_second_questions_stay_within_their_share(asks):
+def test_further_questions_stay_within_their_share(asks):
     hedging, first, second = Hedging(HedgePolicy(share=0.1, burst=3.0)), 0, 0
     for ask in asks:
         if ask:
@@ -42,7 +42,16 @@ def test_without_credit_there_are_none():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"quantile": 1.0}, {"least_s": 0.0}, {"first_s": 1.0}, {"known": 0}, {"share": 2.0}, {"burst": -1.0}]
+    "wrong",
+    [
+        {"quantile": 1.0},
+        {"least_s": 0.0},
+        {"first_s": 1.0},
+        {"known": 0},
+        {"more": -1},
+        {"share": 2.0},
+        {"burst": -1.0},
+    ],
 )
 def test_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ConfigError, match="hedge"):

@@ -63,7 +63,7 @@ def test_an_answer_in_time():
 def test_a_slow_answer_is_asked_for_again_and_the_slow_question_is_given_up():
     served = Served((5.0, GOOD), (0.01, GOOD))
     outcome = once(served)
-    assert outcome == Scored(answers=ANSWERS, took_s=pytest.approx(0.03), asked=2, second=True)
+    assert outcome == Scored(answers=ANSWERS, took_s=pytest.approx(0.03), asked=2, hedged=True)
     assert served.asked_at == [0.0, pytest.approx(0.02)]
     assert served.given_up == 1
 
@@ -75,19 +75,24 @@ def test_the_first_question_may_still_win():
 
 def test_a_replica_that_dies_is_not_waited_for():
     outcome = once(Served((0.001, GONE), (0.004, GOOD)))
-    assert outcome == Scored(answers=ANSWERS, took_s=pytest.approx(0.005), asked=2, second=True)
+    assert outcome == Scored(answers=ANSWERS, took_s=pytest.approx(0.005), asked=2, hedged=True)
 
 
 def test_a_hung_router_costs_the_deadline_and_no_more():
     served = Served((3600.0, GOOD))
     outcome = once(served)
-    assert outcome == Failed(kind="late", detail="no answer within the deadline", took_s=pytest.approx(0.2), asked=2)
-    assert served.given_up == 2, "nobody goes on waiting for it"
+    assert outcome == Failed(kind="late", detail="no answer within the deadline", took_s=pytest.approx(0.2), asked=3)
+    assert served.given_up == 3, "nobody goes on waiting for it"
 
 
-def test_two_failures_are_a_failure_at_once():
+def test_a_second_question_to_the_same_hung_process_is_followed_by_a_third():
+    outcome = once(Served((5.0, GOOD), (5.0, GOOD), (0.01, GOOD)))
+    assert outcome == Scored(answers=ANSWERS, took_s=pytest.approx(0.05), asked=3, hedged=True)
+
+
+def test_failures_alone_are_a_failure_at_once():
     outcome = once(Served((0.001, GONE)))
-    assert outcome == Failed(kind="lost", detail="it died", took_s=pytest.approx(0.002), asked=2)
+    assert outcome == Failed(kind="lost", detail="it died", took_s=pytest.approx(0.003), asked=3)
 
 
 def test_a_wrong_question_is_not_asked_twice():
