@@ -39,6 +39,8 @@ def make_task(
     tier: str = "",
     agent: str = "",
     labels: Mapping[str, str] | None = None,
+    choices: str | Iterable[str] = "",
+    tools: str | Iterable[str] = "",
     quality: float | None = None,
     least_quality: float | None = None,
     max_cost_usd: float | None = None,
@@ -73,6 +75,8 @@ def make_task(
         raise InvalidTask("labels", "must map str to str")
     _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted), labels="".join(marks))
     _check_encodable(labels="".join(marks.values()))
+    offered = {"choices": _listed("choices", choices, "\n"), "tools": _listed("tools", tools, " ; ")}
+    _check_encodable(**offered)
     _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
     _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
     _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
@@ -89,8 +93,10 @@ def make_task(
         attempt_timeout_s=attempt_timeout_s,
         max_attempts=max_attempts,
         key=key,
-        fingerprint=_fingerprint(prompt, packed, wanted, tier, agent) if key else "",
+        fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, offered.values())) if key else "",
         labels=marks,
+        choices=offered["choices"],
+        tools=offered["tools"],
         quality=quality,
         least_quality=least_quality,
         max_cost_usd=max_cost_usd,
@@ -108,6 +114,17 @@ def _checked_needs(needs: Iterable[str]) -> tuple[str, ...]:
     if len(wanted) > _MAX_NEEDS:
         raise InvalidTask("needs", f"{len(wanted)} capabilities; at most {_MAX_NEEDS}")
     return wanted
+
+
+def _listed(field: str, given: str | Iterable[str], between: str) -> str:
+    """What stands in the task: a text as it is, several in one."""
+    listed = [given] if isinstance(given, str) else list(given)
+    if any(not isinstance(one, str) for one in listed):
+        raise InvalidTask(field, "wants a text, or several")
+    text = between.join(listed)
+    if len(text) > _MAX_PROMPT:
+        raise InvalidTask(field, f"{len(text)} characters; longer than {_MAX_PROMPT}")
+    return text
 
 
 def _check_encodable(**texts: str) -> None:
@@ -135,10 +152,10 @@ def _check_number(field: str, value: float | None, most: float, why: str) -> Non
         raise InvalidTask(field, f"must be above 0 and at most {most:g}, got {value!r}: {why}")
 
 
-def _fingerprint(prompt: str, payload: Payload | None, needs: tuple[str, ...], tier: str, agent: str) -> str:
+def _fingerprint(prompt: str, payload: Payload | None, *more: str) -> str:
     """A digest of what is asked, equal for a repeat. How urgently it is asked does not matter."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (prompt, *needs, tier, agent):
+    for part in (prompt, *more):
         digest.update(len(part).to_bytes(8, "big") + part.encode("utf-8", "surrogatepass"))
     if payload is not None:
         body = payload.data if payload.data is not None else (payload.ref or "").encode()

@@ -35,6 +35,14 @@ def test_a_str_is_the_prompt_and_anything_else_the_payload() -> None:
     assert decode_value(made.payload.codec, made.payload.data) == {"a": 1}
 
 
+def test_what_a_router_may_read_besides_the_prompt() -> None:
+    made = task("x", choices=["yes", "no"], tools=["add: adds numbers", "div: divides"])
+    assert (made.choices, made.tools) == ("yes\nno", "add: adds numbers ; div: divides")
+    assert task("x", tools="add: adds").tools == "add: adds"
+    different = ({}, {"choices": "a"}, {"tools": "b"}, {"choices": "a", "tools": "b"})
+    assert len({task("x", key="k", **more).fingerprint for more in different}) == 4
+
+
 def test_needs_are_sorted_and_unique() -> None:
     assert task("x", needs=["b", "a", "b"]).needs == ("a", "b")
 
@@ -43,6 +51,14 @@ def test_needs_are_sorted_and_unique() -> None:
     ("field", "arguments"),
     [
         ("deadline_s", {"deadline_s": 0}),
+        ("quality", {"quality": 0}),
+        ("quality", {"quality": 1.5}),
+        ("least_quality", {"least_quality": -0.1}),
+        ("least_quality", {"least_quality": "good"}),
+        ("max_cost_usd", {"max_cost_usd": math.inf}),
+        ("max_cost_usd", {"max_cost_usd": 0.0}),
+        ("tools", {"tools": ["sum: adds", 3]}),
+        ("choices", {"choices": ["x" * (1 << 20), "y"]}),
         ("deadline_s", {"deadline_s": -1.5}),
         ("deadline_s", {"deadline_s": math.nan}),
         ("deadline_s", {"deadline_s": math.inf}),

@@ -1,7 +1,8 @@
 """Routing in the hot path: what a decision takes, and what the runtime pays for deciding by estimates.
 
 Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
-other draws an agent as it does without one. Who waits how long where agents differ in speed is measured under a virtual
+other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
+whole runtime (`bench.workers.flowray_replayed`). Who waits how long where agents differ in speed is measured under a virtual
 clock, with the same core and router (`bench.workers.routed_alone`).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.measure import FLOWRAY, Found, Measurement, Plan, alternate, compared
+from bench.processes import ROOT
 from bench.sides import Side, turns_of, versions
 
 AGENTS = 24
@@ -26,6 +28,9 @@ _UNITS = {
     "agents_us_per_task": "us/task",
 }
 _OF_ROUTER = {"decision_p50_ms": "ms", "decision_p99_ms": "ms", "unrouted_ratio": "ratio"}
+DATA = ROOT.parent / "shared" / "data"
+REPLAYED = ("bfcl_agents", "llmrouter_mix", "mmlu_pro_matrix")  # sets
+THRIFT = 0.95  # share of the best expected success that the first of two choices must have
 ALONE = {"tasks": 3_000, "seeds": 5}  # under the virtual clock
 SIDES = {
     FLOWRAY: Side("flowray_routed", {"routed": True}),
@@ -65,9 +70,29 @@ class Routing:
                 Measurement(metric=metric, unit="ratio", flowray=[alone[metric]])
                 for metric in ("p99_vs_p2c_ratio", "p99_vs_p2c_worst_ratio")
             ]
+            measurements += _replayed(plan)
         return Found(
             measurements=measurements,
             absent=turns.absent,
             settings=length,
             versions=versions(SIDES, turns.figures),
         )
+
+
+def _replayed(plan: Plan) -> list[Measurement]:
+    """Each figure of each set, and of all sets the mean."""
+    sets = [name for name in (REPLAYED[:1] if plan.quick else REPLAYED) if (DATA / name).is_dir()]
+    found: dict[str, dict[str, float]] = {}
+    for name in sets:
+        settings = {"artifact": ARTIFACT, "data": str(DATA / name), "split": "test", "quality": THRIFT}
+        found[name] = Side("flowray_replayed", settings).turn({}, _TIMEOUT_S)
+    metrics = dict.fromkeys(metric for figures in found.values() for metric in figures)
+    measurements = []
+    for metric in metrics:
+        values = {name: figures[metric] for name, figures in found.items()}
+        mean = sum(values.values()) / len(values)
+        measurements.append(Measurement(metric=metric, unit="ratio", flowray=[mean]))
+        measurements += [
+            Measurement(metric=f"{metric}_{name}", unit="ratio", flowray=[value]) for name, value in values.items()
+        ]
+    return measurements

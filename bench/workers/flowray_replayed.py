@@ -47,8 +47,10 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
                 rt.agents.add(**spec.arguments)
         rt.wait_ready(timeout_s=_WAIT_S)
         requests = [
-            {"prompt": text, "labels": labels, "needs": {"replay"}}
-            for text, labels in replay_tasks(directory, settings["split"])
+            {"prompt": text, "labels": labels, "needs": {"replay"}, "choices": choices, "tools": tools}
+            for (text, labels), choices, tools in zip(
+                replay_tasks(directory, settings["split"]), table.choices, table.tools, strict=True
+            )
         ]
         single = rt.submit_many(requests).outcomes(_WAIT_S)
         ladder = {"least_quality": 0.5, "quality": settings["quality"], "max_attempts": 2}
@@ -63,6 +65,7 @@ class Table:
         recorded = data.load(directory)
         judged, histories = recorded.split(split), recorded.histories()
         offline = estimator.load(artifact, "float32").estimate(judged.tasks, judged.agents, histories)
+        self.choices, self.tools = judged.tasks.choices, judged.tasks.tools
         names = class_names(judged.agents.agent_ids)
         self.pool = {name: at for at, name in enumerate(names) if judged.pool[at]}
         self._success = np.nan_to_num(judged.outcomes.success)

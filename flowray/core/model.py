@@ -43,9 +43,9 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     fingerprint: str = ""  # digest of what was asked, to tell a repeat from a conflict
     replay_of: str = ""  # the dead letter that this task tries again
     labels: dict[str, str] = {}  # the caller's own marks; never interpreted
-    quality: float | None = (
-        None  # share of the best candidate's expected success that is enough: the cheapest such wins
-    )
+    choices: str = ""  # answers to choose from, where the prompt does not list them; for the router's eyes
+    tools: str = ""  # "name: description" of each tool offered, separated by " ; "; for the router's eyes
+    quality: float | None = None  # the cheapest candidate with this share of the best expected success is enough
     least_quality: float | None = None  # 0..1; an answer that its agent reports to be worth less is a failed attempt
     max_cost_usd: float | None = None  # what one attempt should cost at most, > 0; None for no limit
 
@@ -53,7 +53,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def size_bytes(self) -> int:
         """Memory that holding this task open takes, roughly: its inline bytes and a fixed overhead."""
         inline = len(self.payload.data) if self.payload is not None and self.payload.data is not None else 0
-        return 512 + len(self.prompt) + inline
+        return 512 + len(self.prompt) + len(self.choices) + len(self.tools) + inline
 
 
 class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -41,6 +41,8 @@ class Question:
     task_id: str
     text: str
     candidates: tuple[str, ...]  # names of classes of agents
+    choices: str = ""  # as in TaskBatch
+    tools: str = ""
     tried: tuple[tuple[str, float], ...] = ()  # (class, 0..1) what came of earlier attempts at this very task
 
 
@@ -105,7 +107,7 @@ class LiveRouter:
         """Of each question its candidates, in their order."""
         if not questions:
             return []
-        base = self._base(replace(TaskBatch.of_texts([q.text for q in questions]), attempts=self._attempts(questions)))
+        base = self._base(self._tasks(questions))
         kinds = self._kinds(base, len(questions))
         alike: dict[tuple[str, ...], list[int]] = {}  # what has the same candidates is answered together
         for row, question in enumerate(questions):
@@ -159,6 +161,17 @@ class LiveRouter:
     def forget(self, task_id: str) -> None:
         """The task has ended: nothing more comes of it."""
         self._pending.pop(task_id, None)
+
+    def _tasks(self, questions: Sequence[Question]) -> TaskBatch:
+        plain = TaskBatch.of_texts([question.text for question in questions])
+        offered = [len(question.tools.split(" ; ")) if question.tools else np.nan for question in questions]
+        return replace(
+            plain,
+            choices=tuple(question.choices for question in questions),
+            tools=tuple(question.tools for question in questions),
+            n_tools=np.array(offered, np.float32),
+            attempts=self._attempts(questions),
+        )
 
     def _attempts(self, questions: Sequence[Question]) -> Floats | None:
         """[tasks, agents of the past] what came of earlier attempts at these very tasks."""

@@ -104,7 +104,14 @@ class RoutingDesk:
 
         entries = ((command, self._find(command.task_id)) for command in batch)
         return [
-            Question(task_id=entry.task.id, text=entry.task.prompt, candidates=command.candidates, tried=command.tried)
+            Question(
+                task_id=entry.task.id,
+                text=entry.task.prompt,
+                choices=entry.task.choices,
+                tools=entry.task.tools,
+                candidates=command.candidates,
+                tried=command.tried,
+            )
             for command, entry in entries
             if entry is not None
         ]

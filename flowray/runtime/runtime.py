@@ -278,6 +278,8 @@ class Runtime:
         tier: str = "",
         agent: str = "",
         labels: Mapping[str, str] | None = None,
+        choices: str | Iterable[str] = "",
+        tools: str | Iterable[str] = "",
         quality: float | None = None,
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
@@ -285,10 +287,14 @@ class Runtime:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
         `work` is the prompt when it is a str, otherwise the payload. The same `key` with the same content gives the
-        task accepted earlier. Where a router chooses (`core.routing.enabled`), `quality` (0..1) asks for the cheapest
-        class of agents that reaches this share of the best expected success, and `max_cost_usd` is what an attempt
-        should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than `least_quality` is a
-        failed attempt: another class of agents is asked, as long as `max_attempts` allows, and then without thrift.
+        task accepted earlier.
+
+        Where a router chooses (`core.routing.enabled`), it reads the prompt, and `choices` (answers to choose from) and
+        `tools` ("name: description" of each) where the prompt does not list them. `quality` (0..1) asks for the
+        cheapest class of agents that reaches this share of the best expected success, and `max_cost_usd` is what an
+        attempt should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than
+        `least_quality` is a failed attempt: another class of agents is asked, as long as `max_attempts` allows, and
+        then without thrift.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -309,6 +315,8 @@ class Runtime:
             tier=tier,
             agent=agent,
             labels=labels,
+            choices=choices,
+            tools=tools,
             quality=quality,
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
