@@ -2,8 +2,8 @@
 
 Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
 other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
-whole runtime (`bench.workers.flowray_replayed`). Who waits how long where agents differ in speed is measured under a virtual
-clock, with the same core and router (`bench.workers.routed_alone`).
+whole runtime (`bench.workers.flowray_replayed`). Who waits how long where agents differ in speed is measured under a
+virtual clock, with the same core and router (`bench.workers.routed_alone`).
 """
 
 from __future__ import annotations
