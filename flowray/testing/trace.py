@@ -15,6 +15,7 @@ from flowray.core.commands import (
     Command,
     KnownTask,
     RefuseTask,
+    RequestEstimates,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -30,6 +31,8 @@ from flowray.core.events import (
     AttemptFinished,
     AttemptReturned,
     CancelRequested,
+    EstimatesFailed,
+    EstimatesReady,
     Event,
     TaskSubmitted,
 )
@@ -80,6 +83,11 @@ def event_text(event: Event) -> str:
         return f"{event.agent_id} {how} {event.task_id} attempt {event.attempt} of epoch {event.epoch}"
     if isinstance(event, AttemptReturned):
         return f"{event.agent_id} hands back {event.task_id} attempt {event.attempt}"
+    if isinstance(event, EstimatesReady):
+        told = (f"{task_id}: {', '.join(e.candidate for e in estimates)}" for task_id, estimates in event.answers)
+        return f"estimates for {'; '.join(told)}"
+    if isinstance(event, EstimatesFailed):
+        return f"no estimates for {', '.join(event.task_ids)}: {event.reason}"
     if isinstance(event, AgentsAdded):
         return f"agents added: {event.spec.count} {event.spec.name}"
     if isinstance(event, AgentReady):
@@ -100,6 +108,8 @@ def command_text(command: Command) -> str:
         return f"known {command.submitted_id} as {command.task_id}"
     if isinstance(command, RefuseTask):
         return f"refuse {command.task_id}: {command.reason}: {command.detail}"
+    if isinstance(command, RequestEstimates):
+        return f"ask about {command.task_id}: {', '.join(command.candidates)}"
     if isinstance(command, StartAttempt):
         return f"start {command.task_id} attempt {command.attempt} on {command.agent_id} ({command.reason})"
     if isinstance(command, RequeueTask):
