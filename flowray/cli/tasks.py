@@ -38,6 +38,15 @@ def submit(
     key: Annotated[str, typer.Option("--key", help="Idempotency key: the same key is the same task.")] = "",
     tier: Annotated[str, typer.Option("--tier", help="Only agents of this tier.")] = "",
     agent: Annotated[str, typer.Option("--agent", help="Only agents of this class name.")] = "",
+    quality: Annotated[
+        float | None, typer.Option("--quality", help="Share of the best expected success that is enough, 0..1.")
+    ] = None,
+    least_quality: Annotated[
+        float | None, typer.Option("--least-quality", help="Answers reported to be worth less are tried again, 0..1.")
+    ] = None,
+    max_cost_usd: Annotated[
+        float | None, typer.Option("--max-cost-usd", help="Dollars that an attempt should cost at most.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -58,6 +67,9 @@ def submit(
             key=key,
             tier=tier,
             agent=agent,
+            quality=quality,
+            least_quality=least_quality,
+            max_cost_usd=max_cost_usd,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

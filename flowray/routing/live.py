@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -271,7 +270,8 @@ def load(artifact: str, history: str = "") -> LiveRouter:
     except ImportError as error:
         raise MissingExtra("a trained router", "router") from error
     from flowray.routing import data, estimator
+    from flowray.routing.versions import version_of
 
     torch.set_num_threads(1)
     past = data.load(history) if history else None
-    return LiveRouter(estimator.load(artifact, "float32"), past, version=Path(artifact).name)
+    return LiveRouter(estimator.load(artifact, "float32"), past, version=version_of(artifact, history))
