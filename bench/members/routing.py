@@ -90,9 +90,10 @@ def _replayed(plan: Plan) -> list[Measurement]:
     measurements = []
     for metric in metrics:
         values = {name: figures[metric] for name, figures in found.items()}
+        unit = "ratio" if metric.endswith("cost_ratio") else "success" if metric.endswith("success") else "share"
         mean = sum(values.values()) / len(values)
-        measurements.append(Measurement(metric=metric, unit="ratio", flowray=[mean]))
+        measurements.append(Measurement(metric=metric, unit=unit, flowray=[mean]))
         measurements += [
-            Measurement(metric=f"{metric}_{name}", unit="ratio", flowray=[value]) for name, value in values.items()
+            Measurement(metric=f"{metric}_{name}", unit=unit, flowray=[value]) for name, value in values.items()
         ]
     return measurements

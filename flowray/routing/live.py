@@ -29,6 +29,7 @@ MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldes
 KIND_HEADS = ("task", "category")  # of the network: the first that it has tells what kind of task it is
 STRANGERS_SCALE = 0.5  # outcomes that pull what an agent without a past takes and costs towards a unit
 STRANGERS_LIMIT = 5.0  # of a logarithm, that one outcome may pull these: the first ones have far to go
+POOLED = 200  # outcomes of each stranger that say what strangers are like
 _POOL = "all strangers"
 UNKNOWN_SUCCESS = 0.5  # of an agent of which nothing is known, beside others of which nothing is known
 
@@ -144,7 +145,8 @@ class LiveRouter:
         posteriors = self.known
         if agent not in self._column:
             posteriors = self.strangers
-            self._pool.observe(_POOL, kinds, expected, grade)
+            if self._seen.get(agent, 0) < POOLED:
+                self._pool.observe(_POOL, kinds, expected, grade)
             _remember(self._seen, agent, posteriors.policy.max_agents)
             for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
                 if figure:
@@ -214,11 +216,12 @@ class LiveRouter:
 
     def _answers(self, said: _Said) -> list[tuple[Estimate, ...]]:
         names = said.names
-        corrected = self._corrected(self.known, said)
         strangers = [at for at, name in enumerate(names) if name not in self._column]
+        corrected = self._corrected(self.known if len(strangers) < len(names) else self.strangers, said)
         if strangers:
-            for values, learned in zip(corrected, self._corrected(self.strangers, said), strict=True):
-                values[:, strangers] = learned[:, strangers]
+            if len(strangers) < len(names):
+                for values, learned in zip(corrected, self._corrected(self.strangers, said), strict=True):
+                    values[:, strangers] = learned[:, strangers]
             # Who was seen seldom is taken for like the others: the same shrinkage, towards what all strangers did.
             first = said.success[:, strangers[:1]]
             pooled = self._pool.corrected((_POOL,), said.kinds, first)[0] - first
@@ -226,7 +229,9 @@ class LiveRouter:
             shares = [strength / (strength + self._seen.get(names[at], 0)) for at in strangers]
             corrected[0][:, strangers] = np.clip(corrected[0][:, strangers] + pooled * shares, *PROBABLE)
             for values, seen in zip(corrected[2:], (self._timed, self._priced), strict=True):
-                values[:, [at for at in strangers if names[at] not in seen]] = np.nan
+                unknown = [at for at in strangers if names[at] not in seen]
+                if unknown:
+                    values[:, unknown] = np.nan
         success, deviation, latency_s, cost_usd = corrected
         quality = np.clip(said.quality + (success - said.success), *PROBABLE)  # what changed one changed the other
         columns = (success, deviation, quality, latency_s, cost_usd)
