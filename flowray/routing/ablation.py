@@ -58,6 +58,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="with attention", network={"attention": True}),
     Variant(name="with batch normalisation", network={"batch_norm": True}),
     Variant(name="without clipping", training={"clip": None}),
+    Variant(name="with dear agents counting more", training={"price_weighting": 0.5}),
     Variant(name="records alone (no residual)", network={"residual": False}),
     Variant(name="without n-grams in the residual", training={"bag_rate": 0.0}),
     Variant(name="records with the task itself", lesson=lambda lesson, sets: _recalled(

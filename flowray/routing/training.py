@@ -60,6 +60,8 @@ class TrainingConfig:
     agents_kept: float = 1.0  # share of a set's agents in a batch
     leave_one_out: bool = True  # False leaks the label; for ablations only
     quality_weight: float = 0.2
+    class_weighting: float = 0.0  # power of a label's rarity that its tasks count by; 0: all count alike
+    price_weighting: float = 0.0  # power of an agent's price, among its set's, that its outcomes count by; 0: alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,11 +210,21 @@ def _train_labels(
     parameters = [p for part in router.label_parts() for p in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.label_rate, weight_decay=1e-4)
 
+    weights = {
+        (part.name, head): _rarity(target, len(router.config.heads[head]), config.class_weighting)
+        for part in learn
+        for head, target in part.targets.items()
+    }
+
     def loss_of(part: Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
         logits = router.labels(*part.inputs(rows))
         losses = [
             functional.cross_entropy(
-                logits[head], target[rows], ignore_index=-1, label_smoothing=config.label_smoothing
+                logits[head],
+                target[rows],
+                weight=weights[part.name, head],
+                ignore_index=-1,
+                label_smoothing=config.label_smoothing,
             )
             for head, target in part.targets.items()
             if head not in router.config.sums and (target[rows] >= 0).any()
@@ -230,6 +242,17 @@ def _train_labels(
         return right
 
     _loop("labels", router, learn, optimiser, loss_of, value, config.label_epochs, config, generator, note)
+
+
+def _rarity(target: Tensor, n_labels: int, power: float) -> Tensor | None:
+    """[labels] what a task of each label counts, 0.1 to 10: how much rarer than the mean it is, to some power."""
+    if not power:
+        return None
+    counts = torch.bincount(target[target >= 0], minlength=n_labels).float()
+    there = counts > 0
+    weights = torch.ones(n_labels)
+    weights[there] = (counts[there].mean() / counts[there]).pow(power).clamp(0.1, 10.0)
+    return weights
 
 
 def _unaligned(router: RoutingNetwork, learn: Sequence[Prepared]) -> list[tuple[Prepared, str, str]]:
@@ -312,8 +335,11 @@ def _train_outcomes(
         success, quality = router.judge(encoded, part.records[rows][:, kept], strengths)
         target, score = part.success[rows][:, kept], part.quality[rows][:, kept]
         known = torch.isfinite(target)
-        loss = _surprise(success, target, known)
-        return loss + config.quality_weight * _surprise(quality, score, known) if config.quality_weight else loss
+        weights = _by_price(part.profiles[kept], config.price_weighting)
+        loss = _surprise(success, target, known, weights)
+        if not config.quality_weight:
+            return loss
+        return loss + config.quality_weight * _surprise(quality, score, known, weights)
 
     def value() -> dict[str, float]:
         losses: dict[str, float] = {}
@@ -329,10 +355,22 @@ def _train_outcomes(
     _loop("outcomes", router, learn, optimiser, loss_of, value, config.outcome_epochs, config, generator, note)
 
 
-def _surprise(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Mean log loss over readers, tasks and agents [readers, tasks, agents] where the outcome is known."""
+def _surprise(logits: Tensor, target: Tensor, known: Tensor, weights: Tensor) -> Tensor:
+    """Mean log loss over readers, tasks and agents [readers, tasks, agents] where the outcome is known.
+
+    `weights` [agents] say how much each agent's outcomes count.
+    """
     each = functional.binary_cross_entropy_with_logits(logits, target.nan_to_num().expand_as(logits), reduction="none")
-    return (each * known).sum() / (known.sum().clamp(min=1) * len(logits))
+    counted = known * weights
+    return (each * counted).sum() / (counted.sum().clamp(min=1e-6) * len(logits))
+
+
+def _by_price(profiles: Tensor, power: float) -> Tensor:
+    """[agents] what their outcomes count: their price, relative to the middle one of their set, to some power.
+
+    The last number of a profile is the logarithm of that; it is 0 where the price is not known.
+    """
+    return torch.exp(power * profiles[:, -1]).clamp(0.1, 10.0)
 
 
 def _calibrate(router: RoutingNetwork, check: Sequence[Prepared]) -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from flowray.routing import data, lessons, training
+from flowray.routing.estimates import TaskBatch
 from flowray.routing.estimator import RouterEstimator
+from flowray.routing.features import featurise
 from flowray.routing.training import TrainingConfig
 
 from .routers import CONFIG, SHAPE, trades, trained
@@ -116,3 +118,51 @@ def test_a_label_that_follows_from_a_finer_one_is_summed_and_not_learned():
     test = both.split("test")
     estimates = RouterEstimator(network).estimate(test.tasks, test.agents, both.histories())
     assert estimates.capabilities["task_type"].best() == test.labels["task_type"]
+
+
+def alike(tmp_path, rare=0.1, n_tasks=300):
+    """Tasks that all read the same; one label is rarer than the other."""
+    kinds = np.where(np.arange(n_tasks) % round(1 / rare) == 0, "odd", "usual")
+    splits = np.where(np.arange(n_tasks) % 7 == 6, "val", "train")
+    tasks = {
+        "prompt_id": [f"t{number}" for number in range(n_tasks)],
+        "text": ["the very same words"] * n_tasks,
+        "split": splits.tolist(),
+        "task_type": kinds.tolist(),
+    }
+    return data.load(write(tmp_path / "alike", tasks=tasks))
+
+
+@pytest.mark.parametrize(("power", "share"), [(0.0, 0.1), (1.0, 0.5)])
+def test_rare_labels_may_count_more(tmp_path, power, share):
+    config = replace(CONFIG, class_weighting=power, label_smoothing=0.0)
+    network = training.train([alike(tmp_path)], config, SHAPE).network
+    said = network.read_labels(featurise(TaskBatch.of_texts(["the very same words"])))["task_type"]
+    odd = network.config.heads["task_type"].index("odd")
+    assert float(torch.softmax(said.detach(), dim=1)[0, odd]) == pytest.approx(share, abs=0.06)
+
+
+def test_dear_agents_may_count_more():
+    """`sage` is the dear one: what is learned then suits it, and the others less."""
+    price = np.array([1.0, 1.0, 50.0, 1.0], np.float32)
+    priced = replace(trades(), agents=replace(trades().agents, price_in_per_m=price, price_out_per_m=price))
+    sage = priced.agents.agent_ids.index("sage")
+
+    def behind(power):
+        """How much worse than the others `sage` is known."""
+        config = replace(CONFIG, price_weighting=power, outcome_epochs=12, outcome_rate=0.01, patience=99)
+        network = training.train([priced], config, SHAPE).network
+        past = lessons.prepared(priced.split("train"), network.config)
+        lessons.recall(network, priced, past, lessons.prepared(priced.split("val"), network.config))
+        with torch.no_grad():
+            said = torch.sigmoid(training.judged(network, past)).numpy()
+        losses = [log_loss(said[:, at], past.success[:, at].numpy()) for at in range(said.shape[1])]
+        return 1.5 * losses[sage] - 0.5 * sum(losses)
+
+    assert behind(1.0) < behind(0.0)
+
+
+def test_what_outcomes_count_by_price_is_bounded():
+    profiles = torch.tensor([[0.0, 0.0], [0.0, np.log(4.0)], [0.0, 50.0], [0.0, -50.0]])
+    assert training._by_price(profiles, 0.0).tolist() == [1.0] * 4
+    assert training._by_price(profiles, 0.5).tolist() == pytest.approx([1.0, 2.0, 10.0, 0.1])
