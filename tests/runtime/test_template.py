@@ -482,3 +482,25 @@ def test_serializers_are_registered_when_their_module_is_imported(
     assert done[3:] == [("there", 2), ("late_one", 2), ("late_pack.inner", 2)]
     for name in ("late_one", "late_pack", "late_pack.inner"):
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_starlettes_serializer_is_registered_while_its_package_is_being_imported() -> None:
+    code = """
+import sys
+from flowray.runtime.template.deferred import SERIALIZERS, Deferred
+
+class Context:
+    registered = []
+
+    def _register_cloudpickle_serializer(self, kind, **how):
+        self.registered.append(kind.__name__)
+
+assert "starlette" not in sys.modules
+deferred = Deferred({"starlette.datastructures": SERIALIZERS["starlette.datastructures"]})
+sys.meta_path.insert(0, deferred)
+deferred.apply(Context())
+import starlette.requests
+print(Context.registered)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "['State']\n", done.stderr
