@@ -23,11 +23,10 @@ def _pydantic(context: Any) -> None:
 
 
 def _starlette(context: Any) -> None:
-    import starlette
     from ray.util.serialization_addons import register_starlette_serializer
 
     # It has just been executed: a package gets its module as an attribute only when the import is over.
-    starlette.datastructures = sys.modules["starlette.datastructures"]
+    vars(sys.modules["starlette"])["datastructures"] = sys.modules["starlette.datastructures"]
     register_starlette_serializer(context)
 
 
