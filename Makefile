@@ -53,7 +53,7 @@ format: $(VENV)/.dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its int8 form (ten minutes on two cores)
+router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its int8 form (four minutes on two idle cores)
 	$(BIN)/flowray router train $(ROUTER_DATA) -o out/router
 	$(BIN)/flowray router quantize --model out/router $(ROUTER_DATA) -o models/router/v1
 
