@@ -25,8 +25,6 @@ def _pydantic(context: Any) -> None:
 def _starlette(context: Any) -> None:
     from ray.util.serialization_addons import register_starlette_serializer
 
-    # It has just been executed: a package gets its module as an attribute only when the import is over.
-    vars(sys.modules["starlette"])["datastructures"] = sys.modules["starlette.datastructures"]
     register_starlette_serializer(context)
 
 
@@ -90,6 +88,9 @@ class Deferred(importlib.abc.MetaPathFinder):
         return None
 
     def _imported(self, name: str) -> None:
+        package, _, last = name.rpartition(".")
+        if package:  # it gets its module as an attribute only when the import is over, and we are called before that
+            setattr(sys.modules[package], last, sys.modules[name])
         self._there.add(name)
         for context in self._contexts:
             self._serializers[name](context)
