@@ -21,10 +21,12 @@ from flowray.core.commands import RequestEstimates, ResolveTask, StartAttempt
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentReady, AgentsAdded, AttemptFinished, EstimatesReady, Event, TaskSubmitted
 from flowray.core.model import AgentId, AgentSpec, Task, TaskId
+from flowray.core.naming import class_of
 from flowray.core.policy import CorePolicy
 from flowray.core.routing import RoutingPolicy
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Labelled, TaskBatch
-from flowray.routing.live import LiveRouter, Question
+from flowray.routing.live import LiveRouter
+from flowray.routing.queries import Query
 
 KINDS = ("short", "long")
 SPEEDS = {  # class -> seconds that a task of each kind takes it, in the middle
@@ -89,21 +91,19 @@ def run(routed: bool, tasks: int, seed: int) -> Sequence[float]:
         now, _, event = heapq.heappop(agenda)
         for command in core.handle(event, now):
             if isinstance(command, RequestEstimates):
-                question = Question(
-                    task_id=command.task_id, text=kind_of[command.task_id], candidates=command.candidates
-                )
-                answers = tuple(router.estimate([question]))
+                query = Query(kind_of[command.task_id], command.candidates)
+                answers = router.estimate([command.task_id], [query])
                 ready = EstimatesReady(((command.task_id, answers[0]),), "local", router.version)
                 heapq.heappush(agenda, (now, next(number), ready))
             elif isinstance(command, StartAttempt):
-                middle = SPEEDS[command.agent_id.rpartition("-")[0]][KINDS.index(kind_of[command.task_id])]
+                middle = SPEEDS[class_of(command.agent_id)][KINDS.index(kind_of[command.task_id])]
                 run_s = middle * luck[command.task_id]
                 finished = AttemptFinished(command.task_id, command.attempt, 1, command.agent_id, run_s=run_s)
                 heapq.heappush(agenda, (now + run_s, next(number), finished))
             elif isinstance(command, ResolveTask):
                 outcome = command.outcome
                 took[outcome.task_id] = outcome.resolved_at - outcome.accepted_at
-                router.learn(outcome.task_id, outcome.agent_id.rpartition("-")[0], True, run_s=outcome.run_s)
+                router.learn(outcome.task_id, class_of(outcome.agent_id), True, run_s=outcome.run_s)
                 router.forget(outcome.task_id)
     return list(took.values())[tasks // 5 :]
 

@@ -16,6 +16,7 @@ from msgspec import structs
 from flowray.core.book import Entry
 from flowray.core.events import EstimatesReady
 from flowray.core.model import Choice, Estimate, Receipt, TaskId
+from flowray.core.naming import class_of
 from flowray.core.queueing import Lane
 from flowray.core.registry import AgentClass
 from flowray.core.retry import Rng
@@ -121,9 +122,7 @@ class Asking:
         # Thrift is for the first attempt: once that was not enough, the best of the others is.
         thrift = entry.task.quality if not entry.failures else None
         limit = entry.task.max_cost_usd
-        drawn = draw(
-            estimates, waits_s, _remaining_s(entry, now), self._policy, rng, quality=thrift, max_cost_usd=limit
-        )
+        drawn = draw(estimates, waits_s, entry.remaining_s(now), self._policy, rng, quality=thrift, max_cost_usd=limit)
         chosen = candidates[drawn.place]
         receipt = Receipt(
             event.path,
@@ -151,7 +150,7 @@ class Asking:
         mine = by_name.get(one.spec.name)
         if mine is None:
             return None
-        remaining_s, usual_s = _remaining_s(entry, now), usual_run_s(standing.receipt.estimates)
+        remaining_s, usual_s = entry.remaining_s(now), usual_run_s(standing.receipt.estimates)
         chosen = by_name[standing.receipt.chosen]
         wait_s = waited_for.wait_s(0, usual_s if chosen.latency_s is None else chosen.latency_s)
         theirs = value_of(chosen, wait_s, usual_s, remaining_s, self._policy)
@@ -168,11 +167,7 @@ class Asking:
         return len(self._asked) + len(self._decided) + len(self._unrouted)
 
 
-def _remaining_s(entry: Entry, now: float) -> float | None:
-    return None if entry.deadline_at is None else entry.deadline_at - now
-
-
 def tried_by(entry: Entry) -> tuple[tuple[str, float], ...]:
     """(class of agents, what came of it) of earlier attempts at this very task that failed by the agent's own code."""
-    names = (line.agent_id.rpartition("-")[0] for line in entry.story if line.what == "attempt_failed")
+    names = (class_of(line.agent_id) for line in entry.story if line.what == "attempt_failed")
     return tuple((name, 0.0) for name in dict.fromkeys(names) if name)

@@ -82,6 +82,10 @@ class Entry:
         self.story: list[StoryLine] = []
         self.choices: list[Choice] = []
 
+    def remaining_s(self, now: float) -> float | None:
+        """Until its deadline, never negative; None without one."""
+        return None if self.deadline_at is None else max(0.0, self.deadline_at - now)
+
     def tell(self, line: StoryLine) -> None:
         """Add to the story, dropping from the middle when it is full."""
         if len(self.story) >= STORY_LINES:

@@ -350,7 +350,7 @@ class Coordination:
     def _start(self, entry: Entry, agent: Agent, choice: Choice) -> None:
         task = entry.task
         reason = "first" if not entry.attempt else "retry" if entry.failures else "failover"
-        remaining_s = None if entry.deadline_at is None else max(0.0, entry.deadline_at - self.now)
+        remaining_s = entry.remaining_s(self.now)
         attempt = entry.attempt + 1
         self._commit(
             StartAttempt(

@@ -66,6 +66,9 @@ class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
     retryable: bool = False
 
 
+AGENTS_FAULT = frozenset({"application", "quality", "timeout"})  # kinds of failure that say something of the agent
+
+
 class StoryLine(Struct, frozen=True, array_like=True):
     """One line of a task's story."""
 
@@ -109,9 +112,8 @@ class Receipt(Struct, frozen=True, array_like=True):
 class Choice(Struct, frozen=True, array_like=True):
     """Why this agent: what `explain()` says of one attempt."""
 
-    policy: (
-        str  # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed | taken_over
-    )
+    # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed | taken_over
+    policy: str
     candidates: int  # agents that had the capabilities and room
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
     receipt: Receipt | None = None  # where a router had a word in it

@@ -1,4 +1,4 @@
-"""Names of classes of agents from the ids that agents have elsewhere, in records or in other systems."""
+"""Names of classes of agents: from the ids of their agents, and from those that agents have in other systems."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import re
 from collections.abc import Iterable
 
 _MAX_NAME = 80  # characters of a class's name, and room for a number
+
+
+def class_of(agent_id: str) -> str:
+    """The class of an agent, which is called "<class>-<number>"."""
+    return agent_id.rpartition("-")[0]
 
 
 def class_names(agent_ids: Iterable[str]) -> list[str]:

@@ -55,9 +55,7 @@ class Lane:
         self.last_chosen_at = 0.0  # and when
         self.recent: list[Agent] = []  # that got its quick tasks lately, and have room
         self.by_name: dict[str, AgentClass] = {}  # the same by name
-        self.waiting: dict[
-            str, Lane
-        ] = {}  # name of a class -> where its tasks wait for that class alone, or did lately
+        self.waiting: dict[str, Lane] = {}  # class -> where its tasks wait for that class alone, or did lately
         self.bound: IndexedSet[Lane] = IndexedSet()  # these lanes, as far as somebody waits there, or did lately
         self.ranking: list[AgentClass] = []  # its classes of best standing, when they were last ranked,
         self.questions = 0  # and how often a router was asked since the lane is there

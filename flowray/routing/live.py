@@ -11,9 +11,8 @@ same when their names are, written as the name of a class (`flowray.core.naming`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,11 @@ import numpy as np
 from flowray.core.model import Estimate
 from flowray.core.naming import class_names
 from flowray.errors import MissingExtra
+from flowray.routing.asked import batch_of, known
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.posteriors import PROBABLE, PosteriorPolicy, Posteriors
+from flowray.routing.queries import Query
 
 MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldest are forgotten
 KIND_HEADS = ("task", "category")  # of the network: the first that it has tells what kind of task it is
@@ -32,18 +33,6 @@ STRANGERS_LIMIT = 5.0  # of a logarithm, that one outcome may pull these: the fi
 POOLED = 200  # outcomes of each stranger that say what strangers are like
 _POOL = "all strangers"
 UNKNOWN_SUCCESS = 0.5  # of an agent of which nothing is known, beside others of which nothing is known
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One task, and who could do it."""
-
-    task_id: str
-    text: str
-    candidates: tuple[str, ...]  # names of classes of agents
-    choices: str = ""  # as in TaskBatch
-    tools: str = ""
-    tried: tuple[tuple[str, float], ...] = ()  # (class, 0..1) what came of earlier attempts at this very task
 
 
 class _Said(NamedTuple):
@@ -103,21 +92,21 @@ class LiveRouter:
         """Of the router, and how many outcomes it learned since it was loaded."""
         return f"{self._version}+{self.learned}"
 
-    def estimate(self, questions: Sequence[Question]) -> list[tuple[Estimate, ...]]:
-        """Of each question its candidates, in their order."""
-        if not questions:
+    def estimate(self, task_ids: Sequence[str], queries: Sequence[Query]) -> list[tuple[Estimate, ...]]:
+        """Of each task its candidates, in their order; `task_ids` are what outcomes will be told by."""
+        if not queries:
             return []
-        base = self._base(self._tasks(questions))
-        kinds = self._kinds(base, len(questions))
+        base = self._base(batch_of(queries, self._column, len(self._agents)))
+        kinds = self._kinds(base, len(queries))
         alike: dict[tuple[str, ...], list[int]] = {}  # what has the same candidates is answered together
-        for row, question in enumerate(questions):
-            alike.setdefault(question.candidates, []).append(row)
-        answers: list[tuple[Estimate, ...]] = [()] * len(questions)
+        for row, query in enumerate(queries):
+            alike.setdefault(query.candidates, []).append(row)
+        answers: list[tuple[Estimate, ...]] = [()] * len(queries)
         for names, rows in alike.items():
             said = self._said(base, rows, kinds[rows], names)
             for at, (row, answer) in enumerate(zip(rows, self._answers(said), strict=True)):
                 answers[row] = answer
-                self._pending[questions[row].task_id] = said, at
+                self._pending[task_ids[row]] = said, at
         while len(self._pending) > MAX_PENDING:
             del self._pending[next(iter(self._pending))]
         return answers
@@ -162,28 +151,6 @@ class LiveRouter:
     def forget(self, task_id: str) -> None:
         """The task has ended: nothing more comes of it."""
         self._pending.pop(task_id, None)
-
-    def _tasks(self, questions: Sequence[Question]) -> TaskBatch:
-        plain = TaskBatch.of_texts([question.text for question in questions])
-        offered = [len(question.tools.split(" ; ")) if question.tools else np.nan for question in questions]
-        return replace(
-            plain,
-            choices=tuple(question.choices for question in questions),
-            tools=tuple(question.tools for question in questions),
-            n_tools=np.array(offered, np.float32),
-            attempts=self._attempts(questions),
-        )
-
-    def _attempts(self, questions: Sequence[Question]) -> Floats | None:
-        """[tasks, agents of the past] what came of earlier attempts at these very tasks."""
-        if not any(question.tried for question in questions):
-            return None
-        attempts = np.full((len(questions), len(self._agents)), np.nan, np.float32)
-        for row, question in enumerate(questions):
-            for name, worth in question.tried:
-                if name in self._column:
-                    attempts[row, self._column[name]] = worth
-        return attempts
 
     def _base(self, tasks: TaskBatch) -> Estimates | None:
         if self._estimator is None:
@@ -238,7 +205,7 @@ class LiveRouter:
         every = zip(*(values.tolist() for values in columns), strict=True)
         return [
             tuple(
-                Estimate(name, p, spread, worth, _known(seconds), _known(dollars))
+                Estimate(name, p, spread, worth, known(seconds), known(dollars))
                 for name, p, spread, worth, seconds, dollars in zip(names, *of_task, strict=True)
             )
             for of_task in every
@@ -258,10 +225,6 @@ def _remember(seen: dict[str, int], agent: str, most: int) -> None:
     seen[agent] = seen.pop(agent, 0) + 1
     if len(seen) > most:
         del seen[next(iter(seen))]
-
-
-def _known(number: float) -> float | None:
-    return None if math.isnan(number) else number
 
 
 def load(artifact: str, history: str = "") -> LiveRouter:

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowray.core.model import Outcome, Receipt
+from flowray.core.model import AGENTS_FAULT, Outcome, Receipt
 from flowray.core.states import TaskState
 from flowray.routing.tables import SchemaError
 
@@ -53,7 +53,6 @@ Told = Outcome | tuple[Outcome, str | None]  # an outcome, with its task's promp
 VERSION = b"1"
 _MARK = b"flowray.receipts"  # in the file's metadata: which schema it follows
 _ROWS = 10_000  # outcomes held at once while writing, and rows of one group in the file
-_FAULTS = frozenset({"application", "timeout"})  # kinds of failure that are the agent's own
 
 _NUMBERS = pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -212,6 +211,7 @@ def _reward(outcome: Outcome, attempt: int, last: bool) -> float | None:
     if last and outcome.state is TaskState.SUCCEEDED:
         return 1.0 if outcome.quality is None else outcome.quality
     if last and outcome.state is TaskState.DEAD:
-        return 0.0 if outcome.failure is not None and outcome.failure.kind in _FAULTS else None
+        blamed = outcome.failure is not None and outcome.failure.kind in AGENTS_FAULT
+        return (outcome.quality or 0.0) if blamed else None
     failed = any(line.what == "attempt_failed" and line.attempt == attempt for line in outcome.story)
     return 0.0 if failed else None

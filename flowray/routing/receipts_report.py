@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from flowray.routing import charts, timelines
 from flowray.routing.analytics import Analysis, Saving, Share
 from flowray.routing.judge import ROUTER
 from flowray.routing.metrics import Measured, Values
+from flowray.routing.page import page
 
 DRAWN = 7  # candidates with a colour of their own; the others are drawn as one
 _REST = "rest"
@@ -37,17 +37,8 @@ def as_text(found: Analysis) -> str:
 
 def as_html(found: Analysis) -> str:
     """A page with the figures, the candidates and how everything went over time."""
-    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     rows = "".join(f"<tr><th>{escape(title)}</th><td>{escape(value)}</td></tr>" for title, value in _figures(found))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>flowray: what the router chose</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>What the router chose</h1>
 <p>{escape(_headline(found))} Savings and regret are by the estimates, so they are worth what these are: see how the
 earned follows the expected. In brackets 95 % intervals (bootstrap over tasks).</p>
@@ -57,10 +48,8 @@ earned follows the expected. In brackets 95 % intervals (bootstrap over tasks).<
 <section><h2>Estimates</h2><div class="pictures">{"".join(_estimates(found))}</div></section>
 <section><h2>Choices and money</h2><div class="pictures">{"".join(_choices(found))}</div></section>
 <section><h2>Candidates</h2><div class="pictures">{"".join(_drifting(found))}</div>{_table(found)}</section>
-</main>
-</body>
-</html>
-"""
+</main>"""
+    return page("flowray: what the router chose", body)
 
 
 def _headline(found: Analysis) -> str:

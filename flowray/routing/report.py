@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 
 from flowray.routing import charts
 from flowray.routing.evaluation import SetReport
 from flowray.routing.judge import BAR, ROUTER, Metric
+from flowray.routing.page import page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,27 +79,16 @@ def as_text(reports: Sequence[SetReport]) -> str:
 def as_html(reports: Sequence[SetReport]) -> str:
     """A page with every figure, the cost-quality curves and the reliability diagrams."""
     sections = "".join(part for report in reports for part in _section(report))
-    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     links = "".join(f'<a href="#{escape(r.name)}">{escape(r.name)}</a>' for r in reports)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>flowray: the router on trial</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>The router on trial</h1>
 <p>Everybody learnt from the same train tasks and reads the same text. The router's value stands with its 95 % interval
 (bootstrap over groups of tasks), its lead over the table with that of a paired comparison: green where it is surely
 better, red where surely worse. The best value of a row is bold. ↓ marks metrics where less is better.</p>
 <nav>{links}</nav>
 </header>
-<main>{sections}</main>
-</body>
-</html>
-"""
+<main>{sections}</main>"""
+    return page("flowray: the router on trial", body)
 
 
 def _section(report: SetReport) -> Iterator[str]:

@@ -6,7 +6,6 @@ network and the records say of anybody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from flowray.core.model import Estimate
 from flowray.routing import data, estimator
 from flowray.routing.artifacts import ArtifactError
+from flowray.routing.asked import batch_of, known
 from flowray.routing.estimates import AgentBatch, Estimates, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.estimator import Precision, RouterEstimator
 from flowray.routing.queries import Answers, Queries, Query
@@ -71,8 +71,10 @@ class Scorer:
         place = {agent_id: column for column, agent_id in enumerate(self.agents.agent_ids[:-1])}
         stranger = len(place)
         columns = [[place.get(name, stranger) for name in query.candidates] for query in asked.queries]
-        attempts = self._attempts(asked.queries, place)
-        found = self.router.estimate(_tasks(asked.queries, attempts), self.agents, self.histories)
+        tasks = batch_of(
+            asked.queries, place, len(self.agents)
+        )  # strangers' attempts are left out: they share a column
+        found = self.router.estimate(tasks, self.agents, self.histories)
         if not (np.isfinite(found.success).all() and np.isfinite(found.quality).all()):
             raise ArtifactError(self.version, "the network says something that is no number", "train it again")
         deviation = deviations(found.success, found.confidence)
@@ -88,17 +90,6 @@ class Scorer:
         """Answer for made-up tasks, so that whatever is only computed once has been. Raises as `score`."""
         query = Query("List the main findings of the report and say which to check first.", self.agents.agent_ids)
         self.score(Queries((query,) * tasks))
-
-    def _attempts(self, queries: Sequence[Query], place: dict[str, int]) -> Floats | None:
-        """[tasks, agents] what is known of earlier attempts; strangers' are left out, for they share a column."""
-        if not any(query.tried for query in queries):
-            return None
-        attempts = np.full((len(queries), len(self.agents)), np.nan, np.float32)
-        for row, query in enumerate(queries):
-            for name, outcome in query.tried:
-                if name in place:
-                    attempts[row, place[name]] = outcome
-        return attempts
 
 
 def deviations(success: Floats, confidence: Floats) -> Floats:
@@ -129,27 +120,8 @@ def _estimate(found: Estimates, deviation: Floats, row: int, column: int, name: 
         success=float(found.success[at]),
         deviation=float(deviation[at]),
         quality=float(found.quality[at]),
-        latency_s=_known(found.latency_s[at]),
-        cost_usd=_known(found.cost_usd[at]),
-    )
-
-
-def _known(value: np.float32) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _tasks(queries: Sequence[Query], attempts: Floats | None) -> TaskBatch:
-    def numbers(values: Sequence[float | None]) -> Floats:
-        return np.array([np.nan if value is None else value for value in values], np.float32)
-
-    return TaskBatch(
-        texts=tuple(query.text for query in queries),
-        choices=tuple(query.choices for query in queries),
-        tools=tuple(query.tools for query in queries),
-        n_tools=numbers([query.n_tools for query in queries]),
-        n_params=numbers([query.n_params for query in queries]),
-        n_options=numbers([query.n_options for query in queries]),
-        attempts=attempts,
+        latency_s=known(found.latency_s[at]),
+        cost_usd=known(found.cost_usd[at]),
     )
 
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 from flowray.core.book import Entry
 from flowray.core.commands import Command, RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady, Event
-from flowray.core.model import Outcome, TaskId
+from flowray.core.model import AGENTS_FAULT, Outcome, Task, TaskId
+from flowray.core.naming import class_of
 from flowray.core.states import TaskState
+from flowray.routing.queries import Query
 
 if TYPE_CHECKING:
     from flowray.config import RouterConfig
-    from flowray.routing.live import LiveRouter, Question
+    from flowray.routing.live import LiveRouter
 
-_FAULTS = ("application", "quality", "timeout", "poison")  # kinds of failure that say something of the agent
 BATCH = 64  # questions answered together at most: bounds how long the event loop is held
 
 
@@ -89,32 +90,15 @@ class RoutingDesk:
         if self._router is None:
             self._fail(batch, self._trouble or "the router is not loaded yet")
             return
-        questions = self._questions(batch)
+        asked = [(entry.task, each) for each in batch if (entry := self._find(each.task_id)) is not None]
+        task_ids = [task.id for task, _ in asked]
         try:
-            found = self._router.estimate(questions)
+            found = self._router.estimate(task_ids, [_query(task, each) for task, each in asked])
         except Exception as error:  # noqa: BLE001 - a router must not take the coordinator down
             print(f"flowray coordinator: no estimates: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
             self._fail(batch, f"{type(error).__name__}: {error}")
             return
-        answers = tuple((TaskId(q.task_id), estimates) for q, estimates in zip(questions, found, strict=True))
-        self._put(EstimatesReady(answers, "local", self._router.version))
-
-    def _questions(self, batch: Sequence[RequestEstimates]) -> list[Question]:
-        from flowray.routing.live import Question
-
-        entries = ((command, self._find(command.task_id)) for command in batch)
-        return [
-            Question(
-                task_id=entry.task.id,
-                text=entry.task.prompt,
-                choices=entry.task.choices,
-                tools=entry.task.tools,
-                candidates=command.candidates,
-                tried=command.tried,
-            )
-            for command, entry in entries
-            if entry is not None
-        ]
+        self._put(EstimatesReady(tuple(zip(task_ids, found, strict=True)), "local", self._router.version))
 
     def _fail(self, batch: Sequence[RequestEstimates], reason: str) -> None:
         self._put(EstimatesFailed(tuple(command.task_id for command in batch), reason))
@@ -141,7 +125,7 @@ class RoutingDesk:
 
     def _resolved(self, router: LiveRouter, outcome: Outcome) -> None:
         succeeded, failure = outcome.state is TaskState.SUCCEEDED, outcome.failure
-        if succeeded or (failure is not None and failure.kind in _FAULTS and outcome.agent_id):
+        if succeeded or (failure is not None and failure.kind in AGENTS_FAULT):
             router.learn(
                 outcome.task_id,
                 class_of(outcome.agent_id),
@@ -153,9 +137,15 @@ class RoutingDesk:
         router.forget(outcome.task_id)
 
 
-def class_of(agent_id: str) -> str:
-    """The class of an agent, which is called "<class>-<number>"."""
-    return agent_id.rpartition("-")[0]
+def _query(task: Task, asked: RequestEstimates) -> Query:
+    return Query(
+        task.prompt,
+        asked.candidates,
+        choices=task.choices,
+        tools=task.tools,
+        n_tools=float(len(task.tools.split(" ; "))) if task.tools else None,
+        tried=asked.tried,
+    )
 
 
 def load_router(config: RouterConfig) -> LiveRouter:

@@ -44,6 +44,7 @@ from flowray.core.commands import (
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
 from flowray.core.model import Choice, Outcome, Task, TaskId
+from flowray.core.naming import class_of
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
 
@@ -156,7 +157,7 @@ class Observer:
             hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
             hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
         hold(command.attempt > entry.attempt, "3", f"{name} was started after attempt {entry.attempt}")
-        spec = self.book.specs[command.agent_id.rpartition("-")[0]]
+        spec = self.book.specs[class_of(command.agent_id)]
         fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
         hold(fits and task.agent in ("", spec.name), "5", f"{name} went to {command.agent_id}, which cannot do it")
         lane.pop(task.id, None)

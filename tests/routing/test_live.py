@@ -8,7 +8,8 @@ import pytest
 from flowray.routing import live
 from flowray.routing.data import load
 from flowray.routing.estimates import Estimates, Labelled
-from flowray.routing.live import LiveRouter, Question
+from flowray.routing.live import LiveRouter
+from flowray.routing.queries import Query
 from flowray.testing import make_outcomes
 
 
@@ -40,7 +41,7 @@ def past(tmp_path_factory):
 
 
 def ask(router, task_id="t", text="sum", candidates=("a", "b"), tried=()):
-    (answer,) = router.estimate([Question(task_id=task_id, text=text, candidates=tuple(candidates), tried=tried)])
+    (answer,) = router.estimate([task_id], [Query(text, tuple(candidates), tried=tried)])
     return {estimate.candidate: estimate for estimate in answer}
 
 
@@ -135,7 +136,7 @@ def test_several_tasks_with_different_candidates_at_once(past):
     names = live.class_names(past.agents.agent_ids)
     router = LiveRouter(Sayer(), past)
     sets = [("x", names[0]), (names[1], names[2]), ("x", names[0]), ("y",)]
-    answers = router.estimate([Question(task_id=str(at), text="t", candidates=tuple(c)) for at, c in enumerate(sets)])
+    answers = router.estimate([str(at) for at in range(len(sets))], [Query("t", tuple(c)) for c in sets])
     assert [[estimate.candidate for estimate in answer] for answer in answers] == [list(c) for c in sets]
     assert len(router._estimator.asked) == 2  # one to get acquainted, one for all
 

@@ -40,6 +40,7 @@ def test_an_answer_without_a_quality_earns_one():
     [
         (TaskState.DEAD, "application", 0.0),
         (TaskState.DEAD, "timeout", 0.0),
+        (TaskState.DEAD, "quality", 0.0),
         (TaskState.DEAD, "agent_lost", None),
         (TaskState.DEAD, "poison", None),
         (TaskState.CANCELLED, "cancelled", None),
@@ -49,6 +50,11 @@ def test_an_answer_without_a_quality_earns_one():
 def test_without_an_answer_only_the_agents_own_failure_earns_nothing(state, kind, reward):
     [row] = rows(outcome(state=state, kind=kind))
     assert (row["reward"], row["run_s"], row["state"]) == (reward, None, state.value)
+
+
+def test_an_answer_that_was_not_enough_earns_what_it_was_worth():
+    [row] = rows(outcome(state=TaskState.DEAD, kind="quality", quality=0.3))
+    assert (row["reward"], row["state"]) == (0.3, "dead")
 
 
 def test_each_attempt_earns_what_came_of_itself():

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flowray.cli import main
 from flowray.core.commands import ResolveTask
 from flowray.routing import receipts
 from flowray.store import SqliteStore, StoreConfig
 
 from .logs import Logger, outcome
 
-Call = Callable[..., tuple[int, str, str]]
 ANYWHERE = StoreConfig(allow_filesystems=("overlay", "tmpfs", "9p", "virtiofs", "fuse.fuse-overlayfs", "unknown"))
-
-
-@pytest.fixture
-def router(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Run one command in a directory with receipts.parquet: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["router", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

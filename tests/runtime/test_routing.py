@@ -10,8 +10,9 @@ from flowray.core.book import Entry
 from flowray.core.commands import RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady
 from flowray.core.model import Choice, Estimate, Failure, Outcome, Receipt, StoryLine, Task, TaskId
+from flowray.core.naming import class_of
 from flowray.core.states import TaskState
-from flowray.runtime.routing import BATCH, RoutingDesk, class_of
+from flowray.runtime.routing import BATCH, RoutingDesk
 from flowray.runtime.sentences import explain, why
 from flowray.runtime.views import story_of
 
@@ -27,12 +28,12 @@ class FakeRouter:
         self.forgotten: list[str] = []
         self.broken = False
 
-    def estimate(self, questions):
+    def estimate(self, task_ids, queries):
         if self.broken:
             raise ValueError("odd")
-        self.batches.append(len(questions))
-        self.texts = [question.text for question in questions]
-        return [tuple(Estimate(name, 0.5) for name in question.candidates) for question in questions]
+        self.batches.append(len(queries))
+        self.texts = [query.text for query in queries]
+        return [tuple(Estimate(name, 0.5) for name in query.candidates) for query in queries]
 
     def learn(self, task_id, agent, succeeded, *, quality=None, run_s=None, cost_usd=None):
         self.learned.append((task_id, agent, succeeded, quality, run_s, cost_usd))
@@ -193,7 +194,8 @@ class TestLearning:
         assert self.told(failed).learned == [("x", "good-class", False, 0.3, 4.0, 0.1)]
 
     @pytest.mark.parametrize(
-        ("kind", "learned"), [("application", 1), ("timeout", 1), ("agent_lost", 0), ("no_agent", 0)]
+        ("kind", "learned"),
+        [("application", 1), ("timeout", 1), ("agent_lost", 0), ("no_agent", 0), ("poison", 0), ("quality", 1)],
     )
     def test_the_end_of_a_dead_letter_only_where_the_agent_is_to_blame(self, kind, learned):
         assert len(self.told(self.outcome(TaskState.DEAD, failure=Failure(kind=kind))).learned) == learned
