@@ -20,7 +20,7 @@ from flowray.core.naming import class_of
 from flowray.core.queueing import Lane
 from flowray.core.registry import AgentClass
 from flowray.core.retry import Rng
-from flowray.core.routing import RoutingPolicy, draw, run_times, value_of
+from flowray.core.routing import RoutingPolicy, draw, policy_for, run_times, value_of
 
 _RANKED_FOR = 256  # questions of a lane that one ranking of its classes serves
 
@@ -142,7 +142,17 @@ class Asking:
         thrift = entry.task.quality if not entry.failures else None
         limit = entry.task.max_cost_usd
         remaining_s = entry.remaining_s(now)
-        drawn = draw(estimates, runs_s, waits_s, remaining_s, self._policy, rng, quality=thrift, max_cost_usd=limit)
+        drawn = draw(
+            estimates,
+            runs_s,
+            waits_s,
+            remaining_s,
+            policy_for(entry.task, self._policy),
+            rng,
+            extras=[self._extra(candidate.one) for candidate in candidates] if self._policy.tiers else (),
+            quality=thrift,
+            max_cost_usd=limit,
+        )
         chosen = candidates[drawn.place]
         receipt = Receipt(
             event.path,
@@ -172,12 +182,18 @@ class Asking:
             return None
         remaining_s = entry.remaining_s(now)
         chosen, run_s = by_name[standing.receipt.chosen]
-        theirs = value_of(chosen, run_s, waited_for.wait_s(0, run_s), remaining_s, self._policy)
+        policy = policy_for(entry.task, self._policy)
+        wait_s, extra = waited_for.wait_s(0, run_s), self._extra(waited_for)
+        theirs = value_of(chosen, run_s, wait_s, remaining_s, policy, extra=extra)
         mine, run_s = by_name[one.spec.name]
-        if value_of(mine, run_s, 0.0, remaining_s, self._policy) < theirs - self._policy.good:
+        if value_of(mine, run_s, 0.0, remaining_s, policy, extra=self._extra(one)) < theirs - policy.good:
             return None
         receipt = structs.replace(standing.receipt, chosen=one.spec.name, propensities=(), wait_s=0.0)
         return Standing(receipt, "taken_over")
+
+    def _extra(self, one: AgentClass) -> float:
+        """What the policy adds to the value of its agents."""
+        return self._policy.tiers.get(one.spec.tier, 0.0)
 
     def is_asked(self, task_id: TaskId) -> bool:
         """Is a question about it under way?"""

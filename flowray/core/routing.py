@@ -18,9 +18,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from flowray.core.model import Estimate
+from flowray.core.model import Estimate, Task
 from flowray.core.retry import Rng
 from flowray.errors import ConfigError
 
@@ -42,6 +42,7 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     slowdown: float = 0.02  # and what it is worth to be done in half the time
     good: float = 0.02  # candidates within so much of the best are as good
     explore: float = 0.05  # share of the tasks, at most, that go to another than a good one, to learn of it
+    tiers: dict[str, float] = {}  # tier -> what it is worth that one of its agents gets a task; may be negative
     curiosity: float = 0.5  # how many of an estimate's deviations count when it is asked whether another may be better
 
     def __post_init__(self) -> None:
@@ -57,6 +58,21 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in ("usd", "second", "slowdown", "curiosity"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"routing.{name}", f"must not be negative, got {getattr(self, name)}")
+        for tier, worth in self.tiers.items():
+            if not math.isfinite(worth):
+                raise ConfigError("routing.tiers", f"{tier!r} is worth {worth}, which is no number")
+
+
+WEIGHTS = ("use_quality", "usd", "second", "slowdown", "good", "explore")  # that a task may have of its own
+
+
+def policy_for(task: Task, policy: RoutingPolicy) -> RoutingPolicy:
+    """The policy with the task's own weights.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+    return structs.replace(policy, **task.weights) if task.weights else policy
 
 
 class Drawn(NamedTuple):
@@ -86,16 +102,25 @@ def value_of(
     remaining_s: float | None,
     policy: RoutingPolicy,
     *,
+    extra: float = 0.0,
     priced: bool = True,
 ) -> float:
-    """What it is worth to give the task to this candidate, who begins after `wait_s` and takes `run_s` then."""
+    """What it is worth to give the task to this candidate, who begins after `wait_s` and takes `run_s` then.
+
+    `extra` is what the policy adds whatever comes of it (its tier's worth).
+    """
     worth = expected(estimate, policy)
     if remaining_s is not None:
         worth *= in_time(run_s, remaining_s - wait_s)
     if priced and estimate.cost_usd is not None:
         worth -= policy.usd * estimate.cost_usd
     done_s = run_s + wait_s
-    return worth - policy.second * done_s - policy.slowdown * math.log2(done_s if done_s > _SHORTEST_S else _SHORTEST_S)
+    return (
+        worth
+        + extra
+        - policy.second * done_s
+        - policy.slowdown * math.log2(done_s if done_s > _SHORTEST_S else _SHORTEST_S)
+    )
 
 
 def expected(estimate: Estimate, policy: RoutingPolicy) -> float:
@@ -124,22 +149,21 @@ def draw(
     policy: RoutingPolicy,
     rng: Rng,
     *,
+    extras: Sequence[float] = (),
     quality: float | None = None,
     max_cost_usd: float | None = None,
 ) -> Drawn:
     """Choose one of the candidates (at least one), each of which would begin after its wait, which is finite.
 
-    `runs_s` are the run times that are expected (`run_times`); `quality` and `max_cost_usd` are what the task asks for
+    `runs_s` are the run times that are expected (`run_times`), `extras` what is added to values (none: nothing);
+    `quality` and `max_cost_usd` are what the task asks for
     (`flowray.core.model.Task`).
     """
-    if quality is None:
-        values = [
-            value_of(e, run_s, wait_s, remaining_s, policy)
-            for e, run_s, wait_s in zip(estimates, runs_s, waits_s, strict=True)
-        ]
-        tolerance = policy.good
-    else:
-        values, tolerance = _thrifty(quality, estimates, runs_s, waits_s, remaining_s, policy)
+    worth = [
+        value_of(e, run_s, wait_s, remaining_s, policy, extra=extra, priced=quality is None)
+        for e, run_s, wait_s, extra in zip(estimates, runs_s, waits_s, extras or [0.0] * len(waits_s), strict=True)
+    ]
+    values, tolerance = (worth, policy.good) if quality is None else _thrifty(quality, estimates, worth, policy)
     allowed = range(len(values)) if max_cost_usd is None else _affordable(max_cost_usd, estimates, values)
     best = max(allowed, key=values.__getitem__)
     highest, spread = values[best], estimates[best].deviation
@@ -167,27 +191,20 @@ def draw(
 
 
 def _thrifty(
-    quality: float,
-    estimates: Sequence[Estimate],
-    runs_s: Sequence[float],
-    waits_s: Sequence[float],
-    remaining_s: float | None,
-    policy: RoutingPolicy,
+    quality: float, estimates: Sequence[Estimate], worth: list[float], policy: RoutingPolicy
 ) -> tuple[list[float], float]:
-    """Values where good enough is enough: by thrift among those that are, and below all of these for the others."""
-    worth = [
-        value_of(e, run_s, wait_s, remaining_s, policy, priced=False)
-        for e, run_s, wait_s in zip(estimates, runs_s, waits_s, strict=True)
-    ]
+    """Values where good enough is enough: by thrift among those that are, and below all of these for the others.
+
+    `worth` is what each is worth whatever it costs.
+    """
     known = [e.cost_usd for e in estimates if e.cost_usd is not None]
     dearest = max(known, default=0.0)
     if dearest <= 0:
         return worth, policy.good  # nobody's price is known: the best is as cheap as any
     least = quality * max(worth)
     thrift = [1.0 - (dearest if e.cost_usd is None else e.cost_usd) / dearest for e in estimates]
-    values = [
-        1.0 + saved if value >= least else value - 1.0 for saved, value in zip(thrift, worth, strict=True)
-    ]  # worth is at most 1, so the two never meet
+    above = max(1.0, *worth)  # what is good enough is worth more than whatever is not
+    values = [above + saved if value >= least else value - 1.0 for saved, value in zip(thrift, worth, strict=True)]
     return values, 0.0
 
 

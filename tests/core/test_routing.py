@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowray.core.model import Estimate
-from flowray.core.routing import RoutingPolicy, draw, in_time, run_times, value_of
+from flowray.core.model import Estimate, Task, TaskId
+from flowray.core.routing import RoutingPolicy, draw, in_time, policy_for, run_times, value_of
 from flowray.errors import ConfigError
 
 PLAIN = RoutingPolicy(second=0.0, slowdown=0.0, good=0.0, explore=0.0)
@@ -197,8 +198,30 @@ def test_there_is_always_one_and_it_could_be_chosen(rows, quality, max_cost_usd,
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"within_s": 0}, {"shortlist": 1}, {"newcomers": 16}, {"explore": 1.5}, {"usd": -1}, {"second": -0.1}]
+    "wrong",
+    [
+        {"within_s": 0},
+        {"shortlist": 1},
+        {"newcomers": 16},
+        {"explore": 1.5},
+        {"usd": -1},
+        {"second": -0.1},
+        {"tiers": {"spare": math.nan}},
+    ],
 )
 def test_a_policy_out_of_range_names_its_field(wrong):
     with pytest.raises(ConfigError, match=f"routing.{next(iter(wrong))}"):
         RoutingPolicy(**wrong)
+
+
+def test_a_task_may_have_weights_of_its_own():
+    estimates = [Estimate("dear", 0.9, 0.0, None, 1.0, 0.5), Estimate("cheap", 0.85, 0.0, None, 1.0, 0.01)]
+    thrifty = policy_for(Task(id=TaskId("t"), weights={"usd": 1.0}), PLAIN)
+    assert chosen(estimates) == "dear" and chosen(estimates, policy=thrifty) == "cheap"
+    assert thrifty.second == PLAIN.second and policy_for(Task(id=TaskId("u")), PLAIN) is PLAIN
+
+
+def test_what_is_added_to_a_value_counts_but_does_not_make_good_enough_of_what_is_not():
+    estimates = [Estimate("best", 0.9, 0.0, None, 1.0, 0.5), Estimate("bad", 0.2, 0.0, None, 1.0, 0.01)]
+    assert chosen(estimates, extras=[0.0, 0.8]) == "bad"
+    assert chosen(estimates, extras=[2.0, 0.0], quality=0.9) == "best"
