@@ -143,6 +143,10 @@ class CoordinatorActor:
         """An agent whose event loop is blocked reports this way."""
         await self._usable().report(messages.decode(body, Report))
 
+    async def ended(self, process: str, cause: str) -> None:
+        """A keeper is about to end a process of agents, and says why."""
+        self._usable().ended(process, cause)
+
     async def shut_down(self) -> None:
         """See Coordinator.shut_down."""
         if self._trying is not None:
@@ -466,6 +470,10 @@ class Coordinator:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""
         self._put_results(message)
         await self._pump.synced()
+
+    def ended(self, process: str, cause: str) -> None:
+        """See Pools.ended."""
+        self._pools.ended(process, cause)
 
     def _put_results(self, message: Report) -> None:
         for event in results_as_events(message.agent_id, message.results):

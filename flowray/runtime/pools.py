@@ -28,6 +28,7 @@ from flowray.runtime.blocks import LATELY_S, Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
+from flowray.runtime.keepers import Keepers
 from flowray.runtime.messages import Begin, Finished, Found, Held, Prepare, Prepared, Renewed, Retire, Returned
 from flowray.runtime.process import AgentActor
 from flowray.runtime.transport import ProcessLink
@@ -40,7 +41,7 @@ _ATTEND_S = 3.0  # a process that does not answer a new coordinator within this 
 class Process:
     """One process, and the agents in it."""
 
-    __slots__ = ("agents", "gone", "link", "made", "place", "spec_name", "stopped")
+    __slots__ = ("agents", "cause", "gone", "link", "made", "place", "spec_name", "stopped")
 
     def __init__(self, link: ProcessLink, spec_name: str, place: Place) -> None:
         self.link = link
@@ -49,6 +50,7 @@ class Process:
         self.made: Prepared | None = None  # where it is, once it is up
         self.agents: dict[str, int] = {}  # agent -> its incarnation here
         self.stopped = False  # by us
+        self.cause = ""  # of its death, where somebody said it beforehand
         self.gone = False
 
 
@@ -89,6 +91,7 @@ class Pools:
         self._classes: dict[str, AgentSpec] = {}  # that agents were started of
         self._warming: set[str] = set()  # classes for which one is being started
         self._starting = 0  # agents
+        self._keepers = Keepers(config.name, self._node_id, config.ray.stopped_s, coordinator)
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -138,6 +141,7 @@ class Pools:
     async def kill_all(self) -> None:
         """End every process and remove every block of this runtime, known here or not."""
         self._closed = True
+        self._keepers.close()
         for task in self._tasks:
             task.cancel()
         prefix = f"{self._config.name}/"
@@ -257,6 +261,7 @@ class Pools:
             self._blocks.give_back(spec.name, place)
             raise
         self._processes[name] = process
+        self._keepers.add(process.made.node_id, name, process.made.pid)
         if prepare.credentials is None and (credentials := self._doorway.issue(name)) is not None:
             process.link.send(Renewed(credentials))  # another node was seen while it started
         self._spawn(self._watch(process))
@@ -350,7 +355,10 @@ class Pools:
         if process.gone:
             return
         process.gone = True
+        cause = process.cause or cause
         name = process.link.process
+        if process.made is not None:
+            self._keepers.remove(process.made.node_id, name)
         self._processes.pop(name, None)
         self._endpoint.forget(name, cause)
         self._blocks.give_back(process.spec_name, process.place)
@@ -377,6 +385,12 @@ class Pools:
         if process is not None and not process.gone:
             process.link.kill()
             self._lost(process, event.reason)
+
+    def ended(self, name: str, cause: str) -> None:
+        """A keeper is about to end a process: that is why it will be gone."""
+        process = self._processes.get(name)
+        if process is not None:
+            process.cause = cause
 
     def renew_certificates(self) -> None:
         """Send every process a new one."""
@@ -407,6 +421,7 @@ class Pools:
         if spec is not None:
             await asyncio.to_thread(self._blocks.claim, spec, process.place)
         self._processes[name] = process
+        self._keepers.add(process.made.node_id, name, process.made.pid)
         if warm:
             self._warm.setdefault(found.spec_name, []).append(process)
         for held in found.held:

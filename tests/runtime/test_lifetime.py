@@ -45,7 +45,7 @@ def test_agents_of_a_killed_driver_do_not_stay(ray_address: str, eventually: Cal
             return [n["name"] for n in named if n["name"].startswith("orphan/")]
 
         names = sorted(ours())
-        assert names[-1] == "orphan/coordinator"
+        assert "orphan/coordinator" in names
         # Its agent's process, and perhaps the one kept warm.
         assert len(names) in (2, 3) and all(n.startswith("orphan/agent/textstatistics-") for n in names[:-1])
     finally:
