@@ -49,6 +49,7 @@ from flowray.core.events import (
     EstimatesFailed,
     EstimatesReady,
     Event,
+    MemoryTold,
     TaskSubmitted,
     Ticked,
 )
@@ -104,6 +105,7 @@ class Coordination:
             AgentReady: self._on_agent_ready,
             AgentLost: self._on_agent_lost,
             AgentStartFailed: self._on_start_failed,
+            MemoryTold: self._on_memory_told,
             Ticked: self._on_tick,
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
@@ -729,6 +731,16 @@ class Coordination:
             # An agent takes its attempts in order: only as many as it has slots can have been running.
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
             self._attempt_lost(entry, Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}"), counts)
+
+    def _on_memory_told(self, event: MemoryTold) -> None:
+        touched: dict[AgentClass, None] = {}
+        for agent_id in event.agent_ids:
+            agent = self.registry.agent(agent_id)
+            if agent is not None:
+                agent.free_memory = event.free
+                touched[agent.agent_class] = None
+        for one in touched:
+            one.memory_told()
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -147,6 +147,10 @@ class CoordinatorActor:
         """A keeper is about to end a process of agents, and says why."""
         self._usable().ended(process, cause)
 
+    async def memory(self, node_id: str, free: float) -> None:
+        """A keeper says how much of its node's memory (0..1) is free."""
+        self._usable().memory(node_id, free)
+
     async def shut_down(self) -> None:
         """See Coordinator.shut_down."""
         if self._trying is not None:
@@ -474,6 +478,10 @@ class Coordinator:
     def ended(self, process: str, cause: str) -> None:
         """See Pools.ended."""
         self._pools.ended(process, cause)
+
+    def memory(self, node_id: str, free: float) -> None:
+        """See Pools.memory."""
+        self._pools.memory(node_id, free)
 
     def _put_results(self, message: Report) -> None:
         for event in results_as_events(message.agent_id, message.results):

@@ -99,5 +99,5 @@ class Keepers:
                 enable_task_events=False,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             )
-            .remote(self._stopped_s)
+            .remote(node_id, self._stopped_s)
         )

@@ -20,7 +20,15 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from flowray.config import Config
-from flowray.core.events import AgentLost, AgentReady, AgentStartFailed, AttemptFinished, AttemptReturned, Event
+from flowray.core.events import (
+    AgentLost,
+    AgentReady,
+    AgentStartFailed,
+    AttemptFinished,
+    AttemptReturned,
+    Event,
+    MemoryTold,
+)
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
@@ -92,6 +100,7 @@ class Pools:
         self._warming: set[str] = set()  # classes for which one is being started
         self._starting = 0  # agents
         self._keepers = Keepers(config.name, self._node_id, config.ray.stopped_s, coordinator)
+        self._free: dict[str, float] = {}  # node -> share of its memory, as its keeper said last
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -203,8 +212,11 @@ class Pools:
             self._keep_warm(one)
 
     def _is_ready(self, process: Process, agent_id: AgentId, incarnation: int) -> None:
-        if not process.gone:
-            self._put(AgentReady(agent_id, incarnation))
+        if process.gone:
+            return
+        if process.made is not None and process.made.node_id in self._free:
+            self._put(MemoryTold(self._free[process.made.node_id], (agent_id,)))
+        self._put(AgentReady(agent_id, incarnation))
 
     async def _process_for(self, spec: AgentSpec) -> Process:
         """A process with room for one more agent of this class: one of several, a warm one, or a new one."""
@@ -391,6 +403,14 @@ class Pools:
         process = self._processes.get(name)
         if process is not None:
             process.cause = cause
+
+    def memory(self, node_id: str, free: float) -> None:
+        """So much of a node's memory (0..1) is free."""
+        self._free[node_id] = free
+        there = [one for one in self._processes.values() if one.made is not None and one.made.node_id == node_id]
+        agent_ids = tuple(AgentId(agent_id) for one in there for agent_id in one.agents)
+        if agent_ids:
+            self._put(MemoryTold(free, agent_ids))
 
     def renew_certificates(self) -> None:
         """Send every process a new one."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,12 @@ class Told:
         self.heard: list[tuple[str, str]] = []
         self._deaf = deaf
         self.ended = self
+        self.free: list[float] = []
+        self.memory = SimpleNamespace(remote=self.hear)
+
+    async def hear(self, node_id: str, free: float) -> None:
+        assert node_id == "node"
+        self.free.append(free)
 
     async def remote(self, name: str, cause: str) -> None:
         self.heard.append((name, cause))
@@ -56,7 +63,7 @@ def test_a_debuggers_hold_is_not_a_stop() -> None:
 async def test_a_stopped_process_is_ended_and_the_coordinator_hears_why_before(
     sleeper: subprocess.Popen[bytes],
 ) -> None:
-    keeper, coordinator = Keeper(0.2), Told()
+    keeper, coordinator = Keeper("node", 0.2), Told()
     await keeper.watch(encode((Watched("agent", sleeper.pid),)), coordinator)
     await asyncio.sleep(0.5)
     assert sleeper.poll() is None and not coordinator.heard
@@ -67,14 +74,14 @@ async def test_a_stopped_process_is_ended_and_the_coordinator_hears_why_before(
 
 
 async def test_a_coordinator_that_does_not_listen_keeps_nobody_alive(sleeper: subprocess.Popen[bytes]) -> None:
-    keeper = Keeper(0.1)
+    keeper = Keeper("node", 0.1)
     await keeper.watch(encode((Watched("agent", sleeper.pid),)), Told(deaf=True))
     os.kill(sleeper.pid, signal.SIGSTOP)
     assert await until_dead(sleeper) == -signal.SIGKILL
 
 
 async def test_the_coordinator_itself_is_ended_without_being_asked(sleeper: subprocess.Popen[bytes]) -> None:
-    keeper, coordinator = Keeper(0.1), Told()
+    keeper, coordinator = Keeper("node", 0.1), Told()
     await keeper.watch(encode((Watched(COORDINATOR, sleeper.pid),)), coordinator)
     os.kill(sleeper.pid, signal.SIGSTOP)
     assert await until_dead(sleeper) == -signal.SIGKILL
@@ -82,7 +89,7 @@ async def test_the_coordinator_itself_is_ended_without_being_asked(sleeper: subp
 
 
 async def test_who_is_not_to_be_watched_any_more_may_be_stopped(sleeper: subprocess.Popen[bytes]) -> None:
-    keeper, coordinator = Keeper(0.05), Told()
+    keeper, coordinator = Keeper("node", 0.05), Told()
     await keeper.watch(encode((Watched("agent", sleeper.pid),)), coordinator)
     await keeper.watch(encode(()), coordinator)
     os.kill(sleeper.pid, signal.SIGSTOP)
@@ -90,9 +97,22 @@ async def test_who_is_not_to_be_watched_any_more_may_be_stopped(sleeper: subproc
     assert state_of(sleeper.pid) == "T"
 
 
+async def test_how_much_memory_is_free_is_told_and_again_to_whoever_asks_anew(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowray.runtime.keeper._MEMORY_S", 0.02)
+    keeper, coordinator, successor = Keeper("node", 60.0), Told(), Told()
+    await keeper.watch(encode((Watched("agent", sleeper.pid),)), coordinator)
+    await asyncio.sleep(0.3)
+    assert coordinator.free and all(0.0 < free < 1.0 for free in coordinator.free)
+    await keeper.watch(encode((Watched("agent", sleeper.pid),)), successor)
+    while not successor.free:
+        await asyncio.sleep(0.01)
+
+
 async def test_a_process_that_is_gone_is_no_trouble(sleeper: subprocess.Popen[bytes]) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    keeper = Keeper(0.05)
+    keeper = Keeper("node", 0.05)
     watched: tuple[Any, ...] = (Watched("gone", int(gone.stdout)), Watched("agent", sleeper.pid))
     await keeper.watch(encode(watched), Told())
     os.kill(sleeper.pid, signal.SIGSTOP)
