@@ -236,7 +236,8 @@ class Coordination:
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _lane(self, task: Task) -> Lane:
-        return self.queue.find(task) or self.queue.lane(task, self.registry.classes())
+        found = self.queue.find(task)  # which is falsy when nobody waits there
+        return found if found is not None else self.queue.lane(task, self.registry.classes())
 
     def _lane_of(self, entry: Entry) -> Lane:
         """The lane where a waiting task is."""
