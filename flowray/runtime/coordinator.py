@@ -305,7 +305,8 @@ class Coordinator:
     def _miss_agents(self) -> None:
         """Agents that died while no coordinator was there to see it: their tasks need not wait for `adoption_s`."""
         for agent in self._core.registry.agents():
-            if agent.state is AgentState.STARTING and self._pools.process(agent.id, agent.incarnation) is None:
+            gone = self._pools.process(agent.id, agent.incarnation) is None
+            if agent.state is AgentState.STARTING and gone and not self._pools.may_come(agent.agent_class.spec.name):
                 cause = "it was gone when the coordinator came back"
                 self._pump.put(AgentLost(agent.id, agent.incarnation, cause))
 

@@ -43,7 +43,7 @@ from flowray.runtime.transport import ProcessLink
 
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
 _ROOM_S = 1.0  # for Ray to find room for a block, where there is some
-_ATTEND_S = 3.0  # a process that does not answer a new coordinator within this is ended
+_ATTEND_S = 3.0  # a new coordinator begins at the latest after this, whether all processes have answered it or not
 
 
 class Process:
@@ -101,6 +101,7 @@ class Pools:
         self._starting = 0  # agents
         self._keepers = Keepers(config.name, self._node_id, config.ray.stopped_s, coordinator)
         self._free: dict[str, float] = {}  # node -> share of its memory, as its keeper said last
+        self._attending: set[str] = set()  # processes that have yet to answer a new coordinator
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -140,12 +141,22 @@ class Pools:
         self._put(AgentLost(AgentId(agent_id), incarnation, "stopped by the coordinator"))
 
     async def find(self) -> None:
-        """After a restart: report every process of this runtime that is alive, and what it holds."""
+        """After a restart: report every process of this runtime that is alive, and what it holds.
+
+        Those that are too busy to answer soon are not waited for. They have as long as the core waits for its agents.
+        """
         prefix = f"{self._config.name}/agent/"
         await self._open_to_nodes()
         named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
         names = sorted(n["name"] for n in named if n["namespace"] == NAMESPACE and n["name"].startswith(prefix))
-        await asyncio.gather(*(self._attend(name, name.removeprefix(prefix)) for name in names))
+        self._attending.update(name.removeprefix(prefix) for name in names)
+        attending = [self._spawn(self._attend(name, name.removeprefix(prefix))) for name in names]
+        if attending:
+            await asyncio.wait(attending, timeout=_ATTEND_S)
+
+    def may_come(self, class_name: str) -> bool:
+        """Is there a process of this class that has yet to say which agents it hosts?"""
+        return any(name.rpartition("-")[0] == class_name for name in self._attending)
 
     async def kill_all(self) -> None:
         """End every process and remove every block of this runtime, known here or not."""
@@ -421,17 +432,25 @@ class Pools:
 
     async def _attend(self, full_name: str, name: str) -> None:
         try:
+            await self._find(full_name, name)
+        finally:
+            self._attending.discard(name)
+
+    async def _find(self, full_name: str, name: str) -> None:
+        try:
             actor = await asyncio.to_thread(ray.get_actor, full_name, namespace=NAMESPACE)
         except ValueError:
             return  # it died in between; the core hears nothing of it and asks for a new one
         link = ProcessLink(actor, self._endpoint, name)
+        timeout_s = max(_ATTEND_S, self._config.core.adoption_s)
         try:
-            found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), _ATTEND_S)
+            found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), timeout_s)
         except _UNREACHABLE:
             found = Found()
         spec = self._spec_of(found.spec_name)
         warm = found.warm and spec is not None
-        if found.made is None or not (found.held or warm):
+        held = [one for one in found.held if one.incarnation >= self._newest(one.agent_id)]
+        if found.made is None or not (held or warm):
             # Hung, or not even begun, or nobody's: not worth waiting for.
             link.kill()
             self._endpoint.forget(name, "it did not answer a new coordinator")
@@ -444,22 +463,29 @@ class Pools:
         self._keepers.add(process.made.node_id, name, process.made.pid)
         if warm:
             self._warm.setdefault(found.spec_name, []).append(process)
-        for held in found.held:
-            process.agents[held.agent_id] = held.incarnation
-            newest = self._at.get(held.agent_id)
-            if newest is None or newest.agents.get(held.agent_id, 0) < held.incarnation:
-                self._at[held.agent_id] = process
-            for event in results_as_events(held.agent_id, held.results):
+        for one in found.held:
+            if one not in held:  # it took so long that another one was started in its place
+                link.send(Retire(one.agent_id))
+        for one in held:
+            process.agents[one.agent_id] = one.incarnation
+            self._at[one.agent_id] = process
+            for event in results_as_events(one.agent_id, one.results):
                 self._put(event)
-            if held.hears:
-                self.directory.put(held.agent_id, name, held.topics)
-            self._put(_ready(held))
+            if one.hears:
+                self.directory.put(one.agent_id, name, one.topics)
+            self._put(_ready(one))
         self._spawn(self._watch(process))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _newest(self, agent_id: str) -> int:
+        """The highest incarnation of an agent that a process is known of; 0 where there is none."""
+        process = self._at.get(agent_id)
+        return process.agents.get(agent_id, 0) if process is not None else 0
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

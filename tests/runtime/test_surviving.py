@@ -95,6 +95,21 @@ def test_a_killed_coordinator_loses_nothing_and_repeats_nothing(
     assert not lost, "no attempt was given up (some were handed back unstarted)"
 
 
+def test_a_process_too_busy_to_answer_a_new_coordinator_is_not_taken_for_dead(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    rt.wait_ready(WAIT_S)
+    handle = rt.submit(tool("hold", seconds=8, file=str(tmp_path / "ran")), needs={"tools"})
+    eventually(lambda: lines("ran"), "it runs")
+    before = rt.status()
+    os.kill(before.pid, signal.SIGKILL)
+    assert rt.submit("meanwhile", needs={"tools"}).result(WAIT_S) == "MEANWHILE"
+    assert not handle.done, "the others did not wait for it"
+    assert handle.result(WAIT_S).endswith("attempt 1")
+    assert lines("ran") == ["began"]
+    assert {a.agent_id: a.incarnation for a in rt.status().agents} == {a.agent_id: a.incarnation for a in before.agents}
+
+
 def test_an_agent_that_dies_while_no_coordinator_is_there_is_missed(
     rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
 ) -> None:
