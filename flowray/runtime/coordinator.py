@@ -295,7 +295,8 @@ class Coordinator:
             if self._epoch > 1:
                 await self._pools.find()
                 self._miss_agents()
-            self._pools.directory.complete()
+            else:
+                self._pools.directory.complete()
             await self._pump.run()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported and ends the process
             # A core that broke an invariant must not go on: its successor starts again from the journal.

@@ -44,6 +44,7 @@ from flowray.runtime.transport import ProcessLink
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
 _ROOM_S = 1.0  # for Ray to find room for a block, where there is some
 _ATTEND_S = 3.0  # a new coordinator begins at the latest after this, whether all processes have answered it or not
+_ANSWER_S = 9.0  # and a process that has not answered after this is ended
 
 
 class Process:
@@ -143,7 +144,7 @@ class Pools:
     async def find(self) -> None:
         """After a restart: report every process of this runtime that is alive, and what it holds.
 
-        Those that are too busy to answer soon are not waited for. They have as long as the core waits for its agents.
+        Those that are too busy to answer soon are not waited for; the directory is told when they are there, or gone.
         """
         prefix = f"{self._config.name}/agent/"
         await self._open_to_nodes()
@@ -153,6 +154,11 @@ class Pools:
         attending = [self._spawn(self._attend(name, name.removeprefix(prefix))) for name in names]
         if attending:
             await asyncio.wait(attending, timeout=_ATTEND_S)
+        self._spawn(self._complete(attending))
+
+    async def _complete(self, attending: list[asyncio.Task[None]]) -> None:
+        await asyncio.gather(*attending)
+        self.directory.complete()
 
     def may_come(self, class_name: str) -> bool:
         """Is there a process of this class that has yet to say which agents it hosts?"""
@@ -442,9 +448,8 @@ class Pools:
         except ValueError:
             return  # it died in between; the core hears nothing of it and asks for a new one
         link = ProcessLink(actor, self._endpoint, name)
-        timeout_s = max(_ATTEND_S, self._config.core.adoption_s)
         try:
-            found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), timeout_s)
+            found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), _ANSWER_S)
         except _UNREACHABLE:
             found = Found()
         spec = self._spec_of(found.spec_name)

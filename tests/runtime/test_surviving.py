@@ -99,7 +99,7 @@ def test_a_process_too_busy_to_answer_a_new_coordinator_is_not_taken_for_dead(
     rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
 ) -> None:
     rt.wait_ready(WAIT_S)
-    handle = rt.submit(tool("hold", seconds=8, file=str(tmp_path / "ran")), needs={"tools"})
+    handle = rt.submit(tool("hold", seconds=6, file=str(tmp_path / "ran")), needs={"tools"})
     eventually(lambda: lines("ran"), "it runs")
     before = rt.status()
     os.kill(before.pid, signal.SIGKILL)
