@@ -122,7 +122,8 @@ class Asking:
         # Thrift is for the first attempt: once that was not enough, the best of the others is.
         thrift = entry.task.quality if not entry.failures else None
         limit = entry.task.max_cost_usd
-        drawn = draw(estimates, waits_s, entry.remaining_s(now), self._policy, rng, quality=thrift, max_cost_usd=limit)
+        remaining_s = entry.remaining_s(now)
+        drawn = draw(estimates, waits_s, remaining_s, self._policy, rng, quality=thrift, max_cost_usd=limit)
         chosen = candidates[drawn.place]
         receipt = Receipt(
             event.path,
@@ -135,6 +136,10 @@ class Asking:
             drawn.confidence,
             chosen.wait_s,
             took_s,
+            tuple(waits_s) if any(waits_s) else (),
+            remaining_s,
+            thrift,
+            limit,
         )
         return chosen.one, Standing(receipt, "routed")
 

@@ -13,6 +13,7 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     Command,
+    GradeTask,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -22,6 +23,7 @@ from flowray.core.commands import (
 from flowray.core.events import AttemptFinished
 from flowray.core.model import (
     AgentSpec,
+    Asked,
     Choice,
     Failure,
     OpenTask,
@@ -111,6 +113,7 @@ class Book:
             ResolveTask: self._resolved,
             AddAgents: self._agents_added,
             StartAgent: self._agent_started,
+            GradeTask: self._graded,
         }
 
     def apply(self, command: Command) -> None:
@@ -168,6 +171,9 @@ class Book:
     def _agent_started(self, command: StartAgent) -> None:
         self.incarnations[command.agent_id] = command.incarnation
 
+    def _graded(self, command: GradeTask) -> None:
+        """Nothing open changes: a grade is about a task that has ended, and lies beside its outcome."""
+
     def snapshot(self, at: float) -> Snapshot:
         """Everything durable, at this moment."""
         return Snapshot(
@@ -218,6 +224,16 @@ def outcome_of(
         story=tuple(entry.story),
         choices=tuple(entry.choices),
     )
+
+
+def asked_of(entry: Entry, most: int) -> Asked | None:
+    """What the router read of a task, each text cut to `most` characters; None where it had no word, or none of it."""
+    task = entry.task
+    if not most or not (task.prompt or task.choices or task.tools):
+        return None
+    if all(choice.receipt is None for choice in entry.choices):
+        return None
+    return Asked(task.prompt[:most], task.choices[:most], task.tools[:most])
 
 
 def _said(failure: Failure | None) -> str:

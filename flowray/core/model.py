@@ -107,6 +107,11 @@ class Receipt(Struct, frozen=True, array_like=True):
     confidence: float  # 0..1 that nobody else among them is better, by the estimates' own deviations
     wait_s: float  # expected for the chosen one, on top of its latency
     took_s: float  # from asking for estimates to having them
+    # What the policy was told beside the estimates, so that the choice can be made again:
+    waits_s: tuple[float, ...] = ()  # expected of each candidate, in their order; () where nobody would have waited
+    remaining_s: float | None = None  # of the task's deadline
+    thrift: float | None = None  # the task's `quality`, where it counted: at first attempts
+    max_cost_usd: float | None = None  # the task's
 
 
 class Choice(Struct, frozen=True, array_like=True):
@@ -140,6 +145,31 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost_usd: float | None = None  # of the attempt that was accepted, as its agent reported it
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()  # one for each attempt started, in order
+
+
+class Asked(Struct, frozen=True, array_like=True):
+    """What a router read of a task, cut to what is kept: recorded beside the outcome, which has none of it."""
+
+    text: str  # the prompt
+    choices: str = ""
+    tools: str = ""
+
+
+class Grade(Struct, frozen=True, array_like=True):
+    """What an answer turned out to be worth, said later."""
+
+    task_id: TaskId
+    quality: float  # 0..1
+    at: float  # when it was said
+    by: str = ""  # who or what said so
+
+
+class Recorded(Struct, frozen=True, kw_only=True):
+    """All that is kept of a task that has ended."""
+
+    outcome: Outcome
+    asked: Asked | None = None  # of tasks that a router had a word in
+    grade: Grade | None = None  # the newest
 
 
 class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -43,6 +43,7 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     good: float = 0.02  # candidates within so much of the best are as good
     explore: float = 0.05  # share of the tasks, at most, that go to another than a good one, to learn of it
     curiosity: float = 0.5  # how many of an estimate's deviations count when it is asked whether another may be better
+    keep_text: int = 4_000  # characters kept of each text that the router read, beside the outcome; 0: none
 
     def __post_init__(self) -> None:
         if not 0 < self.within_s <= 10:
@@ -51,6 +52,8 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ConfigError("routing.shortlist", f"must be between 2 and 256, got {self.shortlist}")
         if not 0 <= self.newcomers < self.shortlist:
             raise ConfigError("routing.newcomers", f"must be less than the shortlist, got {self.newcomers}")
+        if not 0 <= self.keep_text <= 1 << 20:
+            raise ConfigError("routing.keep_text", f"must be between 0 and {1 << 20}, got {self.keep_text}")
         for name in ("use_quality", "explore", "good"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"routing.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
