@@ -108,7 +108,8 @@ class Receipt(Struct, frozen=True, array_like=True):
     wait_s: float  # expected for the chosen one, on top of its latency
     took_s: float  # from asking for estimates to having them
     # What the policy was told beside the estimates, so that the choice can be made again:
-    waits_s: tuple[float, ...] = ()  # expected of each candidate, in their order; () where nobody would have waited
+    waits_s: tuple[float, ...] | None = None  # expected of each candidate, in their order; () where nobody would have
+    # waited, None where it was not recorded
     remaining_s: float | None = None  # of the task's deadline
     thrift: float | None = None  # the task's `quality`, where it counted: at first attempts
     max_cost_usd: float | None = None  # the task's

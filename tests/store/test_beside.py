@@ -79,7 +79,7 @@ def test_a_journal_of_schema_1_goes_on(old: Path) -> None:
     ]
     assert len(recovery.commands) == 5
     receipt = store.outcomes(["t-000000"])["t-000000"].choices[0].receipt
-    assert receipt is not None and receipt.waits_s == () and receipt.remaining_s is None
+    assert receipt is not None and receipt.waits_s is None and receipt.remaining_s is None
     assert write(store, [routed(30), grade(30, 0.5), grade(0, 0.25)]) is None
     found = {one.outcome.task_id: one for one in store.recorded()}
     assert len(found) == 15
