@@ -31,20 +31,47 @@ def export(
     journal: Annotated[
         Path, typer.Option("--journal", metavar="DIR", help="The journal's directory; a runtime may be using it.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The Parquet file to write.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The Parquet file to write: a row per attempt.")
+    ] = None,
+    as_set: Annotated[
+        Path | None,
+        typer.Option("--as-set", metavar="DIR", help="Write a set of outcomes, for `flowray router train --data DIR`."),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Tasks in the set at most: the newest.")] = 100_000,
     as_json: Json = False,
 ) -> None:
-    """Write the receipts of a journal, with what came of each attempt, to a Parquet file."""
-    from flowray.routing import receipts
+    """Write the receipts of a journal, with what came of each attempt, to a Parquet file; or a set to train on."""
     from flowray.store import StoreConfig, schema
     from flowray.store.reader import Reader
 
     if not (journal / schema.FILE_NAME).is_file():
         raise ConfigError("--journal", f"there is no journal in {journal}", "name the directory of a runtime's journal")
-    _check_place(out)
+    if out is None and as_set is None:
+        raise ConfigError(
+            "--out", "is missing", "say -o FILE for receipts, --as-set DIR for a set of outcomes, or both"
+        )
+    for place in filter(None, (out, as_set)):
+        _check_place(place)
+    said: list[str] = []
+    document: dict[str, Any] = {}
     with contextlib.closing(Reader(journal, StoreConfig())) as reader:
-        rows = receipts.write(out, reader.all_outcomes())
-    Screen(as_json=as_json).answer(f"{out}: {rows:,} receipts", {"receipts": str(out), "rows": rows})
+        if out is not None:
+            from flowray.routing import receipts
+
+            rows = receipts.write(out, reader.all_recorded())
+            said.append(f"{out}: {rows:,} receipts")
+            document |= {"receipts": str(out), "rows": rows}
+        if as_set is not None:
+            from flowray.routing import exporting
+
+            tasks = exporting.write_set(as_set, reader.all_recorded(), specs=reader.specs(), most=most)
+            if not tasks:
+                problem = f"no outcome in {journal} has a text"
+                raise ConfigError("--as-set", problem, "texts are kept of routed tasks, up to core.routing.keep_text")
+            said.append(f"{as_set}: {tasks:,} tasks")
+            document |= {"set": str(as_set), "tasks": tasks}
+    Screen(as_json=as_json).answer("\n".join(said), document)
 
 
 def replay(

@@ -26,6 +26,7 @@ from flowray.core.model import (
     Asked,
     Choice,
     Failure,
+    NotEnough,
     OpenTask,
     Outcome,
     Snapshot,
@@ -59,6 +60,7 @@ class Entry:
         "kills",
         "losses",
         "not_before",
+        "not_enough",
         "seq",
         "started_at",
         "state",
@@ -83,6 +85,7 @@ class Entry:
         self.not_before = 0.0  # end of the back-off; 0.0 unless backing off
         self.story: list[StoryLine] = []
         self.choices: list[Choice] = []
+        self.not_enough: list[NotEnough] = []
 
     def remaining_s(self, now: float) -> float | None:
         """Until its deadline, never negative; None without one."""
@@ -154,6 +157,8 @@ class Book:
         what = "attempt_failed" if command.arrow == "failed" else "requeued"
         entry.tell(StoryLine(command.at, what, command.attempt, entry.agent_id, _said(command.failure)))
         entry.agent_id = ""
+        if command.quality is not None and len(entry.not_enough) < STORY_LINES:
+            entry.not_enough.append(NotEnough(command.attempt, command.quality, command.run_s, command.cost_usd))
 
     def _woken(self, command: WakeTask) -> None:
         entry = self.open[command.task_id]
@@ -223,6 +228,7 @@ def outcome_of(
         cost_usd=answer.cost_usd if answer is not None else None,
         story=tuple(entry.story),
         choices=tuple(entry.choices),
+        not_enough=tuple(entry.not_enough),
     )
 
 
@@ -259,6 +265,7 @@ def _frozen(entry: Entry) -> OpenTask:
         not_before=entry.not_before,
         story=tuple(entry.story),
         choices=tuple(entry.choices),
+        not_enough=tuple(entry.not_enough),
     )
 
 
@@ -271,4 +278,5 @@ def _thawed(saved: OpenTask) -> Entry:
     entry.failures, entry.losses, entry.kills = saved.failures, saved.losses, saved.kills
     entry.not_before = saved.not_before
     entry.story, entry.choices = list(saved.story), list(saved.choices)
+    entry.not_enough = list(saved.not_enough)
     return entry

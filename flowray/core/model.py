@@ -126,6 +126,15 @@ class Choice(Struct, frozen=True, array_like=True):
     unrouted: str = ""  # why it had none, where it should have: late | failed | recovered
 
 
+class NotEnough(Struct, frozen=True, array_like=True):
+    """An answer that fell short of its task's `least_quality`: what it was worth, and what making it took."""
+
+    attempt: int
+    quality: float  # 0..1
+    run_s: float = 0.0
+    cost_usd: float | None = None
+
+
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The one final result of a task. Recorded before anyone sees it and never changed after."""
 
@@ -146,6 +155,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost_usd: float | None = None  # of the attempt that was accepted, as its agent reported it
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()  # one for each attempt started, in order
+    not_enough: tuple[NotEnough, ...] = ()  # of earlier attempts
 
 
 class Asked(Struct, frozen=True, array_like=True):
@@ -215,6 +225,7 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_before: float = 0.0
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()
+    not_enough: tuple[NotEnough, ...] = ()
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,7 +18,7 @@ from flowray.core.events import EstimatesFailed, EstimatesReady, Event
 from flowray.core.model import AGENTS_FAULT, Outcome, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
-from flowray.routing.queries import Query
+from flowray.routing.queries import Query, count_tools
 
 if TYPE_CHECKING:
     from flowray.config import RouterConfig
@@ -143,7 +143,7 @@ def _query(task: Task, asked: RequestEstimates) -> Query:
         asked.candidates,
         choices=task.choices,
         tools=task.tools,
-        n_tools=float(len(task.tools.split(" ; "))) if task.tools else None,
+        n_tools=count_tools(task.tools),
         tried=asked.tried,
     )
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from flowray.core.book import Entry, asked_of
 from flowray.core.commands import GradeTask, ResolveTask, StartAttempt
-from flowray.core.events import EstimatesReady, GradeGiven
-from flowray.core.model import Asked, Choice, Estimate, Receipt, TaskId
+from flowray.core.coordination import Coordination
+from flowray.core.events import CancelRequested, EstimatesReady, GradeGiven
+from flowray.core.model import Asked, Choice, Estimate, NotEnough, Receipt, TaskId
 from flowray.core.policy import CorePolicy
 from flowray.core.routing import RoutingPolicy, draw
 from flowray.errors import ConfigError
@@ -126,3 +127,19 @@ def test_a_task_that_has_ended_is_graded_and_an_open_one_is_not() -> None:
     assert kinds(it.tell(GradeGiven(TaskId("t"), 0.6))) == ["GradeTask"]
     it.restart()
     assert it.core.book.open == {}
+
+
+def test_answers_that_were_not_enough_are_remembered_through_a_restart() -> None:
+    it = Team()
+    it.ready(2)
+    it.submit(least_quality=0.8)
+    first = it.core.book.open[TaskId("t")].agent_id
+    it.answer(first, "t", quality=0.3, cost_usd=0.01, run_s=2.0)
+    it.tick(1.0)
+    it.restart()
+    saved = it.core.snapshot()
+    assert saved.tasks[0].not_enough == (NotEnough(1, 0.3, 2.0, 0.01),)
+    again = Coordination.recover(epoch=3, rng=Random(0), now=it.now, snapshot=saved)
+    (ended,) = again.handle(CancelRequested(TaskId("t")), it.now)[:1]
+    assert isinstance(ended, ResolveTask)
+    assert ended.outcome.not_enough == (NotEnough(1, 0.3, 2.0, 0.01),)
