@@ -25,6 +25,7 @@ from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.posteriors import PROBABLE, PosteriorPolicy, Posteriors
 from flowray.routing.queries import Query
+from flowray.routing.regrading import Gradable
 
 MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldest are forgotten
 KIND_HEADS = ("task", "category")  # of the network: the first that it has tells what kind of task it is
@@ -86,6 +87,7 @@ class LiveRouter:
         self._seen: dict[str, int] = {}  # stranger -> outcomes
         self._timed: dict[str, int] = {}  # of these, with seconds
         self._priced: dict[str, int] = {}  # and with dollars
+        self._gradable = Gradable()
 
     @property
     def version(self) -> str:
@@ -131,11 +133,12 @@ class LiveRouter:
         at, kinds = said.names.index(agent), said.kinds[row]
         expected = float((said.success if quality is None else said.quality)[row, at])
         grade = float(succeeded) if quality is None else quality
-        posteriors = self.known
+        posteriors, told = self.known, [(self.known, agent)]
         if agent not in self._column:
-            posteriors = self.strangers
+            posteriors, told = self.strangers, [(self.strangers, agent)]
             if self._seen.get(agent, 0) < POOLED:
                 self._pool.observe(_POOL, kinds, expected, grade)
+                told.append((self._pool, _POOL))
             _remember(self._seen, agent, posteriors.policy.max_agents)
             for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
                 if figure:
@@ -146,7 +149,15 @@ class LiveRouter:
         if cost_usd is not None:
             posteriors.observe_dollars(agent, kinds, float(said.cost_usd[row, at]), cost_usd)
         self.learned += 1
+        self._gradable.note(task_id, told, kinds, grade - expected, float(said.quality[row, at]), answered=succeeded)
         return True
+
+    def regrade(self, task_id: str, quality: float) -> bool:
+        """What the answer of a task turned out to be worth, 0..1: what was learned of it is revised.
+
+        False where it is not among the last answers (`flowray.routing.regrading.MOST`) that this router learned from.
+        """
+        return self._gradable.regrade(task_id, quality)
 
     def forget(self, task_id: str) -> None:
         """The task has ended: nothing more comes of it."""

@@ -175,6 +175,17 @@ class Posteriors:
         else:
             self._refresh(row)
 
+    def revise(self, agent: str, kinds: Floats, change: float, since: Doubles) -> None:
+        """An outcome that was observed is worth `change` more than was thought.
+
+        `since` [1 + kinds] is the weight of the agent's outcomes after it: their number, and their shares of kinds.
+        Whom nothing is known of any more, and evidence that was given up since, stays as it is.
+        """
+        row = self._rows.get(agent)
+        if row is not None:
+            self._success.revise(row, _known(kinds), change, since)
+            self._refresh(row)
+
     def observe_seconds(self, agent: str, kinds: Floats, expected_s: float, latency_s: float) -> None:
         """How long an attempt took, and what the router had said, uncorrected; what is not positive is not known."""
         self._observe_scale(self._seconds, agent, kinds, expected_s, latency_s)
@@ -348,6 +359,15 @@ class _Evidence:
         sums = self.sums[row]
         sums *= self._decay**weight
         sums += added
+
+    def revise(self, row: int, shares: Doubles, change: float, since: Doubles) -> None:
+        """Change one residual that was taken in before outcomes of weight `since`, in the parts that still have it."""
+        weight = np.ones(1 + len(shares))
+        weight[1:] = shares
+        # Undecayed, a part that has it holds at least since + 1 outcomes; these are what so many have faded to.
+        least = (1.0 - self._decay ** (since[0] + 1.0)) / (1.0 - self._decay)
+        holding = self.sums[row, :, 0, 0] >= least * (1.0 - 1e-9)
+        self.sums[row, holding, 1] += weight * change * self._decay**since
 
     def clear_since(self, row: int, side: int) -> None:
         """A side of the detector is 0: no change began before now."""
