@@ -112,8 +112,8 @@ class Context:
         Raises:
             ConfigError: a value is out of range; neither is changed.
         """
-        worth = self._quality if quality is None else _checked("quality", quality, 0.0, 1.0)
-        cost = self._cost_usd if cost_usd is None else _checked("cost_usd", cost_usd, 0.0, math.inf)
+        worth = self._quality if quality is None else check_number("quality", quality, 0.0, 1.0)
+        cost = self._cost_usd if cost_usd is None else check_number("cost_usd", cost_usd, 0.0, math.inf)
         self._quality, self._cost_usd = worth, cost
 
     def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
@@ -258,8 +258,8 @@ def wants_context(run: Callable[..., Any]) -> bool:
     return len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in arguments)
 
 
-def _checked(name: str, value: object, low: float, high: float) -> float:
-    """A finite number within bounds, of any type of number, as a float."""
+def check_number(name: str, value: object, low: float, high: float) -> float:
+    """A finite number within bounds, of any type of number, as a float. Raises ConfigError, which names it."""
     shape = f"wants a number from {low:g} to {high:g}" if high < math.inf else f"wants a number of at least {low:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(name, f"{shape}, got {value!r}", "leave it out where it is not known")

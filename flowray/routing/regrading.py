@@ -9,6 +9,7 @@ made of the outcome stays as it was: it follows what happens in the order in whi
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,28 +18,31 @@ import numpy as np
 from flowray.routing.estimates import Floats
 from flowray.routing.posteriors import Doubles, Posteriors
 
-MOST = 20_000  # answers that can be graded: the newest
+MOST = 20_000  # outcomes of which those that are answers can be graded: the newest
+_TOGETHER = 256  # outcomes of an agent whose weights are added up at once
 
 Told = Sequence[tuple[Posteriors, str]]  # who heard of an outcome, and under which name of its agent
 
 
-class _Answer(NamedTuple):
-    """One answer that was learned of."""
+class _Outcome(NamedTuple):
+    """One outcome that was learned of."""
 
+    task_id: str
     told: Told
-    passed: tuple[Doubles, ...]  # by each of these, [1 + kinds] weight that had come of this agent, this one included
+    places: tuple[int, ...]  # by each of these: which outcome of this agent it is, from 1
     kinds: Floats  # [kinds] shares
     residual: float  # as it counts now
     expected: float  # quality
 
 
 class Gradable:
-    """The newest answers that were learned of. Bounded in answers and in agents."""
+    """The newest outcomes that were learned of. Costs little until somebody grades: weights are added up then."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._answers: dict[str, _Answer] = {}  # by task
-        self._passed: dict[str, Doubles] = {}  # name of an agent -> [1 + kinds] weight so far
+        self._outcomes: deque[_Outcome] = deque()
+        self._answers: dict[str, _Outcome] = {}  # by task
+        self._weights: dict[str, _Weights] = {}  # by name of an agent; of those in `_outcomes`
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -49,35 +53,78 @@ class Gradable:
         """An outcome was learned of. Only answers (`answered`) can be graded, but whatever comes makes them older."""
         if math.isnan(residual):
             return  # nobody learned anything
-        if kinds.size and not math.isfinite(float(kinds.sum())):
-            kinds = np.nan_to_num(kinds)
-        for posteriors, name in told:
-            passed = self._passed.pop(name, None)
-            if passed is None:
-                passed = np.zeros(1 + len(kinds))
-            passed = passed.copy()  # answers noted before keep what it was then
-            passed[0] += 1.0
-            passed[1:] += kinds
-            self._passed[name] = passed
-            if len(self._passed) > 2 * posteriors.policy.max_agents:
-                del self._passed[next(iter(self._passed))]
-        if answered and not math.isnan(expected):
-            self._answers.pop(task_id, None)
-            passed_by = tuple(self._passed[name] for _, name in told)
-            self._answers[task_id] = _Answer(told, passed_by, kinds, residual, expected)
-            if len(self._answers) > self._most:
-                del self._answers[next(iter(self._answers))]
+        places = tuple([self._weights_of(name).add(kinds) for _, name in told])
+        outcome = _Outcome(task_id, told, places, kinds, residual, expected)
+        self._outcomes.append(outcome)
+        if answered:
+            self._answers[task_id] = outcome
+        if len(self._outcomes) > self._most:
+            self._drop_oldest()
 
     def regrade(self, task_id: str, quality: float) -> bool:
         """Somebody says what an answer was worth, 0..1. False where it is not among those remembered."""
         answer = self._answers.get(task_id)
-        if answer is None:
+        if answer is None or math.isnan(answer.expected):
             return False
         residual = quality - answer.expected
         change = residual - answer.residual
-        for (posteriors, name), passed in zip(answer.told, answer.passed, strict=True):
-            now = self._passed.get(name)
-            if now is not None:
-                posteriors.revise(name, answer.kinds, change, now - passed)
+        for (posteriors, name), place in zip(answer.told, answer.places, strict=True):
+            posteriors.revise(name, answer.kinds, change, self._weights[name].since(place))
         self._answers[task_id] = answer._replace(residual=residual)
         return True
+
+    def _weights_of(self, name: str) -> _Weights:
+        found = self._weights.get(name)
+        if found is None:
+            found = self._weights[name] = _Weights()
+        return found
+
+    def _drop_oldest(self) -> None:
+        oldest = self._outcomes.popleft()
+        answer = self._answers.get(oldest.task_id)
+        if answer is not None and answer.places == oldest.places:
+            del self._answers[oldest.task_id]
+        for (_, name), place in zip(oldest.told, oldest.places, strict=True):
+            if self._weights[name].forget(place):
+                del self._weights[name]
+
+
+class _Weights:
+    """How much weight of one agent's outcomes, overall and of each kind, had come with which of them."""
+
+    __slots__ = ("_count", "_forgotten", "_sums", "_waiting")
+
+    def __init__(self) -> None:
+        self._count = 0  # outcomes so far
+        self._forgotten = 0  # of these, the first ones
+        self._waiting: list[Floats] = []  # [kinds] shares of the last ones, not added up yet
+        self._sums: list[Doubles] = []  # [kinds] of those after the forgotten ones: with it and all before
+
+    def add(self, kinds: Floats) -> int:
+        """One more; gives its place, from 1."""
+        self._waiting.append(kinds)
+        if len(self._waiting) >= _TOGETHER:
+            self._add_up()
+        self._count += 1
+        return self._count
+
+    def since(self, place: int) -> Doubles:
+        """[1 + kinds] the weight of all that came after this one."""
+        self._add_up()
+        return np.concatenate([[self._count - place], self._sums[-1] - self._sums[place - self._forgotten - 1]])
+
+    def forget(self, place: int) -> bool:
+        """Nobody asks for this one any more, nor for those before it. True: for none at all."""
+        if place - self._forgotten >= _TOGETHER:
+            self._add_up()
+            del self._sums[: place - self._forgotten]
+            self._forgotten = place
+        return place == self._count
+
+    def _add_up(self) -> None:
+        if self._waiting:
+            shares = np.nan_to_num(np.array(self._waiting, np.float64))
+            if self._sums:
+                shares[0] += self._sums[-1]
+            self._sums.extend(shares.cumsum(axis=0))
+            self._waiting.clear()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from flowray.core.book import Entry
-from flowray.core.commands import Command, RequestEstimates, RequeueTask, ResolveTask
+from flowray.core.commands import Command, GradeTask, RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady, Event
 from flowray.core.model import AGENTS_FAULT, Outcome, Task, TaskId
 from flowray.core.naming import class_of
@@ -111,6 +111,8 @@ class RoutingDesk:
             return
         if isinstance(command, ResolveTask):
             self._resolved(self._router, command.outcome)
+        elif isinstance(command, GradeTask):
+            self._router.regrade(command.task_id, command.quality)
         elif isinstance(command, RequeueTask) and command.counts == "failures":
             entry = self._find(command.task_id)
             if entry is not None:

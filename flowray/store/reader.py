@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowray.core.commands import AddAgents
-from flowray.core.model import AgentSpec, Grade, Outcome, Recorded, Task
+from flowray.core.model import AgentSpec, Asked, Grade, Outcome, Recorded, Task
 from flowray.core.states import TaskState
 from flowray.errors import UnknownTask
 from flowray.store import records, recovery, schema
@@ -78,14 +78,15 @@ class Reader:
                     grade=records.decode_grade(row[1], grade, grade_sha) if grade is not None else None,
                 )
 
+    def asked(self, task_id: str) -> Asked | None:
+        """What a router read of a task that has ended."""
+        found = self._beside("asked", task_id)
+        return records.decode_asked(task_id, *found) if found is not None else None
+
     def grade(self, task_id: str) -> Grade | None:
         """The newest one."""
-        if not self._has_beside():
-            return None
-        found = self._rows(
-            "SELECT g.body, g.sha FROM grades g JOIN outcomes o ON o.id = g.id WHERE o.task_id = ?", (task_id,)
-        )
-        return records.decode_grade(task_id, *found[0]) if found else None
+        found = self._beside("grades", task_id)
+        return records.decode_grade(task_id, *found) if found is not None else None
 
     def specs(self) -> dict[str, AgentSpec]:
         """The classes of agents of the team, by name. Reads all that is journalled since the snapshot."""
@@ -135,6 +136,14 @@ class Reader:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    def _beside(self, table: str, task_id: str) -> tuple[bytes, bytes] | None:
+        if not self._has_beside():
+            return None
+        found = self._rows(
+            f"SELECT b.body, b.sha FROM {table} b JOIN outcomes o ON o.id = b.id WHERE o.task_id = ?", (task_id,)
+        )
+        return found[0] if found else None
 
     def _has_beside(self) -> bool:
         if not self._upgraded:

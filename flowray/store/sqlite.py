@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowray.core.commands import DurableCommand
-from flowray.core.model import Grade, Outcome, Recorded, Snapshot, Task
+from flowray.core.model import Asked, Grade, Outcome, Recorded, Snapshot, Task
 from flowray.core.states import TaskState
 from flowray.errors import StoreError
 from flowray.store import filesystem
@@ -153,6 +153,10 @@ class SqliteStore:
     def by_key(self, keys: Sequence[str]) -> dict[str, Outcome]:
         """The outcomes of these idempotency keys, by key."""
         return {outcome.key: outcome for outcome in self._reader.outcomes("key", keys)}
+
+    def asked(self, task_id: str) -> Asked | None:
+        """What a router read of a task that has ended; None where none had a word in it, or nothing was kept."""
+        return self._reader.asked(task_id)
 
     def grade(self, task_id: str) -> Grade | None:
         """The newest grade of a task; None where nobody gave one."""

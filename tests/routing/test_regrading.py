@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowray.routing import regrading
 from flowray.routing.live import POOLED, LiveRouter
 from flowray.routing.posteriors import PosteriorPolicy, Posteriors
 from flowray.routing.regrading import Gradable
@@ -20,27 +21,30 @@ shares = st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3).map(
     lambda v: np.array(v, np.float32) / max(sum(v), 1)
 )
 outcomes = st.lists(
-    st.tuples(st.sampled_from("ab"), shares, st.floats(0, 1), st.floats(0, 1), st.booleans(), st.floats(0, 1)),
+    st.tuples(st.sampled_from("ab"), shares, st.floats(0, 1), st.floats(0, 1), st.booleans()),
     min_size=1,
     max_size=25,
 )
 
 
-@given(outcomes, st.randoms())
-def test_a_later_grade_is_as_good_as_an_early_one(made, random):
+@given(outcomes, st.randoms(), st.integers(1, 30), st.integers(1, 5))
+def test_a_later_grade_is_as_good_as_an_early_one(made, random, most, together):
     """Sums are linear, whatever came between, however late grades come and in whichever order."""
-    late, early, gradable = Posteriors("xyz", NEVER), Posteriors("xyz", NEVER), Gradable()
-    to_grade = []
-    for number, (agent, kinds, expected, grade, graded, better) in enumerate(made):
-        late.observe(agent, kinds, expected, grade)
-        gradable.note(str(number), [(late, agent)], kinds, grade - expected, expected, answered=True)
-        early.observe(agent, kinds, expected, better if graded else grade)
-        to_grade += [(str(number), better)] if graded else []
-        if random.random() < 0.3 and to_grade:
-            assert gradable.regrade(*to_grade.pop(random.randrange(len(to_grade))))
-    for task_id, better in to_grade:
-        assert gradable.regrade(task_id, random.random())  # a first opinion
-        assert gradable.regrade(task_id, better)  # and the one that counts
+    late, early, gradable = Posteriors("xyz", NEVER), Posteriors("xyz", NEVER), Gradable(most)
+    grades = {}  # that were taken
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regrading, "_TOGETHER", together)
+        for number, (agent, kinds, expected, grade, graded) in enumerate(made):
+            late.observe(agent, kinds, expected, grade)
+            gradable.note(str(number), [(late, agent)], kinds, grade - expected, expected, answered=graded)
+            for _ in range(2):
+                which, opinion = random.randrange(number + 1), random.random()
+                taken = gradable.regrade(str(which), opinion)
+                assert taken == (made[which][4] and which > number - most)
+                if taken:
+                    grades[which] = opinion
+    for number, (agent, kinds, expected, grade, _) in enumerate(made):
+        early.observe(agent, kinds, expected, grades.get(number, grade))
     for agent in "ab":
         for kinds in np.eye(3, dtype=np.float32):
             found = [p.corrected([agent], kinds[None], np.array([[0.5]], np.float32)) for p in (late, early)]
@@ -70,11 +74,12 @@ def test_only_the_newest_answers_are_remembered():
     for number in range(25):
         posteriors.observe("a", none, 0.5, 1.0)
         gradable.note(str(number), [(posteriors, "a")], none, 0.5, 0.5, answered=number % 2 == 0)
-    assert len(gradable) == 10
+    assert len(gradable) == 5  # of the last ten outcomes every other one is an answer
     assert not gradable.regrade("0", 0.5)
     assert not gradable.regrade("23", 0.5)  # not an answer
     assert not gradable.regrade("nobody", 0.5)
-    assert gradable.regrade("24", 0.5)
+    assert gradable.regrade("24", 0.5) and gradable.regrade("16", 0.5)
+    assert not gradable.regrade("14", 0.5)
 
 
 class TestRouter:
