@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,9 @@ from flowray.cli.screen import Json, Screen, plain_data
 from flowray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from flowray.core.routing import RoutingPolicy
     from flowray.routing.decisions import Decisions
+    from flowray.routing.live import LiveRouter
 
 _File = Annotated[
     Path, typer.Option("--receipts", metavar="FILE", help="Receipts, as `flowray router export` writes them.")
@@ -77,21 +81,60 @@ def export(
 def replay(
     receipts: _File,
     policy: Annotated[
-        str,
-        typer.Option("--policy", metavar="POLICY", help="greedy, cheapest:SHARE (of the best success) or always:NAME."),
-    ] = "greedy",
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="POLICY",
+            help="greedy, cheapest:SHARE (of the best success), always:NAME, or routed: as a coordinator chooses. "
+            "Left out: routed with --router, else greedy.",
+        ),
+    ] = None,
+    router: Annotated[
+        Path | None,
+        typer.Option("--router", metavar="DIR", help="Another router, which reads the texts that were kept."),
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option("--history", metavar="DIR", help="The outcomes that it goes by, as `router.history`.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Whose core.routing a routed policy follows; else the defaults."),
+    ] = None,
     clip: Annotated[float, typer.Option("--clip", help="The least that a propensity counts as.")] = 0.01,
     resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap draws behind an interval.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what another policy would have chosen in place of the one in force, and what that would have earned."""
+    """Say what another policy or router would have chosen in place of the one in force, and what that would earn."""
     from flowray.routing import policies
+    from flowray.routing import receipts as recorded
     from flowray.routing import replay as replaying
+    from flowray.routing.decisions import Decisions
     from flowray.routing.offpolicy import OffPolicyConfig
+    from flowray.routing.rerouting import reroute, with_column
 
-    config = OffPolicyConfig(clip=clip, resamples=resamples, seed=seed)
-    found = replaying.replay(_decisions(receipts), policies.named(policy), policy, config=config)
+    if history is not None and router is None:
+        raise ConfigError("--history", "says what a router goes by, and there is none", "say --router DIR too")
+    judging = OffPolicyConfig(clip=clip, resamples=resamples, seed=seed)
+    name = policy or ("greedy" if router is None else "routed")
+    rules = _rules(config)
+    policies.named(name)  # what is wrong with it shows before the router is loaded
+    table, without_waits, without_text = recorded.read(receipts), 0, 0
+    if name == "routed":
+        table, without_waits = with_column(table, "waits_s")
+    if router is None:
+        decisions, estimates, deviations, called = Decisions.of_table(table, str(receipts)), None, None, name
+    else:
+        table, without_text = with_column(table, "prompt")
+        if without_text and not table.num_rows:
+            hint = "texts are kept up to core.routing.keep_text, by this flowray or a newer one"
+            raise ConfigError("--router", f"no receipt in {receipts} has the text of its task", hint)
+        again = reroute(table, _router(router, history), str(receipts))
+        decisions, estimates, deviations = again.decisions, again.estimates, again.deviations
+        called = f"{name} by router {again.version}"
+    chosen = policies.named(name, rules, deviations)
+    found = replaying.replay(decisions, chosen, called, estimates=estimates, config=judging)
+    found = replace(found, without_text=without_text, without_waits=without_waits)
     Screen(as_json=as_json).answer(replaying.as_text(found), _without_nan(plain_data(found)))
 
 
@@ -114,6 +157,20 @@ def report(
         out.write_text(receipts_report.as_html(found), encoding="utf-8")
         screen.say(f"report: {out}")
     screen.answer(receipts_report.as_text(found), _without_nan(plain_data(found)))
+
+
+def _rules(file: Path | None) -> RoutingPolicy | None:
+    if file is None:
+        return None
+    from flowray.config import load
+
+    return load(file, os.environ).core.routing
+
+
+def _router(artifact: Path, history: Path | None) -> LiveRouter:
+    from flowray.routing import live
+
+    return live.load(str(artifact), str(history) if history is not None else "")
 
 
 def _decisions(file: Path) -> Decisions:
