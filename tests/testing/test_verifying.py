@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import flowray as fr
-from flowray.errors import TaskFailed
-from flowray.testing import Simulation
+from flowray.errors import ConfigError, GradeRefused, TaskFailed
+from flowray.testing import CoordinatorCrash, LostTail, Simulation
 
 
 class Guess:
@@ -81,3 +81,23 @@ def test_what_a_verifier_raises_is_the_attempts_failure_and_told_as_such() -> No
     sim.agents.add(Wrong)
     with pytest.raises(TaskFailed, match="verify: wants a number from 0 to 1, got 3"):
         sim.submit("x", agent="wrong").result(600)
+
+
+def test_grades_in_the_simulation_are_on_disk_when_they_are_answered() -> None:
+    sim = Simulation(seed=3, faults=[CoordinatorCrash(rate_per_s=0.5), LostTail(ratio=0.5)])
+    sim.agents.add(Guess)
+    handles = [sim.submit(f"x{number}") for number in range(20)]
+    for number, handle in enumerate(handles):
+        handle.result(600)
+        handle.grade(number / 20)
+        assert sim.world.disk.grades[handle.task_id].quality == number / 20
+    handles[0].grade(1.0)
+    assert sim.world.disk.grades[handles[0].task_id].quality == 1.0
+    for wrong in (-0.1, 1.1, "good"):
+        with pytest.raises(ConfigError, match="quality"):
+            handles[0].grade(wrong)
+    cancelled = sim.submit("never")
+    assert cancelled.cancel() == "cancelled"
+    with pytest.raises(GradeRefused, match="it is cancelled"):
+        cancelled.grade(0.5)
+    sim.settle()
