@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import flowray as fr
+from flowray.cli import main
 from flowray.errors import ConfigError, GradeRefused, TaskFailed, UnknownTask
 from flowray.store import StoreConfig
 from flowray.store.reader import Reader
@@ -166,3 +168,24 @@ def test_its_own_outcomes_become_a_set(rt: fr.Runtime, tmp_path: Path) -> None:
     assert whole.agents.descriptions[0].startswith("one; guess")
     assert whole.prompt_ids[-1] == handle.task_id and whole.splits[-1] == "test"
     assert float(whole.outcomes.quality[-1][~(whole.outcomes.quality[-1] != whole.outcomes.quality[-1])][0]) == 0.0
+
+
+def test_on_the_command_line(rt: fr.Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    handle = rt.submit("x", needs={"guess"})
+    handle.result(WAIT_S)
+
+    def cli(*words: str) -> tuple[int | str | None, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--name", rt.name])
+        return (ended.value.code, *capsys.readouterr())
+
+    code, out, err = cli("grade", handle.task_id, "0.4", "--by", "me", "--json")
+    assert not code, err
+    assert json.loads(out) == {"task_id": handle.task_id, "quality": 0.4, "by": "me"}
+    assert recorded(rt)[handle.task_id].grade.quality == 0.4
+    code, out, err = cli("story", handle.task_id)
+    assert not code and "graded 0.4 by me" in out, err
+    code, out, err = cli("grade", handle.task_id, "4")
+    assert code == 2 and "quality: wants a number from 0 to 1" in err
+    code, out, err = cli("grade", "nothing-such", "0.4")
+    assert code == 1 and "nothing-such" in err
