@@ -10,7 +10,8 @@ be sync or async. A function of one or two arguments is an agent too.
 Agents talk to one another: `ctx.ask`, `ctx.send` and `ctx.publish` say something, `on_message(message, ctx)` hears it,
 one message at a time beside the attempts of `run`; what it returns answers an ask.
 
-`ctx.report` says what an answer was worth and what it cost, where the agent knows.
+`ctx.report` says what an answer was worth and what it cost, where the agent knows. `verify(task, answer)`, where a
+class has it, is called with each answer for which `run` did not say so; the number it returns, 0 to 1, is the quality.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class Context:
         Raises:
             ConfigError: a value is out of range; neither is changed.
         """
-        worth = self._quality if quality is None else _checked("quality", quality, 0.0, 1.0)
-        cost = self._cost_usd if cost_usd is None else _checked("cost_usd", cost_usd, 0.0, math.inf)
+        worth = self._quality if quality is None else check_number("quality", quality, 0.0, 1.0)
+        cost = self._cost_usd if cost_usd is None else check_number("cost_usd", cost_usd, 0.0, math.inf)
         self._quality, self._cost_usd = worth, cost
 
     def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
@@ -215,6 +216,7 @@ def agent(
     def attach(target: C) -> C:
         check_runnable(target)
         check_listening(target, description)
+        check_verifying(target)
         setattr(target, _ATTRIBUTE, description)
         return target
 
@@ -258,8 +260,8 @@ def wants_context(run: Callable[..., Any]) -> bool:
     return len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in arguments)
 
 
-def _checked(name: str, value: object, low: float, high: float) -> float:
-    """A finite number within bounds, of any type of number, as a float."""
+def check_number(name: str, value: object, low: float, high: float) -> float:
+    """A finite number within bounds, of any type of number, as a float. Raises ConfigError, which names it."""
     shape = f"wants a number from {low:g} to {high:g}" if high < math.inf else f"wants a number of at least {low:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(name, f"{shape}, got {value!r}", "leave it out where it is not known")
@@ -304,3 +306,26 @@ def check_listening(target: Callable[..., Any], description: AgentDescription) -
         raise ConfigError(name, "on_message takes the message and, if it wants it, the context")
     if description.reentrant and not inspect.iscoroutinefunction(hears):
         raise ConfigError(name, "reentrant needs an async on_message: sync code handles one message at a time")
+
+
+def check_verifying(target: Callable[..., Any]) -> None:
+    """Raise ConfigError unless the target's `verify`, if it has one, can be called with a task and its answer."""
+    verify = getattr(target, "verify", None) if inspect.isclass(target) else None
+    if verify is None:
+        return
+    arguments = list(inspect.signature(verify).parameters.values()) if callable(verify) else []
+    if inspect.isclass(target) and not isinstance(inspect.getattr_static(target, "verify"), staticmethod | classmethod):
+        arguments = arguments[1:]
+    positional = [p for p in arguments if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in arguments if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    catch_all = any(p.kind is p.VAR_POSITIONAL for p in arguments)
+    if len(required) > 2 or (len(positional) < 2 and not catch_all) or any(p not in positional for p in required):
+        name = getattr(target, "__qualname__", repr(target))
+        raise ConfigError(
+            f"{name}.verify", "takes the task and its answer: verify(self, task, answer)", "or give it another name"
+        )
+
+
+def verified_quality(said: object) -> float:
+    """What a verifier said, as a quality. Raises ConfigError when it is no number from 0 to 1, nor True or False."""
+    return float(said) if isinstance(said, bool) else check_number("verify", said, 0.0, 1.0)

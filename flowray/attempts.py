@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Container
 from typing import Any
 
+from msgspec import structs
+
 from flowray.agents import Task
 from flowray.core import model
 from flowray.core.model import Failure
@@ -45,3 +47,8 @@ def failure_of(error: BaseException, retry_on: tuple[type[BaseException], ...], 
         traceback="".join(traceback.format_exception(type(error), error, trace))[-_MAX_TRACEBACK:],
         retryable=isinstance(error, (*RETRY_ON, *retry_on)) and not isinstance(error, PayloadError),
     )
+
+
+def failure_of_verify(failure: Failure) -> Failure:
+    """The same, told as what it is: `run` gave an answer, and it was the verifier that raised."""
+    return structs.replace(failure, message=f"verify, after run had answered: {failure.message}"[:_MAX_MESSAGE])

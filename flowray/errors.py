@@ -15,6 +15,7 @@ FlowrayError
 │   └── TaskExpired            its deadline passed
 ├── WaitTimeout                `.result(timeout_s=...)` ran out; the task itself goes on
 ├── UnknownTask                no task has this id
+├── GradeRefused               a task without an answer that a grade could be about: it is open, or did not succeed
 ├── RetryableError             for agents to raise: this attempt failed, another may succeed
 ├── InvalidTransition          a state machine was asked for an arrow that it does not have: our bug
 ├── InvariantBroken            `check()` found the state contradicting itself: our bug
@@ -154,6 +155,17 @@ class WaitTimeout(FlowrayError):
 
 class UnknownTask(FlowrayError):
     """No task has this id, or it left the journal's retention."""
+
+
+class GradeRefused(FlowrayError):
+    """The task has no answer that a grade could be about: it is still open, or ended without one."""
+
+    def __init__(self, task_id: str, detail: str) -> None:
+        super().__init__(task_id, detail)
+        self.task_id, self.detail = task_id, detail
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} cannot be graded: {self.detail}"
 
 
 class RetryableError(FlowrayError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowray.agents import Context, agent, check_topics, describe
+from flowray.agents import Context, agent, check_topics, describe, verified_quality
 from flowray.errors import ConfigError
 
 
@@ -46,6 +46,48 @@ class TakesThree(Base):
         return None
 
 
+class NoTask(Base):
+    def verify(self, answer):
+        return 1.0
+
+
+class WantsContext(Base):
+    def verify(self, task, answer, ctx):
+        return 1.0
+
+
+class WantsKeyword(Base):
+    def verify(self, task, answer, *, strict):
+        return 1.0
+
+
+class Verified(Base):
+    @staticmethod
+    def verify(task, answer, strict=False):
+        return 1.0
+
+
+class VerifiedAnyhow(Base):
+    def verify(self, *arguments):
+        return 1.0
+
+
+def test_a_verifier_takes_the_task_and_its_answer():
+    for target in (Base, Verified, VerifiedAnyhow):
+        assert agent()(target) is target
+
+
+@pytest.mark.parametrize(("said", "quality"), [(True, 1.0), (False, 0.0), (0.25, 0.25), (1, 1.0)])
+def test_what_a_verifier_says_is_a_quality(said, quality):
+    assert verified_quality(said) == quality
+
+
+@pytest.mark.parametrize("said", [None, "good", 1.5, -0.1, float("nan")])
+def test_what_no_quality_is_is_refused(said):
+    with pytest.raises(ConfigError, match="verify"):
+        verified_quality(said)
+
+
 @pytest.mark.parametrize(
     ("target", "fields", "problem"),
     [
@@ -57,6 +99,9 @@ class TakesThree(Base):
         (Odd, {"topics": {"a"}}, "has no method on_message"),
         (lambda task: None, {"topics": {"a"}}, "has no method on_message"),
         (Hears, {"topics": "news"}, "not one string"),
+        (NoTask, {}, "verify\\(self, task, answer\\)"),
+        (WantsContext, {}, "WantsContext.verify: takes the task and its answer"),
+        (WantsKeyword, {}, "WantsKeyword.verify: takes the task and its answer"),
         (Hears, {"topics": {""}}, "is no topic"),
         (Hears, {"topics": {" a"}}, "is no topic"),
     ],

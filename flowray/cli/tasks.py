@@ -1,4 +1,4 @@
-"""Commands about tasks of a running runtime: submit, story, dead-letters."""
+"""Commands about tasks of a running runtime: submit, story, grade, dead-letters."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     """Register these commands."""
     app.command()(submit)
     app.command()(story)
+    app.command()(grade)
     group = typer.Typer(help="Tasks that failed for good.", no_args_is_help=True, rich_markup_mode=None)
     group.command("list")(list_letters)
     group.command("show")(show)
@@ -112,6 +113,21 @@ def story(
             screen.line(in_words(told))
         else:
             screen.view(told)
+
+
+def grade(
+    task_id: _TaskId,
+    quality: Annotated[float, typer.Argument(help="What its answer turned out to be worth, 0 to 1.")],
+    by: Annotated[str, typer.Option("--by", help="Who or what says so.")] = "",
+    name: Name = "default",
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Say what the answer of a task turned out to be worth: a router learns by it. The newest grade counts."""
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
+        runtime.grade(task_id, quality, by=by)
+    screen.answer(f"task {task_id} is graded {quality:g}", {"task_id": task_id, "quality": quality, "by": by})
 
 
 def list_letters(

@@ -20,7 +20,7 @@ from flowray.core.naming import class_of
 from flowray.core.queueing import Lane
 from flowray.core.registry import AgentClass
 from flowray.core.retry import Rng
-from flowray.core.routing import RoutingPolicy, draw, policy_for, run_times, value_of
+from flowray.core.routing import RoutingPolicy, draw, run_times, value_of, weighed
 
 _RANKED_FOR = 256  # questions of a lane that one ranking of its classes serves
 
@@ -30,7 +30,6 @@ class Candidate(NamedTuple):
 
     estimate: Estimate
     one: AgentClass
-    run_s: float  # expected
     wait_s: float  # until one of its agents would begin
 
 
@@ -136,20 +135,20 @@ class Asking:
     ) -> tuple[AgentClass, Standing]:
         """One of the candidates (at least one)."""
         estimates = tuple(candidate.estimate for candidate in candidates)
-        runs_s = [candidate.run_s for candidate in candidates]
         waits_s = [candidate.wait_s for candidate in candidates]
         # Thrift is for the first attempt: once that was not enough, the best of the others is.
         thrift = entry.task.quality if not entry.failures else None
         limit = entry.task.max_cost_usd
         remaining_s = entry.remaining_s(now)
+        extras = [self._extra(candidate.one) for candidate in candidates]
         drawn = draw(
             estimates,
-            runs_s,
+            run_times(estimates),
             waits_s,
             remaining_s,
-            policy_for(entry.task, self._policy),
+            weighed(self._policy, entry.task.weights),
             rng,
-            extras=[self._extra(candidate.one) for candidate in candidates],
+            extras=extras,
             quality=thrift,
             max_cost_usd=limit,
         )
@@ -165,6 +164,12 @@ class Asking:
             drawn.confidence,
             chosen.wait_s,
             took_s,
+            tuple(waits_s) if any(waits_s) else (),
+            remaining_s,
+            thrift,
+            limit,
+            tuple(extras) if any(extras) else (),
+            entry.task.weights,
         )
         return chosen.one, Standing(receipt, "routed")
 
@@ -182,7 +187,7 @@ class Asking:
             return None
         remaining_s = entry.remaining_s(now)
         chosen, run_s = by_name[standing.receipt.chosen]
-        policy = policy_for(entry.task, self._policy)
+        policy = weighed(self._policy, entry.task.weights)
         wait_s, extra = waited_for.wait_s(0, run_s), self._extra(waited_for)
         theirs = value_of(chosen, run_s, wait_s, remaining_s, policy, extra=extra)
         mine, run_s = by_name[one.spec.name]

@@ -13,6 +13,7 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     Command,
+    GradeTask,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -22,8 +23,10 @@ from flowray.core.commands import (
 from flowray.core.events import AttemptFinished
 from flowray.core.model import (
     AgentSpec,
+    Asked,
     Choice,
     Failure,
+    NotEnough,
     OpenTask,
     Outcome,
     Snapshot,
@@ -57,6 +60,7 @@ class Entry:
         "kills",
         "losses",
         "not_before",
+        "not_enough",
         "seq",
         "started_at",
         "state",
@@ -81,6 +85,7 @@ class Entry:
         self.not_before = 0.0  # end of the back-off; 0.0 unless backing off
         self.story: list[StoryLine] = []
         self.choices: list[Choice] = []
+        self.not_enough: list[NotEnough] = []
 
     def remaining_s(self, now: float) -> float | None:
         """Until its deadline, never negative; None without one."""
@@ -111,6 +116,7 @@ class Book:
             ResolveTask: self._resolved,
             AddAgents: self._agents_added,
             StartAgent: self._agent_started,
+            GradeTask: self._graded,
         }
 
     def apply(self, command: Command) -> None:
@@ -151,6 +157,8 @@ class Book:
         what = "attempt_failed" if command.arrow == "failed" else "requeued"
         entry.tell(StoryLine(command.at, what, command.attempt, entry.agent_id, _said(command.failure)))
         entry.agent_id = ""
+        if command.quality is not None and len(entry.not_enough) < STORY_LINES:
+            entry.not_enough.append(NotEnough(command.attempt, command.quality, command.run_s, command.cost_usd))
 
     def _woken(self, command: WakeTask) -> None:
         entry = self.open[command.task_id]
@@ -167,6 +175,9 @@ class Book:
 
     def _agent_started(self, command: StartAgent) -> None:
         self.incarnations[command.agent_id] = command.incarnation
+
+    def _graded(self, command: GradeTask) -> None:
+        """Nothing open changes: a grade is about a task that has ended, and lies beside its outcome."""
 
     def snapshot(self, at: float) -> Snapshot:
         """Everything durable, at this moment."""
@@ -217,7 +228,18 @@ def outcome_of(
         cost_usd=answer.cost_usd if answer is not None else None,
         story=tuple(entry.story),
         choices=tuple(entry.choices),
+        not_enough=tuple(entry.not_enough),
     )
+
+
+def asked_of(entry: Entry, most: int) -> Asked | None:
+    """What the router read of a task, each text cut to `most` characters; None where it had no word, or none of it."""
+    task = entry.task
+    if not most or not (task.prompt or task.choices or task.tools):
+        return None
+    if all(choice.receipt is None for choice in entry.choices):
+        return None
+    return Asked(task.prompt[:most], task.choices[:most], task.tools[:most])
 
 
 def _said(failure: Failure | None) -> str:
@@ -243,6 +265,7 @@ def _frozen(entry: Entry) -> OpenTask:
         not_before=entry.not_before,
         story=tuple(entry.story),
         choices=tuple(entry.choices),
+        not_enough=tuple(entry.not_enough),
     )
 
 
@@ -255,4 +278,5 @@ def _thawed(saved: OpenTask) -> Entry:
     entry.failures, entry.losses, entry.kills = saved.failures, saved.losses, saved.kills
     entry.not_before = saved.not_before
     entry.story, entry.choices = list(saved.story), list(saved.choices)
+    entry.not_enough = list(saved.not_enough)
     return entry

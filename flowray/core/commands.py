@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from flowray.core.model import AgentId, AgentSpec, Choice, Failure, Outcome, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Asked, Choice, Failure, Outcome, Task, TaskId
 from flowray.core.states import TaskState
 
 
@@ -110,6 +110,18 @@ class ResolveTask(Struct, frozen=True, tag="resolve", omit_defaults=True):
     waits: ClassVar[bool] = True
     outcome: Outcome
     task: Task | None = None  # set for dead letters, which can be replayed
+    asked: Asked | None = None  # set for tasks that a router had a word in
+
+
+class GradeTask(Struct, frozen=True, tag="grade", omit_defaults=True):
+    """What the answer of a task that has ended turned out to be worth. Of several the newest counts."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = True
+    task_id: TaskId
+    quality: float  # 0..1
+    at: float
+    by: str = ""
 
 
 class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
@@ -172,6 +184,7 @@ Command = (
     | RequeueTask
     | WakeTask
     | ResolveTask
+    | GradeTask
     | CancelAttempt
     | AnswerCancel
     | AddAgents
@@ -179,4 +192,4 @@ Command = (
     | StopAgent
 )
 
-DurableCommand = AcceptTask | StartAttempt | RequeueTask | WakeTask | ResolveTask | AddAgents | StartAgent
+DurableCommand = AcceptTask | StartAttempt | RequeueTask | WakeTask | ResolveTask | AddAgents | StartAgent | GradeTask

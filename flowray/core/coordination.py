@@ -20,7 +20,7 @@ from msgspec import structs
 
 from flowray.core.admission import Admission
 from flowray.core.asking import Asking, Candidate, tried_by
-from flowray.core.book import Book, Entry, outcome_of
+from flowray.core.book import Book, Entry, asked_of, outcome_of
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
@@ -28,6 +28,7 @@ from flowray.core.commands import (
     CancelAttempt,
     Command,
     DurableCommand,
+    GradeTask,
     KnownTask,
     RefuseTask,
     RequestEstimates,
@@ -49,6 +50,7 @@ from flowray.core.events import (
     EstimatesFailed,
     EstimatesReady,
     Event,
+    GradeGiven,
     MemoryTold,
     TaskSubmitted,
     Ticked,
@@ -99,6 +101,7 @@ class Coordination:
             CancelRequested: self._on_cancel,
             AttemptFinished: self._on_finished,
             AttemptReturned: self._on_returned,
+            GradeGiven: self._on_graded,
             EstimatesReady: self._on_estimates,
             EstimatesFailed: self._on_no_estimates,
             AgentsAdded: self._on_agents_added,
@@ -308,7 +311,7 @@ class Coordination:
             if one is not None and one.ready_slots:
                 queued = lane.waiting.get(estimate.candidate)
                 wait_s = one.wait_s(len(queued) if queued is not None else 0, run_s)
-                candidates.append(Candidate(estimate, one, run_s, wait_s))
+                candidates.append(Candidate(estimate, one, wait_s))
         if not candidates:
             self._place_anywhere(entry, lane, "failed")
             return
@@ -509,10 +512,16 @@ class Coordination:
     ) -> None:
         task = entry.task
         outcome = outcome_of(entry, state, self.now, answer=answer, failure=failure)
-        self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None))
+        asked = asked_of(entry, self.policy.routing.keep_text)
+        self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None, asked))
         self.admission.closed(task)
         if entry.deadline_at is not None:
             self.timers.clear("deadline", task.id)
+
+    def _on_graded(self, event: GradeGiven) -> None:
+        """An open task has no answer yet that a grade could be about."""
+        if event.task_id not in self.book.open:
+            self._commit(GradeTask(event.task_id, event.quality, self.now, event.by))
 
     def _on_cancel(self, event: CancelRequested) -> None:
         entry = self.book.open.get(event.task_id)

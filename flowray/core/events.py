@@ -48,6 +48,14 @@ class EstimatesFailed(Struct, frozen=True):
     reason: str
 
 
+class GradeGiven(Struct, frozen=True):
+    """Somebody says what the answer of a task is worth. The shell has looked whether the task ended with one."""
+
+    task_id: TaskId
+    quality: float  # 0..1
+    by: str = ""
+
+
 class AttemptReturned(Struct, frozen=True):
     """An agent hands back an attempt that it has not begun (it is stuck on another, or leaving)."""
 
@@ -103,6 +111,7 @@ Event = (
     | CancelRequested
     | AttemptFinished
     | AttemptReturned
+    | GradeGiven
     | EstimatesReady
     | EstimatesFailed
     | AgentsAdded

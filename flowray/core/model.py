@@ -108,6 +108,14 @@ class Receipt(Struct, frozen=True, array_like=True):
     confidence: float  # 0..1 that nobody else among them is better, by the estimates' own deviations
     wait_s: float  # expected for the chosen one, on top of its latency
     took_s: float  # from asking for estimates to having them
+    # What the policy was told beside the estimates, so that the choice can be made again:
+    waits_s: tuple[float, ...] | None = None  # expected of each candidate, in their order; () where nobody would have
+    # waited, None where it was not recorded
+    remaining_s: float | None = None  # of the task's deadline
+    thrift: float | None = None  # the task's `quality`, where it counted: at first attempts
+    max_cost_usd: float | None = None  # the task's
+    extras: tuple[float, ...] = ()  # what the policy added to each candidate's value; () where it added nothing
+    weights: dict[str, float] = {}  # the task's own, of the policy
 
 
 class Choice(Struct, frozen=True, array_like=True):
@@ -119,6 +127,15 @@ class Choice(Struct, frozen=True, array_like=True):
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
     receipt: Receipt | None = None  # where a router had a word in it
     unrouted: str = ""  # why it had none, where it should have: late | failed | recovered
+
+
+class NotEnough(Struct, frozen=True, array_like=True):
+    """An answer that fell short of its task's `least_quality`: what it was worth, and what making it took."""
+
+    attempt: int
+    quality: float  # 0..1
+    run_s: float = 0.0
+    cost_usd: float | None = None
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,6 +158,32 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cost_usd: float | None = None  # of the attempt that was accepted, as its agent reported it
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()  # one for each attempt started, in order
+    not_enough: tuple[NotEnough, ...] = ()  # of earlier attempts
+
+
+class Asked(Struct, frozen=True, array_like=True):
+    """What a router read of a task, cut to what is kept: recorded beside the outcome, which has none of it."""
+
+    text: str  # the prompt
+    choices: str = ""
+    tools: str = ""
+
+
+class Grade(Struct, frozen=True, array_like=True):
+    """What an answer turned out to be worth, said later."""
+
+    task_id: TaskId
+    quality: float  # 0..1
+    at: float  # when it was said
+    by: str = ""  # who or what said so
+
+
+class Recorded(Struct, frozen=True, kw_only=True):
+    """All that is kept of a task that has ended."""
+
+    outcome: Outcome
+    asked: Asked | None = None  # of tasks that a router had a word in
+    grade: Grade | None = None  # the newest
 
 
 class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -185,6 +228,7 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_before: float = 0.0
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()
+    not_enough: tuple[NotEnough, ...] = ()
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):

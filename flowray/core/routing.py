@@ -15,12 +15,12 @@ The estimates come from a router (`RequestEstimates`); this is the choice, and i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct, structs
 
-from flowray.core.model import Estimate, Task
+from flowray.core.model import Estimate
 from flowray.core.retry import Rng
 from flowray.errors import ConfigError
 
@@ -46,6 +46,7 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     short_of_memory: float = 0.1  # what it costs to give a task to agents whose nodes have no memory left
     roomy: float = 0.1  # share of free memory that is enough; below it costs grow in proportion
     curiosity: float = 0.5  # how many of an estimate's deviations count when it is asked whether another may be better
+    keep_text: int = 4_000  # characters kept of each text that the router read, beside the outcome; 0: none
 
     def __post_init__(self) -> None:
         if not 0 < self.within_s <= 10:
@@ -56,6 +57,8 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ConfigError("routing.newcomers", f"must be less than the shortlist, got {self.newcomers}")
         if not 0 < self.roomy <= 1:
             raise ConfigError("routing.roomy", f"must be above 0 and at most 1, got {self.roomy}")
+        if not 0 <= self.keep_text <= 1 << 20:
+            raise ConfigError("routing.keep_text", f"must be between 0 and {1 << 20}, got {self.keep_text}")
         for name in ("use_quality", "explore", "good"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"routing.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
@@ -70,13 +73,13 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 WEIGHTS = ("use_quality", "usd", "second", "slowdown", "good", "explore")  # that a task may have of its own
 
 
-def policy_for(task: Task, policy: RoutingPolicy) -> RoutingPolicy:
-    """The policy with the task's own weights.
+def weighed(policy: RoutingPolicy, weights: Mapping[str, float]) -> RoutingPolicy:
+    """The policy with a task's own weights.
 
     Raises:
         ConfigError: one of them is out of range.
     """
-    return structs.replace(policy, **task.weights) if task.weights else policy
+    return structs.replace(policy, **weights) if weights else policy
 
 
 class Drawn(NamedTuple):

@@ -46,6 +46,8 @@ class Decisions:
     rewards: Numbers  # [rows] 0..1, NaN where not known
     run_s: Numbers  # [rows] seconds of the attempt, NaN where not known
     cost_usd: Numbers  # [rows] dollars of the attempt, NaN where not known
+    deviations: Numbers  # [rows, candidates] of the estimated success, NaN where not offered
+    table: pa.Table  # [rows] of `flowray.routing.receipts`: what else they say
 
     def __len__(self) -> int:
         return len(self.task_ids)
@@ -102,6 +104,8 @@ class Decisions:
             rewards=rewards,
             run_s=table.column("run_s").to_numpy(),
             cost_usd=table.column("cost_usd").to_numpy(),
+            deviations=lists.matrix("estimated_deviation", np.nan, np.float64),
+            table=table,
         )
 
 
@@ -132,20 +136,20 @@ class _Lists:
         return columns
 
     def estimates(self) -> Estimates:
-        success = self._matrix("estimated_success", np.nan, np.float32)
+        success = self.matrix("estimated_success", np.nan, np.float32)
         _check_share(success, self._file, "estimated_success")
         return Estimates(
             success=success,
-            quality=self._matrix("estimated_quality", np.nan, np.float32),
-            latency_s=self._matrix("estimated_latency_s", np.nan, np.float32),
-            cost_usd=self._matrix("estimated_cost_usd", np.nan, np.float32),
+            quality=self.matrix("estimated_quality", np.nan, np.float32),
+            latency_s=self.matrix("estimated_latency_s", np.nan, np.float32),
+            cost_usd=self.matrix("estimated_cost_usd", np.nan, np.float32),
             confidence=np.full_like(success, np.nan),
             capabilities={},
         )
 
     def propensities(self, chosen: Places) -> Numbers:
         """Those of the chosen ones must be above 0: they were chosen."""
-        found: Numbers = self._matrix("propensities", 0.0, np.float64)
+        found: Numbers = self.matrix("propensities", 0.0, np.float64)
         wrong = (found < 0).any(axis=1) | (np.abs(found.sum(axis=1) - 1) > 1e-6)
         wrong |= found[np.arange(len(found)), chosen] <= 0
         if wrong.any():
@@ -154,7 +158,7 @@ class _Lists:
             raise SchemaError(self._file, "propensities", problem, "leave out receipts of broken routers")
         return found
 
-    def _matrix(self, name: str, empty: float, kind: type[np.floating[Any]]) -> Any:
+    def matrix(self, name: str, empty: float, kind: type[np.floating[Any]]) -> Any:
         """[rows, candidates] of one column of lists, `empty` where a candidate was not offered."""
         lists = self._table.column(name).combine_chunks()
         if not np.array_equal(pc.list_value_length(lists).to_numpy(zero_copy_only=False), self._lengths):

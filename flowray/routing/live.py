@@ -25,6 +25,7 @@ from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.posteriors import PROBABLE, Doubles, PosteriorPolicy, Posteriors
 from flowray.routing.queries import Query
+from flowray.routing.regrading import Gradable
 
 MOST_HEARD = 64  # outcomes that are taken in together
 MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldest are forgotten
@@ -102,6 +103,7 @@ class LiveRouter:
         self._timed: dict[str, int] = {}  # of these, with seconds
         self._priced: dict[str, int] = {}  # and with dollars
         self._heard: list[_Heard] = []  # outcomes that the posteriors have yet to take in
+        self._gradable = Gradable()
 
     @property
     def version(self) -> str:
@@ -162,19 +164,34 @@ class LiveRouter:
         grade = float(succeeded) if quality is None else quality
         if not 0.0 <= grade <= 1.0:
             raise ValueError(f"the quality of {agent!r} must lie in 0..1, got {grade!r}")
+        told = [(self._known, agent)]
         pooled = False
         if agent not in self._column:
+            told = [(self._strangers, agent)]
             most = self._strangers.policy.max_agents
             pooled = self._seen.get(agent, 0) < POOLED
+            if pooled:
+                told.append((self._pool, _POOL))
             _remember(self._seen, agent, most)
             for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
                 if figure:
                     _remember(seen, agent, most)
         self._heard.append(_Heard(said, row, at, agent, pooled, quality is not None, grade, run_s, cost_usd))
         self.learned += 1
+        expected = float((said.success if quality is None else said.quality)[row, at])
+        worth = float(said.quality[row, at])
+        self._gradable.note(task_id, told, said.kinds[row], grade - expected, worth, answered=succeeded)
         if len(self._heard) >= MOST_HEARD:
             self.settle()
         return True
+
+    def regrade(self, task_id: str, quality: float) -> bool:
+        """What the answer of a task turned out to be worth, 0..1: what was learned of it is revised.
+
+        False where it is not among the last answers (`flowray.routing.regrading.MOST`) that this router learned from.
+        """
+        self.settle()
+        return self._gradable.regrade(task_id, quality)
 
     def settle(self) -> None:
         """Let the posteriors take in what was learned since."""

@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from flowray.core.model import Estimate
+from flowray.core.routing import RoutingPolicy, draw, run_times, weighed
 from flowray.errors import ConfigError
+from flowray.routing.asked import known
 from flowray.routing.decisions import Decisions, Flags, Numbers, Places
 from flowray.routing.estimates import Estimates
 
@@ -62,8 +65,51 @@ def always(name: str) -> Policy:
     return policy
 
 
-def named(text: str) -> Policy:
-    """The policy of `greedy`, `cheapest:0.95`, `always:NAME` or `in_force`.
+def routed(rules: RoutingPolicy | None = None, deviations: Numbers | None = None) -> Policy:
+    """What a coordinator with these rules chooses, with the probabilities that it draws with.
+
+    It is told what the one in force was told beside the estimates: how long each candidate would have waited, the
+    task's deadline, and what the task asks for. `deviations` [rows, candidates] go with the estimates: by default those
+    recorded.
+
+    Raises (the policy, when asked):
+        ConfigError: a receipt does not say how long candidates would have waited.
+    """
+    policy = rules or RoutingPolicy()
+
+    def choose(decisions: Decisions, estimates: Estimates) -> Numbers:
+        unknown = decisions.table.column("waits_s").null_count
+        if unknown:
+            problem = f"{unknown:,} receipts do not say how long candidates would have waited"
+            raise ConfigError("policy", problem, "leave these out, or say greedy")
+        probabilities = np.zeros(decisions.offered.shape, np.float64)
+        spread = decisions.deviations if deviations is None else deviations
+        told = (
+            decisions.table.column(name).to_pylist()
+            for name in ("waits_s", "remaining_s", "thrift", "max_cost_usd", "extras", "weights")
+        )
+        for row, (waits_s, remaining_s, thrift, limit, extras, weights) in enumerate(zip(*told, strict=True)):
+            columns = np.flatnonzero(decisions.offered[row])
+            of_row = [_estimate(decisions, estimates, spread, row, column) for column in columns.tolist()]
+            drawn = draw(
+                of_row,
+                run_times(of_row),
+                waits_s,
+                remaining_s,
+                weighed(policy, dict(weights or ())),
+                _NO_CHANCE,
+                extras=extras or (),
+                quality=thrift,
+                max_cost_usd=limit,
+            )
+            probabilities[row, columns] = drawn.propensities
+        return probabilities
+
+    return choose
+
+
+def named(text: str, rules: RoutingPolicy | None = None, deviations: Numbers | None = None) -> Policy:
+    """The policy of `greedy`, `cheapest:0.95`, `always:NAME`, `in_force`, or `routed`, for which the others are.
 
     Raises:
         ConfigError: it is none of these.
@@ -71,6 +117,8 @@ def named(text: str) -> Policy:
     kind, _, detail = text.partition(":")
     if text in ("greedy", "in_force"):
         return greedy if text == "greedy" else in_force
+    if text == "routed":
+        return routed(rules, deviations)
     if kind == "always" and detail:
         return always(detail)
     if kind == "cheapest":
@@ -81,7 +129,26 @@ def named(text: str) -> Policy:
         if not 0 <= quality <= 1:
             raise ConfigError("policy", f"cheapest wants a share from 0 to 1, got {detail!r}", "say cheapest:0.95")
         return cheapest(quality)
-    raise ConfigError("policy", f"there is no {text!r}", "say greedy, cheapest:0.95, always:NAME or in_force")
+    raise ConfigError("policy", f"there is no {text!r}", "say greedy, cheapest:0.95, always:NAME, in_force or routed")
+
+
+class _NoChance:
+    """For a draw of which only the probabilities are wanted."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+_NO_CHANCE = _NoChance()
+
+
+def _estimate(decisions: Decisions, estimates: Estimates, deviations: Numbers, row: int, column: int) -> Estimate:
+    """As the core has it. Estimates are kept as float32, and come from such numbers: nothing is lost on the way."""
+    quality, latency_s, cost_usd = (
+        known(float(values[row, column])) for values in (estimates.quality, estimates.latency_s, estimates.cost_usd)
+    )
+    success, deviation = float(estimates.success[row, column]), float(deviations[row, column])
+    return Estimate(decisions.candidates[column], success, deviation, quality, latency_s, cost_usd)
 
 
 def _certain(columns: Places, offered: Flags) -> Numbers:

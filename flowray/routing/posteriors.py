@@ -158,6 +158,17 @@ class Posteriors:
         """
         self.observe_all([agent], kinds[None], np.array([expected]), np.array([grade]))
 
+    def revise(self, agent: str, kinds: Floats, change: float, since: Doubles) -> None:
+        """An outcome that was observed is worth `change` more than was thought.
+
+        `since` [1 + kinds] is the weight of the agent's outcomes after it: their number, and their shares of kinds.
+        Whom nothing is known of any more, and evidence that was given up since, stays as it is.
+        """
+        row = self._rows.get(agent)
+        if row is not None:
+            self._success.revise(row, _known(kinds), change, since)
+            self._refresh(np.array([row], np.intp))
+
     def observe_seconds(self, agent: str, kinds: Floats, expected_s: float, latency_s: float) -> None:
         """How long an attempt took, and what the router had said, uncorrected; what is not positive is not known."""
         self.observe_all_seconds([agent], kinds[None], np.array([expected_s]), np.array([latency_s]))
@@ -433,6 +444,15 @@ class _Evidence:
                 sums[:, part] += np.add.reduceat(added * counted[:, None, None], first)
         self.sums[touched] = sums
         return touched
+
+    def revise(self, row: int, shares: Doubles, change: float, since: Doubles) -> None:
+        """Change one residual that was taken in before outcomes of weight `since`, in the parts that still have it."""
+        weight = np.ones(1 + len(shares))
+        weight[1:] = shares
+        # Undecayed, a part that has it holds at least since + 1 outcomes; these are what so many have faded to.
+        least = math.expm1(self._fading * (since[0] + 1.0)) / math.expm1(self._fading)
+        holding = self.sums[row, :, 0, 0] >= least * (1.0 - 1e-9)
+        self.sums[row, holding, 1] += weight * change * np.exp(self._fading * since)
 
     def forget(self, row: int, side: int) -> float:
         """Keep only what came since a side was 0; gives the weight of that."""

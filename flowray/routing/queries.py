@@ -57,6 +57,11 @@ class RouterStatus(Struct, frozen=True, array_like=True):
     reason: str = ""  # why not
 
 
+def count_tools(tools: str) -> float | None:
+    """How many a task offers, of their description as tasks have it; None where none are told."""
+    return float(tools.count(" ; ") + 1) if tools else None
+
+
 encode = msgspec.msgpack.Encoder().encode
 decode_queries = msgspec.msgpack.Decoder(Queries).decode
 decode_answers = msgspec.msgpack.Decoder(Answers).decode

@@ -6,7 +6,7 @@ coordinator's time-line. A number that is not known is null.
     task_id, attempt       the key; attempts are numbered from 1
     accepted_at, resolved_at    of the task
     started_at             of the attempt; null where the task's story no longer has it
-    prompt                 what was asked, null where it is not known
+    prompt                 what was asked, null where it is not known (nothing is kept, `core.routing.keep_text`)
     chosen, agent_id       the class of agents, and which of them; agent_id is "" where the story no longer has it
     explored               chosen to learn of it, not as one of the good ones
     confidence             0..1 that nobody else was better
@@ -26,35 +26,60 @@ What came of it:
     reward                 the reported quality, else 1 for an answer; 0 where the agent's code failed or ran out of the
                            attempt's time; null where nobody can say: the agent was lost, or the task was cancelled or
                            expired meanwhile
-    quality                0..1 as the agent reported it; null where it did not
-    run_s, cost_usd        of the attempt that was accepted; null for others, of which neither is recorded
+    quality                0..1 as the agent reported it, or as it was graded later; null where neither was done
+    run_s, cost_usd        of attempts that answered; null for others, of which neither is recorded
     state                  of the task: succeeded, dead, cancelled, expired
+
+What came later to the schema; files from before it are read with nulls:
+
+    choices, tools         the rest of what the router read; null where the prompt is
+    tried                  the classes of agents whose attempts at this task had failed before
+    waits_s                expected wait of each candidate; null where it was not recorded
+    remaining_s            seconds to the task's deadline; null without one
+    thrift, max_cost_usd   the task's `quality`, where it counted, and the most that it should cost
+    extras                 what the policy added to the value of each candidate
+    weights                of the policy, that the task had of its own
+    grade                  0..1, given later for the answer, and then its quality and reward; null where it was not
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowray.core.model import AGENTS_FAULT, Outcome, Receipt
+from flowray.core.model import AGENTS_FAULT, Outcome, Receipt, Recorded
+from flowray.core.naming import class_of
 from flowray.core.states import TaskState
 from flowray.routing.tables import SchemaError
 
 if TYPE_CHECKING:
     import pandas
 
-Told = Outcome | tuple[Outcome, str | None]  # an outcome, with its task's prompt where that is known
+Told = Outcome | Recorded  # an outcome, with what else is kept of its task where that is known
 
 VERSION = b"1"
 _MARK = b"flowray.receipts"  # in the file's metadata: which schema it follows
 _ROWS = 10_000  # outcomes held at once while writing, and rows of one group in the file
 
 _NUMBERS = pa.list_(pa.float64())
+_LATER = (
+    pa.field("choices", pa.string()),
+    pa.field("tools", pa.string()),
+    pa.field("tried", pa.list_(pa.string())),
+    pa.field("waits_s", _NUMBERS),
+    pa.field("remaining_s", pa.float64()),
+    pa.field("thrift", pa.float64()),
+    pa.field("extras", _NUMBERS),
+    pa.field("weights", pa.map_(pa.string(), pa.float64())),
+    pa.field("max_cost_usd", pa.float64()),
+    pa.field("grade", pa.float64()),
+)
 SCHEMA = pa.schema(
     [
         pa.field("task_id", pa.string(), nullable=False),
@@ -84,6 +109,7 @@ SCHEMA = pa.schema(
         pa.field("run_s", pa.float64()),
         pa.field("cost_usd", pa.float64()),
         pa.field("state", pa.string(), nullable=False),
+        *_LATER,
     ],
     metadata={_MARK: VERSION},
 )
@@ -133,6 +159,9 @@ def read(file: Path | str) -> pa.Table:
     if version != VERSION:
         problem = f"follows schema {version.decode(errors='replace')} of receipts"
         raise SchemaError(str(file), "", problem, f"this flowray reads schema {VERSION.decode()}: export it again")
+    for field in _LATER:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     for field in SCHEMA:
         if field.name not in table.column_names:
             raise SchemaError(str(file), field.name, "is missing", "export it again")
@@ -159,35 +188,99 @@ def frame(source: Path | str | pa.Table | Iterable[Told]) -> pandas.DataFrame:
 
 
 def _rows(told: Told) -> Iterator[dict[str, Any]]:
-    outcome, prompt = told if isinstance(told, tuple) else (told, None)
+    kept = told if isinstance(told, Recorded) else Recorded(outcome=told)
+    outcome, asked = kept.outcome, kept.asked
+    for made in attempts(kept):
+        receipt = outcome.choices[made.place].receipt
+        if receipt is None:
+            continue
+        yield {
+            "task_id": outcome.task_id,
+            "attempt": made.attempt,
+            "accepted_at": outcome.accepted_at,
+            "started_at": made.started_at,
+            "resolved_at": outcome.resolved_at,
+            "prompt": asked.text if asked is not None else None,
+            "agent_id": made.agent_id,
+            **_receipt(receipt),
+            "reward": made.reward,
+            "quality": made.quality,
+            "run_s": made.run_s,
+            "cost_usd": made.cost_usd,
+            "state": outcome.state.value,
+            "choices": asked.choices if asked is not None else None,
+            "tools": asked.tools if asked is not None else None,
+            "tried": made.tried,
+            "grade": made.grade,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt of a recorded task, and what came of it."""
+
+    place: int  # among the outcome's choices
+    attempt: int  # its number
+    agent_id: str  # "" where the story no longer has it
+    started_at: float | None
+    tried: list[str]  # classes of agents whose attempts had failed before
+    accepted: bool = False  # its answer is the task's
+    reward: float | None  # 0..1; None where nobody can say
+    quality: float | None = None  # 0..1, of an answer: as reported, or as graded later
+    grade: float | None = None
+    run_s: float | None = None  # of an answer
+    cost_usd: float | None = None
+
+
+def attempts(kept: Recorded) -> Iterator[Attempt]:
+    """The attempts of a task that has ended, in their order, those without a receipt too."""
+    outcome = kept.outcome
     started = [line for line in outcome.story if line.what == "started"]
     if len(started) != len(outcome.choices):  # a long story loses its middle: then who is who is not known
         started = []
-    for place, choice in enumerate(outcome.choices):
-        if choice.receipt is None:
-            continue
+    failed = {line.attempt: class_of(line.agent_id) for line in outcome.story if line.what == "attempt_failed"}
+    short = {one.attempt: one for one in outcome.not_enough}
+    for place in range(len(outcome.choices)):
         attempt = started[place].attempt if started else place + 1
         last = attempt == outcome.attempts and outcome.agent_id != ""  # it ran when the task ended
-        answered = last and outcome.state is TaskState.SUCCEEDED
-        yield {
-            "task_id": outcome.task_id,
-            "attempt": attempt,
-            "accepted_at": outcome.accepted_at,
-            "started_at": started[place].at if started else None,
-            "resolved_at": outcome.resolved_at,
-            "prompt": prompt,
-            "agent_id": started[place].agent_id if started else outcome.agent_id if last else "",
-            **_receipt(choice.receipt),
-            "reward": _reward(outcome, attempt, last),
-            "quality": outcome.quality if answered else None,
-            "run_s": outcome.run_s if answered else None,
-            "cost_usd": outcome.cost_usd if answered else None,
-            "state": outcome.state.value,
-        }
+        known: dict[str, Any] = {"reward": 0.0 if attempt in failed else None}
+        if last and outcome.state is TaskState.SUCCEEDED:
+            known = _answer(kept)
+        elif last and outcome.state is TaskState.DEAD:
+            blamed = outcome.failure is not None and outcome.failure.kind in AGENTS_FAULT
+            known = {"reward": (outcome.quality or 0.0) if blamed else None}
+            if blamed and outcome.quality is not None:
+                known |= {"quality": outcome.quality, "run_s": outcome.run_s, "cost_usd": outcome.cost_usd}
+        elif (one := short.get(attempt)) is not None:
+            known = {"reward": one.quality, "quality": one.quality, "run_s": one.run_s, "cost_usd": one.cost_usd}
+        yield Attempt(
+            place=place,
+            attempt=attempt,
+            agent_id=started[place].agent_id if started else outcome.agent_id if last else "",
+            started_at=started[place].at if started else None,
+            tried=list(dict.fromkeys(name for number, name in failed.items() if number < attempt and name)),
+            **known,
+        )
+
+
+def _answer(kept: Recorded) -> dict[str, Any]:
+    """Of the attempt that was accepted. A grade says better than its agent what it was worth."""
+    outcome, grade = kept.outcome, kept.grade.quality if kept.grade is not None else None
+    quality = outcome.quality if grade is None else grade
+    reward = 1.0 if quality is None else quality
+    return {
+        "accepted": True,
+        "reward": reward,
+        "quality": quality,
+        "grade": grade,
+        "run_s": outcome.run_s,
+        "cost_usd": outcome.cost_usd,
+    }
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:
     estimates = receipt.estimates
+    waits_s = receipt.waits_s
     return {
         "chosen": receipt.chosen,
         "explored": receipt.explored,
@@ -204,14 +297,10 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
         "estimated_cost_usd": [estimate.cost_usd for estimate in estimates],
         "values": list(receipt.values),
         "propensities": list(receipt.propensities),
+        "waits_s": None if waits_s is None else list(waits_s) or [0.0] * len(estimates),
+        "remaining_s": receipt.remaining_s,
+        "thrift": receipt.thrift,
+        "extras": list(receipt.extras) or [0.0] * len(estimates),
+        "weights": list(receipt.weights.items()),
+        "max_cost_usd": receipt.max_cost_usd,
     }
-
-
-def _reward(outcome: Outcome, attempt: int, last: bool) -> float | None:
-    if last and outcome.state is TaskState.SUCCEEDED:
-        return 1.0 if outcome.quality is None else outcome.quality
-    if last and outcome.state is TaskState.DEAD:
-        blamed = outcome.failure is not None and outcome.failure.kind in AGENTS_FAULT
-        return (outcome.quality or 0.0) if blamed else None
-    failed = any(line.what == "attempt_failed" and line.attempt == attempt for line in outcome.story)
-    return 0.0 if failed else None

@@ -41,6 +41,8 @@ class Replay:
     differing_share: float  # 0..1 of the decisions, expected where the policy leaves something to chance
     evaluation: Evaluation
     examples: tuple[Example, ...]  # spread evenly over the time of the receipts
+    without_text: int = 0  # receipts left out: another router cannot read what nobody kept
+    without_waits: int = 0  # receipts left out: they do not say how long candidates would have waited
 
 
 def replay(
@@ -84,6 +86,10 @@ def as_text(found: Replay) -> str:
         "",
         *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
     ]
+    if found.without_text:
+        lines += ["", f"{found.without_text:,} receipts without text are left out: no router can read them again."]
+    if found.without_waits:
+        lines += ["", f"{found.without_waits:,} receipts from before waits were recorded are left out."]
     lines += ["", "In brackets 95 % intervals, from bootstrap draws of tasks.", *judged.notes]
     if found.examples:
         lines += ["", "For example, estimated success and dollars of the one that was chosen and of the other:"]

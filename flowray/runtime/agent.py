@@ -17,14 +17,24 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray import cloudpickle
 
-from flowray.agents import AgentDescription, Context, Voice, check_runnable, describe, wants_context
-from flowray.attempts import failure_of, task_for
+from flowray.agents import (
+    AgentDescription,
+    Context,
+    Task,
+    Voice,
+    check_runnable,
+    check_verifying,
+    describe,
+    verified_quality,
+    wants_context,
+)
+from flowray.attempts import failure_of, failure_of_verify, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
 from flowray.runtime.messages import Begin, Cancel, Finished, Held, Report, Returned, Start
 from flowray.runtime.payloads import PayloadDesk
@@ -39,7 +49,7 @@ _HOST = frozenset({__file__})  # whose frames are not the user's business
 class Attempt:
     """One attempt in this process."""
 
-    __slots__ = ("begun_at", "cancelled", "ctx", "start", "task")
+    __slots__ = ("begun_at", "cancelled", "ctx", "quality", "seen", "start", "task", "verifying")
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -47,6 +57,9 @@ class Attempt:
         self.cancelled = False
         self.ctx: Context | None = None
         self.task: asyncio.Task[Any] | None = None  # of async code
+        self.seen: Task | None = None  # as the user's code was given it
+        self.quality: float | None = None  # by its verifier
+        self.verifying = False  # `run` has answered
 
 
 class Surroundings(Protocol):
@@ -99,6 +112,7 @@ class AgentHost:
         self._with_context = True
         self._description = AgentDescription()
         self.on_message: Callable[..., Any] | None = None
+        self._verify: Callable[[Task, Any], Any] | None = None
         self._voice: Voice | None = None
 
     # ── called on the process's loop ─────────────────────────────────────────────────────────────────────────────
@@ -274,6 +288,8 @@ class AgentHost:
             run = self._run = made.run if inspect.isclass(target) else made
             self._with_context = wants_context(run)
             self.on_message = getattr(made, "on_message", None) if inspect.isclass(target) else None
+            check_verifying(target)
+            self._verify = getattr(made, "verify", None) if inspect.isclass(target) else None
             self.is_async = inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(
                 getattr(run, "__call__", None)  # noqa: B004
             )
@@ -298,9 +314,12 @@ class AgentHost:
             failure: Failure | None = None
             try:
                 result = self._call(attempt, self._desk.unpack(attempt.start.task.payload))
+                if self._is_to_verify(attempt):
+                    attempt.quality = verified_quality(self._verified(attempt, result))
+                    attempt.verifying = False
                 value = self._desk.pack(result, "result")
             except BaseException as error:  # noqa: BLE001 - user code, SystemExit included
-                failure = failure_of(error, self._description.retry_on, _HOST)
+                failure = self._failure_of(attempt, error)
             self._leave(attempt, value, failure)
 
     def _begin_async(self, attempt: Attempt) -> None:
@@ -313,11 +332,14 @@ class AgentHost:
         failure: Failure | None = None
         try:
             result = await self._call(attempt, await self._desk.unpack_beside(attempt.start.task.payload))
+            if self._is_to_verify(attempt):
+                attempt.quality = verified_quality(await self._verified_beside(attempt, result))
+                attempt.verifying = False
             value = await self._desk.pack_beside(result, "result")
         except asyncio.CancelledError:
             failure = Failure(kind="cancelled", message="stopped")
         except BaseException as error:  # noqa: BLE001 - user code, SystemExit included
-            failure = failure_of(error, self._description.retry_on, _HOST)
+            failure = self._failure_of(attempt, error)
         self._busy -= 1
         self._leave(attempt, value, failure)
         while self._waiting and self._busy < self._begin.spec.slots:
@@ -325,7 +347,7 @@ class AgentHost:
 
     def _call(self, attempt: Attempt, payload: Any) -> Any:
         given = attempt.start.task
-        task = task_for(given, attempt.start.attempt, payload)
+        task = attempt.seen = task_for(given, attempt.start.attempt, payload)
         if not self._with_context:
             return self._run(task)
         if self._voice is None:
@@ -339,6 +361,31 @@ class AgentHost:
             voice=self._voice,
         )
         return self._run(task, attempt.ctx)
+
+    def _is_to_verify(self, attempt: Attempt) -> bool:
+        """Has the class a verifier, and did `run` not say itself what its answer is worth?"""
+        attempt.verifying = self._verify is not None and (attempt.ctx is None or attempt.ctx.quality is None)
+        return attempt.verifying
+
+    def _verified(self, attempt: Attempt, answer: Any) -> Any:
+        """What the verifier of sync code says. An async one runs on the loop, as all async code of this process."""
+        assert self._verify is not None and attempt.seen is not None
+        said = self._verify(attempt.seen, answer)
+        if inspect.isawaitable(said):
+            return asyncio.run_coroutine_threadsafe(_awaited(said), self._around.loop).result()
+        return said
+
+    async def _verified_beside(self, attempt: Attempt, answer: Any) -> Any:
+        """What the verifier of async code says. A sync one may take its time, so it has a thread."""
+        assert self._verify is not None and attempt.seen is not None
+        if inspect.iscoroutinefunction(self._verify):
+            return await self._verify(attempt.seen, answer)
+        said = await asyncio.to_thread(self._verify, attempt.seen, answer)
+        return await said if inspect.isawaitable(said) else said
+
+    def _failure_of(self, attempt: Attempt, error: BaseException) -> Failure:
+        failure = failure_of(error, self._description.retry_on, _HOST)
+        return failure_of_verify(failure) if attempt.verifying else failure
 
     def _enter(self, attempt: Attempt) -> bool:
         """Begin an attempt, unless it was handed back or cancelled while it waited."""
@@ -362,12 +409,16 @@ class AgentHost:
             value,
             failure,
             run_s=time.monotonic() - attempt.begun_at,
-            quality=ctx.quality if ctx is not None else None,
+            quality=ctx.quality if ctx is not None and ctx.quality is not None else attempt.quality,
             cost_usd=ctx.cost_usd if ctx is not None else None,
         )
         with self._lock:
             del self._attempts[start.task.id, start.attempt, start.epoch]
         self._add(result)
+
+
+async def _awaited(said: Awaitable[Any]) -> Any:
+    return await said
 
 
 def _nothing() -> None:

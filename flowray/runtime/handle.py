@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowray.core.model import Outcome
 from flowray.core.states import TaskState
-from flowray.errors import FlowrayError, WaitTimeout
+from flowray.errors import CoordinatorUnavailable, FlowrayError, NotConnected, UnknownTask, WaitTimeout
 from flowray.outcomes import error_of
 from flowray.runtime.views import Story, story_of
 
@@ -100,9 +101,27 @@ class Handle:
         """Cancel the task unless it has ended: the state it is in for good, "cancelled" or an earlier one."""
         return self._runtime._cancel(self.task_id)
 
+    def grade(self, quality: float, by: str = "") -> None:
+        """Say what the task's answer turned out to be worth, 0..1; `by` is who says so. The newest grade counts.
+
+        When this returns the grade is on disk. It stands beside the outcome, which does not change, and it is the
+        quality that a router learns by. Safe to repeat.
+
+        Raises:
+            ConfigError: it is no number from 0 to 1.
+            GradeRefused: the task is still open, or ended without an answer.
+            UnknownTask: no task has this id, or it left the journal's retention.
+        """
+        self._runtime.grade(self.task_id, quality, by=by)
+
     def story(self) -> Story:
-        """What happened to the task so far, in order."""
-        return story_of(self._outcome) if self._outcome is not None else self._runtime._story(self.task_id)
+        """What happened to the task so far, in order, with the newest grade of its answer."""
+        if self._outcome is not None:
+            # Only the coordinator knows of grades; what happened to a task that has ended is known without it.
+            with contextlib.suppress(NotConnected, CoordinatorUnavailable, UnknownTask):
+                return self._runtime._story(self.task_id)
+            return story_of(self._outcome)
+        return self._runtime._story(self.task_id)
 
     def explain(self) -> str:
         """Why its agents were chosen, in words."""
@@ -114,7 +133,9 @@ class Handle:
         return f"<Handle {self.task_id} {self._outcome.state.value if self._outcome is not None else 'open'}>"
 
     def _repr_html_(self) -> str:
-        return self.story()._repr_html_()
+        # Notebooks draw what is at hand: an outcome that is here needs nobody.
+        story = story_of(self._outcome) if self._outcome is not None else self.story()
+        return story._repr_html_()
 
     # ── what the runtime uses ────────────────────────────────────────────────────────────────────────────────────
 

@@ -81,6 +81,8 @@ class Question(Struct, frozen=True, array_like=True, tag="question"):
     spec: AgentSpec | None = None
     agent_id: str = ""
     number: int = 0  # of this request; its answer has the same
+    quality: float | None = None  # of a grade,
+    by: str = ""  # and who or what gives it
 
 
 class Reply(Struct, frozen=True, array_like=True, tag="reply"):

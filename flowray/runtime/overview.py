@@ -70,7 +70,7 @@ class Overview:
         if entry is not None:
             return story_between(task_id, entry.state.value, entry.accepted_at, entry.story, entry.choices, 0.0, 0.0)
         outcome = self._store.outcome(task_id)
-        return None if outcome is None else story_of(outcome)
+        return None if outcome is None else story_of(outcome, self._store.grade(task_id))
 
     def _agents(self) -> tuple[AgentView, ...]:
         views = []

@@ -13,6 +13,7 @@ from flowray.core.events import AgentsAdded, CancelRequested
 from flowray.core.model import AgentSpec, TaskId
 from flowray.errors import ConfigError, FlowrayError, StoreError
 from flowray.runtime.figures import Figures
+from flowray.runtime.grading import GradeBook
 from flowray.runtime.messages import Introduction, Question, Reply
 from flowray.runtime.overview import Overview
 from flowray.runtime.pools import Pools
@@ -21,7 +22,19 @@ from flowray.runtime.views import DeadLetter, DeadLetters
 from flowray.store import SqliteStore
 
 _FOR_ALL = frozenset(
-    ("introduce", "status", "story", "outcome", "state", "cancel", "dead_letters", "dead_letter", "figures")
+    (
+        "introduce",
+        "status",
+        "story",
+        "outcome",
+        "state",
+        "cancel",
+        "dead_letters",
+        "dead_letter",
+        "figures",
+        "grade",
+        "asked",
+    )
 )  # what clients that come over the network may ask
 
 
@@ -47,6 +60,7 @@ class Questions:
         self._pools = pools
         self._figures = figures
         self._overview = overview
+        self._grades = GradeBook(core, store, pump)
         self._introduce = introduce
         self._stop = stop
         self._cancels: dict[str, list[asyncio.Future[str]]] = {}  # task -> those who wait for what comes of it
@@ -89,6 +103,11 @@ class Questions:
             return entry.state.value if entry is not None else outcome.state.value if outcome is not None else None
         if what == "cancel":
             return await self._cancel(task_id)
+        if what == "grade":
+            return await self._grades.give(task_id, question.quality, question.by)
+        if what == "asked":
+            asked = self._store.asked(task_id)
+            return asked.text if asked is not None else "" if self._store.outcome(task_id) is not None else None
         if what == "dead_letters":
             found = self._store.dead_letters(question.limit, question.after)
             return DeadLetters(letters=tuple(DeadLetter(task=task, outcome=outcome) for task, outcome in found))

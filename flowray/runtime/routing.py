@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from flowray.core.book import Entry
-from flowray.core.commands import Command, RequestEstimates, RequeueTask, ResolveTask
+from flowray.core.commands import Command, GradeTask, RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady, Event
 from flowray.core.model import AGENTS_FAULT, Outcome, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
-from flowray.routing.queries import Query
+from flowray.routing.queries import Query, count_tools
 
 if TYPE_CHECKING:
     from flowray.config import RouterConfig
@@ -113,6 +113,8 @@ class RoutingDesk:
             return
         if isinstance(command, ResolveTask):
             self._resolved(router, command.outcome)
+        elif isinstance(command, GradeTask):
+            router.regrade(command.task_id, command.quality)
         elif isinstance(command, RequeueTask) and command.counts == "failures":
             entry = self._find(command.task_id)
             if entry is not None:
@@ -169,7 +171,7 @@ def _query(task: Task, asked: RequestEstimates) -> Query:
         asked.candidates,
         choices=task.choices,
         tools=task.tools,
-        n_tools=float(len(task.tools.split(" ; "))) if task.tools else None,
+        n_tools=count_tools(task.tools),
         tried=asked.tried,
     )
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,20 @@ from flowray import errors
 from flowray.agents import Awaited
 from flowray.config import Config, load
 from flowray.core.model import AgentSpec, Payload, Task
-from flowray.errors import ConfigError, FlowrayError, NotConnected, StoreError, UnknownTask, WaitTimeout
+from flowray.errors import (
+    ConfigError,
+    FlowrayError,
+    GradeRefused,
+    NotConnected,
+    StoreError,
+    UnknownTask,
+    WaitTimeout,
+)
 from flowray.mesh.bulk import BulkClient
 from flowray.mesh.identities import outside_credentials, target_options
 from flowray.mesh.tickets import Ticket, split_address
 from flowray.runtime.driver import Driver
+from flowray.runtime.graders import Graded, Grader, check_grade, grade_all
 from flowray.runtime.handle import Handle, Handles
 from flowray.runtime.link import Way
 from flowray.runtime.messages import Introduction, Question, Reply
@@ -357,6 +366,35 @@ class Runtime:
         """A handle for a task known by its id. An id that no task has shows when the handle is used."""
         return self._driver.attach(task_id)
 
+    def grade(self, task_id: str, quality: float, *, by: str = "") -> None:
+        """Say what the answer of a task turned out to be worth, 0..1. See `Handle.grade`."""
+        number, by = check_grade(quality, by)
+        self._ask(Question("grade", task_id, quality=number, by=by), float)
+
+    def grade_with(
+        self,
+        handles: Iterable[Handle],
+        grader: Grader | str,
+        *,
+        by: str = "",
+        prompt: Callable[[Handle], str] | None = None,
+        in_flight: int = 8,
+        timeout_s: float | None = None,
+    ) -> list[Graded]:
+        """Grade the answers of tasks as they come; each one's grade, or why it has none, in the order of the handles.
+
+        `grader` is a function of the answer that returns a number from 0 to 1 (run in threads of this process; or
+        async, all on one event loop), or the name of an agent class. Its agents get a task with the original prompt,
+        `{"answer": ...}` as its payload, and return the number. The prompt is what is kept of a routed task's text
+        (`core.routing.keep_text`), or what `prompt` says of the handle. `by` is who the grades are by: the grader.
+
+        `timeout_s` is for all outcomes together, and for each answer of an agent.
+
+        Raises:
+            ConfigError: the grader is neither, or `in_flight` is out of range.
+        """
+        return grade_all(self, handles, grader, by=by, prompt=prompt, in_flight=in_flight, timeout_s=timeout_s)
+
     def dead_letters(self, limit: int = 100, after: str = "") -> DeadLetters:
         """Tasks that failed for good, newest first; `after` is the id of the last one of the page before."""
         return self._ask(Question("dead_letters", limit=limit, after=after), DeadLetters)
@@ -472,6 +510,10 @@ class Runtime:
         story: Story = self._ask(Question("story", task_id), Story)
         return story
 
+    def _asked(self, task_id: str) -> str:
+        """What is kept of a task's prompt."""
+        return str(self._ask(Question("asked", task_id), str))
+
     def _unpack(self, payload: Payload | None) -> Any:
         return self._desk.unpack(payload)
 
@@ -480,6 +522,8 @@ def _error_named(reply: Reply, question: Question) -> FlowrayError:
     """The error that a Reply carries by name."""
     if reply.error == "UnknownTask":
         return UnknownTask(reply.detail)
+    if reply.error == "GradeRefused":
+        return GradeRefused(question.task_id, reply.detail.partition(": ")[2])
     if reply.error == "ConfigError":
         field, _, problem = reply.detail.partition(": ")
         return ConfigError(field, problem)

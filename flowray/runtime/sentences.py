@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowray.core.model import Choice, Estimate, Receipt, StoryLine
+from flowray.core.model import Choice, Estimate, Grade, Receipt, StoryLine
 from flowray.runtime.views import Story
 
 _REASONS = {
@@ -102,6 +102,13 @@ def timeline(story: Story) -> Iterator[tuple[str, str, str]]:
     start = story.accepted_at or (story.lines[0].at if story.lines else 0.0)
     for line in story.lines:
         yield f"+{max(0.0, line.at - start):.2f} s", line.what, sentence(story, line)
+    if story.grade is not None:
+        yield f"+{max(0.0, story.grade.at - start):.2f} s", "graded", graded(story.grade)
+
+
+def graded(grade: Grade) -> str:
+    """What somebody said of the answer."""
+    return f"graded {grade.quality:.3g}" + (f" by {grade.by}" if grade.by else "")
 
 
 def explain(story: Story) -> str:
@@ -121,6 +128,8 @@ def explain(story: Story) -> str:
     if story.state == "succeeded":
         took = f" after {story.queue_s:.2f} s of waiting and {story.run_s:.2f} s of work"
     text.append(f"{_ENDED.get(story.state, f'It is {story.state}')}{took}{detail}.")
+    if story.grade is not None:
+        text.append(f"Its answer was {graded(story.grade)}, of at most 1.")
     return "\n".join(text)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowray.agents import check_runnable, with_description
+from flowray.agents import check_runnable, check_verifying, with_description
 from flowray.config import TierConfig
 from flowray.core.model import AgentSpec
 from flowray.errors import ConfigError
@@ -39,6 +39,7 @@ def make_spec(
     """
     found = load_target(target, Path.cwd(), "use") if isinstance(target, str) else target
     check_runnable(found)
+    check_verifying(found)
     described = with_description(
         found,
         capabilities=None if capabilities is None else frozenset(_checked_capabilities(capabilities)),

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from flowray.core.model import Choice, Outcome, StoryLine, Task
+from flowray.core.model import Choice, Grade, Outcome, StoryLine, Task
 
 
 class View(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,11 +95,12 @@ class Story(View, frozen=True, kw_only=True, omit_defaults=True):
     accepted_at: float = 0.0  # on the coordinator's time-line: subtract it from the lines' `at`
     queue_s: float = 0.0
     run_s: float = 0.0
+    grade: Grade | None = None  # the newest one of its answer
 
 
-def story_of(outcome: Outcome) -> Story:
+def story_of(outcome: Outcome, grade: Grade | None = None) -> Story:
     """The story of a task that has ended."""
-    return story_between(
+    told = story_between(
         outcome.task_id,
         outcome.state.value,
         outcome.accepted_at,
@@ -107,6 +109,7 @@ def story_of(outcome: Outcome) -> Story:
         outcome.queue_s,
         outcome.run_s,
     )
+    return told if grade is None else msgspec.structs.replace(told, grade=grade)
 
 
 def story_between(

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flowray.core.commands import DurableCommand, ResolveTask
-from flowray.core.model import Outcome, Snapshot
+from flowray.core.commands import DurableCommand, GradeTask, ResolveTask
+from flowray.core.model import Grade, Outcome, Snapshot
 from flowray.errors import StoreError, StoreFenced
 from flowray.store import records, recovery, schema
 from flowray.store.config import StoreConfig
@@ -65,6 +65,7 @@ class Journal:
             snapshot, previous = recovery.read_snapshot(connection, head)
             groups = recovery.read_journal(connection, head, previous, self._directory)
             commands = [command for group in groups for command in group]
+            schema.upgrade(connection)
             epoch = connection.execute("UPDATE meta SET v = v + 1 WHERE k = 'epoch' RETURNING v").fetchone()[0]
             connection.execute("UPDATE meta SET v = ? WHERE k = 'owner'", (owner,))
             self._counts = records.decode_counts(head.counts)
@@ -74,7 +75,7 @@ class Journal:
     def write_group(self, commands: Sequence[DurableCommand]) -> None:
         """One journal row for all of them, and their projections."""
         head, connection = self._head, self._connection
-        body = records.encode(commands)
+        body = records.encode_commands(commands)
         seq = head.seq + 1
         sha = records.row_sha(head.sha, seq, head.epoch, body)
         at = max(map(records.command_at, commands))
@@ -84,6 +85,9 @@ class Journal:
             if connection.executemany(_INSERT_ROW, [row]).rowcount != 1:
                 self._raise_fenced()
             counts = self._insert_outcomes([command.outcome for command in resolved]) if resolved else self._counts
+            texts = self._insert_asked(resolved)
+            if grades := [command for command in commands if isinstance(command, GradeTask)]:
+                self._insert_grades(grades)
             dead = [
                 (command.task.id, command.outcome.resolved_at, letter, records.body_sha(letter))
                 for command in resolved
@@ -97,7 +101,7 @@ class Journal:
             )
             self._counts = counts
         # Two index pages for each outcome, as its id and key may lie anywhere; the body twice.
-        self._unchecked_bytes += 2 * len(body) + _PAGE_BYTES * (4 + 2 * len(resolved))
+        self._unchecked_bytes += 2 * len(body) + texts + _PAGE_BYTES * (4 + 2 * len(resolved) + len(grades))
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Replace the snapshot and the journal rows that it covers: all written so far."""
@@ -134,7 +138,8 @@ class Journal:
                 counts[state] -= 1
             with self._transaction("trim outcomes"):
                 self._check_fence()
-                connection.executemany("DELETE FROM outcomes WHERE id = ?", [(row[0],) for row in gone])
+                for table in ("outcomes", "asked", "grades"):
+                    connection.executemany(f"DELETE FROM {table} WHERE id = ?", [(row[0],) for row in gone])
                 connection.executemany("DELETE FROM dead_letters WHERE task_id = ?", [(row[1],) for row in gone])
                 self._advance(replace(self._head, counts=records.encode(counts)))
                 self._counts = counts
@@ -145,10 +150,17 @@ class Journal:
         return last
 
     def purge_dead_letter(self, task_id: str) -> None:
-        """Delete the task of a dead letter; its outcome stays, as outcomes do. Nothing happens when it is not there."""
+        """Delete the task of a dead letter, and what else is kept of its text; its outcome stays, as outcomes do.
+
+        Nothing happens when it is not there.
+        """
         with self._transaction("purge a dead letter"):
             self._check_fence()
-            self._connection.execute("DELETE FROM dead_letters WHERE task_id = ?", (task_id,))
+            gone = self._connection.execute("DELETE FROM dead_letters WHERE task_id = ?", (task_id,)).rowcount
+            if gone:
+                self._connection.execute(
+                    "DELETE FROM asked WHERE id = (SELECT id FROM outcomes WHERE task_id = ?)", (task_id,)
+                )
             self._advance(self._head)
 
     def checkpoint_if_due(self) -> None:
@@ -220,23 +232,52 @@ class Journal:
             body = records.encode(outcome)
             sha = records.body_sha(body)
             rows.append((outcome.task_id, state, outcome.resolved_at, outcome.key, outcome.fingerprint, body, sha))
-        start = size = 0
         try:
-            while start < len(rows):
-                left = len(rows) - start
-                size = _ROWS_LARGE if left >= _ROWS_LARGE else min(left, _ROWS_SMALL)
-                flat = [value for row in rows[start : start + size] for value in row]
-                self._connection.executemany(_insert_outcomes(size), [flat])
-                start += size
+            self._insert("outcomes", '(task_id, state, resolved_at, "key", fingerprint, body, sha)', rows)
         except sqlite3.IntegrityError as error:
-            ids = ", ".join(str(row[0]) for row in rows[start : start + size])
+            ids = ", ".join(str(row[0]) for row in rows[:_ROWS_SMALL])
             raise StoreError(
                 f"a task or a key has an outcome already, and the first one stands: {error}: {ids}"
             ) from error
         return counts
 
+    def _insert_asked(self, resolved: Sequence[ResolveTask]) -> int:
+        """The texts of outcomes that were just inserted, in this order, under their ids. Returns how many bytes."""
+        if all(command.asked is None for command in resolved):
+            return 0
+        # SQLite gives each new row the highest id plus one, so the newest ids are those of these outcomes.
+        newest = self._connection.execute("SELECT max(id) FROM outcomes").fetchone()[0]
+        rows: list[tuple[object, ...]] = []
+        size_bytes = 0
+        for outcome_id, command in enumerate(resolved, newest - len(resolved) + 1):
+            if command.asked is not None:
+                body = records.encode(command.asked)
+                size_bytes += len(body)
+                rows.append((outcome_id, body, records.asked_sha(command.outcome.task_id, body)))
+        self._insert("asked", "(id, body, sha)", rows)
+        return size_bytes
+
+    def _insert_grades(self, commands: Sequence[GradeTask]) -> None:
+        """The newest of a task stands. One whose outcome was trimmed meanwhile goes nowhere, as nothing is about it."""
+        rows = []
+        for command in commands:
+            body = records.encode(Grade(command.task_id, command.quality, command.at, command.by))
+            rows.append((body, records.body_sha(body), command.task_id))
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO grades (id, body, sha) SELECT id, ?, ? FROM outcomes WHERE task_id = ?", rows
+        )
+
+    def _insert(self, table: str, columns: str, rows: Sequence[tuple[object, ...]]) -> None:
+        start = 0
+        while start < len(rows):
+            left = len(rows) - start
+            size = _ROWS_LARGE if left >= _ROWS_LARGE else min(left, _ROWS_SMALL)
+            flat = [value for row in rows[start : start + size] for value in row]
+            self._connection.executemany(_insert(table, columns, size), [flat])
+            start += size
+
 
 @functools.cache
-def _insert_outcomes(rows: int) -> str:
-    columns = '(task_id, state, resolved_at, "key", fingerprint, body, sha)'
-    return f"INSERT INTO outcomes {columns} VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * rows)
+def _insert(table: str, columns: str, rows: int) -> str:
+    row = f"({', '.join('?' * (columns.count(',') + 1))})"
+    return f"INSERT INTO {table} {columns} VALUES " + ", ".join([row] * rows)

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowray.core.model import Outcome, Task
+from flowray.core.commands import AddAgents
+from flowray.core.model import AgentSpec, Asked, Grade, Outcome, Recorded, Task
 from flowray.core.states import TaskState
 from flowray.errors import UnknownTask
-from flowray.store import records, schema
+from flowray.store import records, recovery, schema
 from flowray.store.config import StoreConfig
 from flowray.store.records import Head
 
@@ -32,6 +33,7 @@ class Reader:
             # From its first read on it holds SQLite's shared lock. So the writing connection is never the last to
             # go, and when it closes after a failed sync it does not checkpoint, which would sync again.
             schema.check_version(self._connection, path)
+        self._upgraded = False  # is there what schema 2 has beside outcomes? Not before the first epoch of this flowray
 
     def outcomes(self, column: str, values: Sequence[str]) -> Iterator[Outcome]:
         """Those whose task_id or key is among the values."""
@@ -55,6 +57,50 @@ class Reader:
             last_id = rows[-1][0]
             for row in rows:
                 yield records.decode_outcome(*row[1:])
+
+    def all_recorded(self) -> Iterator[Recorded]:
+        """The same with what lies beside the outcomes: what was asked, and the newest grade."""
+        if not self._has_beside():
+            yield from (Recorded(outcome=outcome) for outcome in self.all_outcomes())
+            return
+        last_id = 0
+        while rows := self._rows(
+            f"SELECT o.id, {_OUTCOME}, a.body, a.sha, g.body, g.sha FROM outcomes o LEFT JOIN asked a ON a.id = o.id "
+            "LEFT JOIN grades g ON g.id = o.id WHERE o.id > ? ORDER BY o.id LIMIT ?",
+            (last_id, _BATCH),
+        ):
+            last_id = rows[-1][0]
+            for row in rows:
+                text, text_sha, grade, grade_sha = row[6:]
+                yield Recorded(
+                    outcome=records.decode_outcome(*row[1:6]),
+                    asked=records.decode_asked(row[1], text, text_sha) if text is not None else None,
+                    grade=records.decode_grade(row[1], grade, grade_sha) if grade is not None else None,
+                )
+
+    def asked(self, task_id: str) -> Asked | None:
+        """What a router read of a task that has ended."""
+        found = self._beside("asked", task_id)
+        return records.decode_asked(task_id, *found) if found is not None else None
+
+    def grade(self, task_id: str) -> Grade | None:
+        """The newest one."""
+        found = self._beside("grades", task_id)
+        return records.decode_grade(task_id, *found) if found is not None else None
+
+    def specs(self) -> dict[str, AgentSpec]:
+        """The classes of agents of the team, by name. Reads all that is journalled since the snapshot."""
+        with self._lock, schema.translated("read the journal"):
+            self._connection.execute("BEGIN")
+            try:
+                head = schema.read_head(self._connection)
+                snapshot, previous = recovery.read_snapshot(self._connection, head)
+                found = {spec.name: spec for spec in snapshot.specs} if snapshot is not None else {}
+                for group in recovery.read_journal(self._connection, head, previous, None):
+                    found.update((one.spec.name, one.spec) for one in group if isinstance(one, AddAgents))
+            finally:
+                self._connection.execute("COMMIT")
+        return found
 
     def recent(self, limit: int) -> list[Outcome]:
         rows = self._rows(f"SELECT {_OUTCOME} FROM outcomes o ORDER BY o.id DESC LIMIT ?", (limit,))
@@ -90,6 +136,20 @@ class Reader:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    def _beside(self, table: str, task_id: str) -> tuple[bytes, bytes] | None:
+        if not self._has_beside():
+            return None
+        found = self._rows(
+            f"SELECT b.body, b.sha FROM {table} b JOIN outcomes o ON o.id = b.id WHERE o.task_id = ?", (task_id,)
+        )
+        return found[0] if found else None
+
+    def _has_beside(self) -> bool:
+        if not self._upgraded:
+            with self._lock, schema.translated("read from the store"):
+                self._upgraded = schema.version(self._connection) >= 2
+        return self._upgraded
 
     def _letters(self, rest: str, values: Sequence[object]) -> list[tuple[Task, Outcome]]:
         rows = self._rows(

@@ -1,7 +1,8 @@
 """The bytes of a row and their checksums: the one place that knows how a command becomes a blob and back.
 
-A journal row holds one group of commands. Its checksum covers its predecessor's, so rows can neither change, vanish
-nor swap places unseen. An outcome's row is covered by the checksum of its body, and its columns repeat the body.
+A journal row holds one group of commands, without the texts that lie in a table of their own. Its checksum covers its
+predecessor's, so rows can neither change, vanish nor swap places unseen. An outcome's row is covered by the checksum of
+its body, and its columns repeat the body.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, ResolveTask
-from flowray.core.model import OpenTask, Outcome, Snapshot, Task
+from flowray.core.model import Asked, Grade, OpenTask, Outcome, Snapshot, Task
 from flowray.errors import StoreCorrupt, StoreError
 
 GENESIS = bytes(32)  # stands for the checksum before the first row
@@ -23,6 +24,8 @@ _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(list[DurableCommand])
 _outcome = msgspec.msgpack.Decoder(Outcome)
 _task = msgspec.msgpack.Decoder(Task)
+_asked = msgspec.msgpack.Decoder(Asked)
+_grade = msgspec.msgpack.Decoder(Grade)
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
 _open_tasks = msgspec.msgpack.Decoder(list[OpenTask])
 _counts = msgspec.msgpack.Decoder(dict[str, int])
@@ -66,6 +69,22 @@ def body_sha(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
+def asked_sha(task_id: str, body: bytes) -> bytes:
+    """Covers whose text it is, as the row names its task by a number alone."""
+    return hashlib.sha256(task_id.encode() + b"\0" + body).digest()
+
+
+def encode_commands(commands: Sequence[DurableCommand]) -> bytes:
+    """Of one group. What a router read has a row of its own, written with this one: here it would lie twice."""
+    bare = [
+        msgspec.structs.replace(command, asked=None)
+        if isinstance(command, ResolveTask) and command.asked is not None
+        else command
+        for command in commands
+    ]
+    return _encoder.encode(bare)
+
+
 def encode(value: object) -> bytes:
     return _encoder.encode(value)
 
@@ -104,6 +123,29 @@ def decode_task(task_id: str, body: object, sha: bytes) -> Task:
     return task
 
 
+def decode_asked(task_id: str, body: object, sha: bytes) -> Asked:
+    """Raises StoreCorrupt when the text is not what was written, or another task's."""
+    if not isinstance(body, bytes) or asked_sha(task_id, body) != sha:
+        raise StoreCorrupt(f"the text of task {task_id} does not match its checksum")
+    try:
+        return _asked.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _from_another_version(f"the text of task {task_id}", error) from error
+
+
+def decode_grade(task_id: str, body: object, sha: bytes) -> Grade:
+    """Raises StoreCorrupt when the grade is not what was written."""
+    if not isinstance(body, bytes) or body_sha(body) != sha:
+        raise StoreCorrupt(f"the grade of task {task_id} does not match its checksum")
+    try:
+        grade = _grade.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _from_another_version(f"the grade of task {task_id}", error) from error
+    if grade.task_id != task_id:
+        raise StoreCorrupt(f"the grade of task {task_id} does not match its row")
+    return grade
+
+
 def decode_counts(body: bytes) -> dict[str, int]:
     return _counts.decode(body)
 
@@ -136,7 +178,9 @@ def held_bytes(command: DurableCommand) -> int:
         value = command.outcome.value
         inline = len(value.data) if value is not None and value.data is not None else 0
         dead = command.task.size_bytes if command.task is not None else 0
-        return 1024 + inline + dead
+        asked = command.asked
+        texts = len(asked.text) + len(asked.choices) + len(asked.tools) if asked is not None else 0
+        return 1024 + inline + dead + texts
     return 512 + (len(command.spec.code) if isinstance(command, AddAgents) else 0)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class VerifyReport:
     commands: int = 0  # after the snapshot
     outcomes: int = 0
     dead_letters: int = 0
+    texts: int = 0  # of tasks that a router had a word in
+    grades: int = 0
     problems: tuple[str, ...] = ()  # in the order found; empty when all is well
 
     @property
@@ -128,7 +130,8 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
     problems: list[str] = []
     # Before the first read, so that a commit in between cannot look like a loss.
     acknowledged = witness.read(directory)
-    rows = commands = outcomes = dead_letters = epoch = 0
+    rows = commands = epoch = 0
+    counts: dict[str, int] = {}
     with contextlib.closing(schema.connect_reader(path, config)) as connection:
         try:
             with schema.translated(f"verify {path}"):
@@ -142,23 +145,20 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
                     rows, commands = rows + 1, commands + len(group)
         except StoreError as error:
             problems.append(str(error))
-        for check in (check_structure, _check_outcomes, _check_dead_letters):
+        for name, check in _CHECKS.items():
             try:
                 with schema.translated(f"verify {path}"):
-                    count = check(connection)
+                    counts[name] = check(connection) or 0
             except StoreError as error:
                 problems.append(str(error))
-                continue
-            if check is _check_outcomes:
-                outcomes = count or 0
-            elif check is _check_dead_letters:
-                dead_letters = count or 0
     return VerifyReport(
         epoch=epoch,
         journal_rows=rows,
         commands=commands,
-        outcomes=outcomes,
-        dead_letters=dead_letters,
+        outcomes=counts.get("outcomes", 0),
+        dead_letters=counts.get("dead_letters", 0),
+        texts=counts.get("texts", 0),
+        grades=counts.get("grades", 0),
         problems=tuple(problems),
     )
 
@@ -181,3 +181,36 @@ def _check_dead_letters(connection: sqlite3.Connection) -> int:
         records.decode_task(*row)
         count += 1
     return count
+
+
+def _check_texts(connection: sqlite3.Connection) -> int:
+    return _check_beside(connection, "asked", records.decode_asked)
+
+
+def _check_grades(connection: sqlite3.Connection) -> int:
+    return _check_beside(connection, "grades", records.decode_grade)
+
+
+def _check_beside(connection: sqlite3.Connection, table: str, decode: Callable[[str, object, bytes], object]) -> int:
+    """Each row belongs to an outcome and is what was written."""
+    if schema.version(connection) < 2:
+        return 0
+    count = 0
+    rows = connection.execute(
+        f"SELECT b.id, o.task_id, b.body, b.sha FROM {table} b LEFT JOIN outcomes o ON o.id = b.id"
+    )
+    for row_id, task_id, body, sha in rows:
+        if task_id is None:
+            raise StoreCorrupt(f"row {row_id} of {table} belongs to no outcome")
+        decode(task_id, body, sha)
+        count += 1
+    return count
+
+
+_CHECKS: dict[str, Callable[[sqlite3.Connection], int | None]] = {
+    "structure": check_structure,
+    "outcomes": _check_outcomes,
+    "dead_letters": _check_dead_letters,
+    "texts": _check_texts,
+    "grades": _check_grades,
+}

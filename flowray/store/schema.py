@@ -13,7 +13,7 @@ from flowray.errors import StoreCorrupt, StoreError, StoreUnsupported
 from flowray.store.config import StoreConfig
 from flowray.store.records import Head
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "flowray.db"
 
 # Outcomes keep their rowid: rows lie in the order of commit, which is the order of resolved_at. So the newest, and
@@ -32,6 +32,12 @@ CREATE TABLE outcomes (id INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, sta
 CREATE UNIQUE INDEX outcomes_by_key ON outcomes ("key") WHERE "key" <> '';
 CREATE TABLE dead_letters (task_id TEXT PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL, sha BLOB NOT NULL);
 CREATE INDEX dead_letters_by_at ON dead_letters (at, task_id);
+"""
+
+# What lies beside outcomes, by their id: it comes later or is not for everybody, and goes with them.
+_BESIDE = """
+CREATE TABLE asked (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sha BLOB NOT NULL);
+CREATE TABLE grades (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sha BLOB NOT NULL);
 """
 
 
@@ -139,6 +145,24 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
+def version(connection: sqlite3.Connection) -> int:
+    """Of the schema, which `check_version` has found good."""
+    found: int = connection.execute("SELECT v FROM meta WHERE k = 'schema'").fetchone()[0]
+    return found
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Add what an earlier flowray did not have; part of the caller's transaction. Nothing that is there changes."""
+    if version(connection) < 2:
+        _run(connection, _BESIDE)
+        connection.execute("UPDATE meta SET v = ? WHERE k = 'schema'", (SCHEMA_VERSION,))
+
+
+def _run(connection: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";"):
+        connection.execute(statement)
+
+
 def _connect(path: Path, config: StoreConfig, mode: str) -> sqlite3.Connection:
     # One thread at a time is our own rule (a writer thread, a lock for the reader), so SQLite need not check it.
     return sqlite3.connect(
@@ -154,8 +178,8 @@ def _connect(path: Path, config: StoreConfig, mode: str) -> sqlite3.Connection:
 def _create_tables(connection: sqlite3.Connection) -> None:
     head = Head()
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _TABLES.split(";"):
-        connection.execute(statement)
+    _run(connection, _TABLES)
+    _run(connection, _BESIDE)
     connection.executemany(
         "INSERT INTO meta VALUES (?, ?)", [("schema", SCHEMA_VERSION), ("epoch", head.epoch), ("owner", head.owner)]
     )

@@ -9,11 +9,11 @@ expected to end, and the next one to recover.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowray.core.commands import DurableCommand
-from flowray.core.model import Outcome, Snapshot, Task
+from flowray.core.model import Asked, Grade, Outcome, Recorded, Snapshot, Task
 from flowray.core.states import TaskState
 from flowray.errors import StoreError
 from flowray.store import filesystem
@@ -133,7 +133,7 @@ class SqliteStore:
         self._writer.add(step, done)
 
     def purge_dead_letter(self, task_id: str, done: Done) -> None:
-        """Delete a dead letter's task, so that it can no longer be replayed; its outcome stays."""
+        """Delete a dead letter's task and text, so that it can no longer be replayed; its outcome stays."""
         self._require_epoch()
 
         def step() -> bool:
@@ -153,6 +153,18 @@ class SqliteStore:
     def by_key(self, keys: Sequence[str]) -> dict[str, Outcome]:
         """The outcomes of these idempotency keys, by key."""
         return {outcome.key: outcome for outcome in self._reader.outcomes("key", keys)}
+
+    def asked(self, task_id: str) -> Asked | None:
+        """What a router read of a task that has ended; None where none had a word in it, or nothing was kept."""
+        return self._reader.asked(task_id)
+
+    def grade(self, task_id: str) -> Grade | None:
+        """The newest grade of a task; None where nobody gave one."""
+        return self._reader.grade(task_id)
+
+    def recorded(self) -> Iterator[Recorded]:
+        """All that is kept of every task that has ended, in the order of commit, a few hundred at a time in memory."""
+        return self._reader.all_recorded()
 
     def recent_outcomes(self, limit: int = 100) -> list[Outcome]:
         """The newest first."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, Command, KnownTask, RefuseTask
+from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, Command, GradeTask, KnownTask, RefuseTask
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
+from flowray.core.states import TaskState
 
 if TYPE_CHECKING:
     from flowray.testing.coordinator import CoordinatorProcess
@@ -26,6 +27,7 @@ class Plan:
     cancel_after_s: float | None = None  # after the acceptance; None for never
     twice: bool = False  # two submits at once, as by an impatient proxy
     resubmits: int = 2  # when refused because there is no room
+    grade: float | None = None  # that its answer gets later; None for never
 
 
 class Caller:
@@ -40,6 +42,9 @@ class Caller:
         self.outcome: Outcome | None = None
         self.cancel_answer: AnswerCancel | None = None
         self.cancelling = False
+        self.grading = False
+        self.graded: GradeTask | None = None
+        self._opinions = 0
         self._plan = plan
         self._trying = False  # it was refused and will submit again
         self._resubmits = plan.resubmits
@@ -47,7 +52,10 @@ class Caller:
     @property
     def done(self) -> bool:
         """Nothing more will be asked."""
-        return self.refused or (self.outcome is not None and (not self.cancelling or self.cancel_answer is not None))
+        answered = (not self.cancelling or self.cancel_answer is not None) and (
+            not self.grading or self.graded is not None
+        )
+        return self.refused or (self.outcome is not None and answered)
 
     @property
     def refused(self) -> bool:
@@ -92,6 +100,21 @@ class Caller:
             self.world.network.send(partial(coordinator.cancel, self.follows, reply))
         self.world.clock.after(PATIENCE_S, self.cancel)
 
+    def grade(self, quality: float) -> None:
+        """Say what the answer was worth until that is answered. Another opinion replaces an earlier one."""
+        self.grading, self.graded = True, None
+        self._opinions += 1
+        self._grade(quality, self._opinions)
+
+    def _grade(self, quality: float, opinion: int) -> None:
+        if self.graded is not None or opinion != self._opinions:
+            return
+        coordinator = self.world.reach()
+        if coordinator is not None:
+            reply = partial(self._reply, coordinator)
+            self.world.network.send(partial(coordinator.grade, self.follows, quality, reply))
+        self.world.clock.after(PATIENCE_S, partial(self._grade, quality, opinion))
+
     # ── what is said: at the coordinator, then here ──────────────────────────────────────────────────────────────
 
     def _reply(self, coordinator: CoordinatorProcess, command: Command) -> None:
@@ -109,6 +132,8 @@ class Caller:
             self._refused(command)
         elif isinstance(command, AnswerCancel):
             self.cancel_answer = command
+        elif isinstance(command, GradeTask):
+            self.graded = command
 
     def _accepted(self, task_id: TaskId) -> None:
         if self.accepted:
@@ -137,6 +162,8 @@ class Caller:
     def _seen(self, outcome: Outcome | None) -> None:
         if outcome is not None and self.outcome is None:
             self.outcome = outcome
+            if self._plan.grade is not None and outcome.state is TaskState.SUCCEEDED:
+                self.grade(self._plan.grade)
 
 
 class Operator:

@@ -24,6 +24,7 @@ from flowray.core.commands import (
     AnswerCancel,
     CancelAttempt,
     Command,
+    GradeTask,
     KnownTask,
     RefuseTask,
     RequestEstimates,
@@ -39,10 +40,12 @@ from flowray.core.events import (
     AttemptFinished,
     CancelRequested,
     Event,
+    GradeGiven,
     TaskSubmitted,
     Ticked,
 )
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
+from flowray.core.states import TaskState
 from flowray.testing.journal import Writer
 
 if TYPE_CHECKING:
@@ -96,6 +99,10 @@ class CoordinatorProcess:
     def cancel(self, task_id: TaskId, reply: Reply) -> None:
         """A caller no longer wants a task."""
         self._receive(lambda: self._handle(CancelRequested(task_id), reply))
+
+    def grade(self, task_id: TaskId, quality: float, reply: Reply) -> None:
+        """A caller says what an answer was worth. Who grades what has no answer hears nothing."""
+        self._receive(lambda: self._grade(task_id, quality, reply))
 
     def add(self, spec: AgentSpec, reply: Reply) -> None:
         """The team shall have these agents."""
@@ -194,6 +201,11 @@ class CoordinatorProcess:
         else:
             self._when_synced(lambda: watcher(self.world.disk.outcomes.get(task_id)))
 
+    def _grade(self, task_id: TaskId, quality: float, reply: Reply) -> None:
+        outcome = self.world.disk.outcomes.get(task_id)
+        if outcome is not None and outcome.state is TaskState.SUCCEEDED:
+            self._handle(GradeGiven(task_id, quality), reply)
+
     def _handle(self, event: Event, reply: Reply | None = None, acknowledge: Callable[[], None] | None = None) -> None:
         world = self.world
         world.observer.told(self, event)
@@ -267,7 +279,7 @@ class CoordinatorProcess:
         elif isinstance(command, StopAgent):
             self.streams.pop((command.agent_id, command.incarnation), None)
             self.world.stop_agent(command.agent_id, command.incarnation)
-        elif reply is not None and kind in (AcceptTask, KnownTask, RefuseTask, AddAgents):
+        elif reply is not None and kind in (AcceptTask, KnownTask, RefuseTask, AddAgents, GradeTask):
             reply(command)
         elif reply is not None and isinstance(command, AnswerCancel):
             outcome = self.world.disk.outcomes.get(command.task_id)

@@ -17,6 +17,7 @@ those of the reliability contract:
 20  and nothing is left behind
 P7  retries are bounded, and wait as long as they must
 O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
+G1  only answers are graded, and a grade that was acknowledged stays or gives way to a newer one
 R1  whom a router's estimates chose could be chosen, with a known probability
 """
 
@@ -33,6 +34,7 @@ from flowray.core.commands import (
     AnswerCancel,
     Command,
     DurableCommand,
+    GradeTask,
     KnownTask,
     RefuseTask,
     RequeueTask,
@@ -82,6 +84,7 @@ class Observer:
         self.accepted: dict[TaskId, int] = {}  # on disk -> the epoch that accepted it
         self.resolved: dict[TaskId, Outcome] = {}  # on disk
         self.acknowledged: dict[TaskId, None] = {}  # a caller was told that it is accepted
+        self.graded: dict[TaskId, GradeTask] = {}  # on disk, the newest
         self.started: dict[tuple[str, int], None] = {}  # agent processes ever asked for
         self._world = world
         self._thorough = thorough
@@ -113,6 +116,11 @@ class Observer:
                 elif isinstance(command, StartAgent):
                     highest = self.book.incarnations.get(command.agent_id, 0)
                     hold(command.incarnation > highest, "3", f"incarnation {command.incarnation} after {highest}")
+                elif isinstance(command, GradeTask):
+                    outcome = self.resolved.get(command.task_id)
+                    answered = outcome is not None and outcome.state is TaskState.SUCCEEDED
+                    hold(answered, "G1", f"{command.task_id} was graded and has no answer")
+                    self.graded[command.task_id] = command
                 self._apply(command)
                 if isinstance(command, WakeTask):
                     self._wait(command.task_id)
@@ -240,6 +248,8 @@ class Observer:
             hold(taken in (None, epoch), "4", f"{command.task_id} was refused by epoch {epoch}, accepted by {taken}")
         elif isinstance(command, AnswerCancel):
             self._cancel_answered(command)
+        elif isinstance(command, GradeTask):
+            hold(command.task_id in self.graded, "4", f"a grade of {command.task_id} was acknowledged, not on disk")
         elif isinstance(command, AddAgents):
             name = command.spec.name
             hold(name in self.book.specs, "4", f"agents {name} were acknowledged and are not on disk")
@@ -383,6 +393,7 @@ class Observer:
         assert leader is not None
         for task_id in self.acknowledged:
             hold(task_id in self.resolved, "1", f"{task_id} was acknowledged and never ended")
+        hold(self._world.disk.grades == self.graded, "G1", "a grade that was on disk is not there, or is another one")
         core = leader.core
         core.check()
         hold(not core.book.open, "17", f"still open: {[(t, e.state.value) for t, e in core.book.open.items()][:5]}")

@@ -13,7 +13,7 @@ from random import Random
 
 import msgspec
 
-from flowray.core.commands import DurableCommand, ResolveTask
+from flowray.core.commands import DurableCommand, GradeTask, ResolveTask
 from flowray.core.model import Outcome, Snapshot, TaskId
 from flowray.testing.clock import VirtualClock
 
@@ -31,6 +31,7 @@ class Disk:
         self.snapshot: Snapshot | None = None
         self.outcomes: dict[TaskId, Outcome] = {}
         self.keys: dict[str, TaskId] = {}  # of outcomes
+        self.grades: dict[TaskId, GradeTask] = {}  # the newest of each outcome
         self._on_synced = on_synced
 
     def begin(self) -> int:
@@ -47,6 +48,8 @@ class Disk:
                 self.outcomes[outcome.task_id] = outcome
                 if outcome.key:
                     self.keys[outcome.key] = outcome.task_id
+            elif type(command) is GradeTask:
+                self.grades[command.task_id] = command
         self._on_synced(epoch, group)
 
     def keep(self, snapshot: Snapshot) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flowray.agents import check_runnable, with_description
+from flowray.agents import check_number, check_runnable, with_description
 from flowray.core.commands import RefuseTask
 from flowray.core.model import AgentSpec, Choice, Outcome, StoryLine, Task, TaskId
 from flowray.core.policy import CorePolicy
@@ -23,6 +23,7 @@ from flowray.core.states import TaskState
 from flowray.errors import (
     ConfigError,
     CoordinatorUnavailable,
+    GradeRefused,
     IdempotencyConflict,
     QueueFull,
     TaskRefused,
@@ -297,6 +298,20 @@ class Handle:
             raise CoordinatorUnavailable(f"no answer within {UNAVAILABLE_AFTER_S:.0f} virtual seconds")
         answer = self.caller.cancel_answer
         return answer.state.value if answer is not None and answer.state is not None else "unknown"
+
+    def grade(self, quality: float) -> None:
+        """Say what the task's answer turned out to be worth, 0..1; when this returns it is on the simulated disk.
+
+        Raises:
+            ConfigError: it is no number from 0 to 1. GradeRefused: the task is open, or ended without an answer.
+        """
+        number = check_number("quality", quality, 0.0, 1.0)
+        state = self.state
+        if state != TaskState.SUCCEEDED.value:
+            raise GradeRefused(self.task_id, f"it is {state}")
+        self.caller.grade(number)
+        if not self._simulation.wait(lambda: self.caller.graded is not None, UNAVAILABLE_AFTER_S):
+            raise CoordinatorUnavailable(f"no answer within {UNAVAILABLE_AFTER_S:.0f} virtual seconds")
 
     def story(self) -> str:
         """What happened to the task so far, one line each, in virtual seconds since it was accepted."""

@@ -231,6 +231,7 @@ def _draw_plans(
                 at_s=1.0 if burst else rng.uniform(0.5, safety_s * 0.8),
                 cancel_after_s=rng.random() ** 3 * safety_s if rng.random() < cancelled else None,
                 twice=rng.random() < twice,
+                grade=(number % 11) / 10 if number % 3 == 0 else None,
             )
         )
     return tuple(plans)

@@ -13,6 +13,7 @@ from flowray.core.commands import (
     AnswerCancel,
     CancelAttempt,
     Command,
+    GradeTask,
     KnownTask,
     RefuseTask,
     RequestEstimates,
@@ -34,6 +35,7 @@ from flowray.core.events import (
     EstimatesFailed,
     EstimatesReady,
     Event,
+    GradeGiven,
     TaskSubmitted,
 )
 from flowray.core.model import Failure
@@ -95,6 +97,8 @@ def event_text(event: Event) -> str:
         return f"{event.agent_id}#{event.incarnation} ready" + (f", holds {held}" if held else "")
     if isinstance(event, AgentLost):
         return f"{event.agent_id}#{event.incarnation} lost: {event.cause}"
+    if isinstance(event, GradeGiven):
+        return f"{event.task_id} is graded {event.quality:g}"
     if isinstance(event, AgentStartFailed):
         return f"{event.agent_id}#{event.incarnation} did not start: {_failure(event.failure)}"
     return "tick"
@@ -122,6 +126,8 @@ def command_text(command: Command) -> str:
         outcome = command.outcome
         why = f": {_failure(outcome.failure)}" if outcome.failure is not None else f" by {outcome.agent_id}"
         return f"resolve {outcome.task_id} {outcome.state.value}{why}"
+    if isinstance(command, GradeTask):
+        return f"grade {command.task_id} {command.quality:g}"
     if isinstance(command, CancelAttempt):
         return f"stop {command.task_id} attempt {command.attempt} on {command.agent_id}"
     if isinstance(command, AnswerCancel):

@@ -10,8 +10,8 @@ from random import Random
 from typing import Any
 
 from flowray import agents
-from flowray.agents import AgentDescription, Context, wants_context
-from flowray.attempts import failure_of, task_for
+from flowray.agents import AgentDescription, Context, verified_quality, wants_context
+from flowray.attempts import failure_of, failure_of_verify, task_for
 from flowray.core.commands import StartAttempt
 from flowray.core.model import Failure, Payload, Task
 from flowray.testing.agent import AgentProcess, Run
@@ -39,7 +39,7 @@ class UserWork:
         self.targets: dict[str, Target] = {}  # by class name
         self._rng = Random(f"{seed}/service")
         self._service_s = service_s
-        self._made: dict[tuple[str, int], Callable[..., Any]] = {}  # (agent, incarnation) -> its run
+        self._made: dict[tuple[str, int], tuple[Callable[..., Any], Any]] = {}  # (agent, incarnation) -> run, verify
 
     def construct(self, process: AgentProcess) -> Failure | None:
         target = self.targets[process.spec.name]
@@ -48,7 +48,8 @@ class UserWork:
         except Exception as error:  # noqa: BLE001 - a constructor's error, of whatever type, is a failed start
             return failure_of(error, target.description.retry_on, _HOST)
         run = made.run if inspect.isclass(target.make) else made
-        self._made[process.id, process.incarnation] = run
+        verify = getattr(made, "verify", None) if inspect.isclass(target.make) else None
+        self._made[process.id, process.incarnation] = run, verify
         return None
 
     def begin(self, process: AgentProcess, command: StartAttempt, task: Task) -> Run:
@@ -60,19 +61,30 @@ class UserWork:
         duration_s = self._draw(target, seen)
         value: Payload | None = None
         failure: Failure | None = None
+        quality: float | None = None
+        verifying = False
         try:
-            run = self._made[process.id, process.incarnation]
-            answer = run(seen, ctx) if wants_context(run) else run(seen)
-            value = pack(asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer, "result")
+            run, verify = self._made[process.id, process.incarnation]
+            answer = _finished(run(seen, ctx) if wants_context(run) else run(seen))
+            if verifying := verify is not None and ctx.quality is None:
+                quality = verified_quality(_finished(verify(seen, answer)))
+                verifying = False
+            value = pack(answer, "result")
         except Exception as error:  # noqa: BLE001 - an agent's error, of whatever type, is the attempt's failure
             failure = failure_of(error, target.description.retry_on, _HOST)
-        return Run(duration_s=duration_s, value=value, failure=failure, quality=ctx.quality, cost_usd=ctx.cost_usd)
+            failure = failure_of_verify(failure) if verifying else failure
+        quality = quality if ctx.quality is None else ctx.quality
+        return Run(duration_s=duration_s, value=value, failure=failure, quality=quality, cost_usd=ctx.cost_usd)
 
     def _draw(self, target: Target, task: agents.Task) -> float:
         service_s = self._service_s if target.service_s is None else target.service_s
         if isinstance(service_s, int | float):
             return float(service_s)
         return service_s(task) if callable(service_s) else service_s.draw(self._rng)
+
+
+def _finished(answer: Any) -> Any:
+    return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
 
 
 async def _awaited(answer: Any) -> Any:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowray.core.model import Estimate, Task, TaskId
-from flowray.core.routing import RoutingPolicy, draw, in_time, policy_for, run_times, value_of
+from flowray.core.model import Estimate
+from flowray.core.routing import RoutingPolicy, draw, in_time, run_times, value_of, weighed
 from flowray.errors import ConfigError
 
 PLAIN = RoutingPolicy(second=0.0, slowdown=0.0, good=0.0, explore=0.0)
@@ -216,9 +216,9 @@ def test_a_policy_out_of_range_names_its_field(wrong):
 
 def test_a_task_may_have_weights_of_its_own():
     estimates = [Estimate("dear", 0.9, 0.0, None, 1.0, 0.5), Estimate("cheap", 0.85, 0.0, None, 1.0, 0.01)]
-    thrifty = policy_for(Task(id=TaskId("t"), weights={"usd": 1.0}), PLAIN)
+    thrifty = weighed(PLAIN, {"usd": 1.0})
     assert chosen(estimates) == "dear" and chosen(estimates, policy=thrifty) == "cheap"
-    assert thrifty.second == PLAIN.second and policy_for(Task(id=TaskId("u")), PLAIN) is PLAIN
+    assert thrifty.second == PLAIN.second and weighed(PLAIN, {}) is PLAIN
 
 
 def test_what_is_added_to_a_value_counts_but_does_not_make_good_enough_of_what_is_not():

@@ -129,5 +129,5 @@ class Logger:
         return decided(self.outcomes(n_tasks, seed))
 
 
-def decided(outcomes: list[Outcome]) -> Decisions:
+def decided(outcomes: list[receipts.Told]) -> Decisions:
     return Decisions.of_table(receipts.tabled(outcomes))

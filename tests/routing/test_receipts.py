@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flowray.core.model import Choice
+from flowray.core.model import Asked, Choice, Grade, NotEnough, Recorded, TaskId
 from flowray.core.states import TaskState
 from flowray.routing import receipts
 from flowray.routing.tables import SchemaError
@@ -19,7 +19,7 @@ def rows(*outcomes):
 
 
 def test_a_row_has_the_receipt_and_what_came_of_it():
-    [row] = rows((outcome(quality=0.7, cost_usd=0.02), "Summarise"))
+    [row] = rows(Recorded(outcome=outcome(quality=0.7, cost_usd=0.02), asked=Asked("Summarise")))
     assert (row["task_id"], row["attempt"], row["prompt"]) == ("t-000001", 1, "Summarise")
     assert (row["accepted_at"], row["started_at"], row["resolved_at"]) == (1.0, 1.25, 2.0)
     assert (row["chosen"], row["agent_id"]) == ("small", "small-0")
@@ -33,6 +33,46 @@ def test_a_row_has_the_receipt_and_what_came_of_it():
 def test_an_answer_without_a_quality_earns_one():
     [row] = rows(outcome())
     assert (row["reward"], row["quality"], row["cost_usd"], row["prompt"]) == (1.0, None, None, None)
+
+
+def test_a_grade_is_the_quality_and_the_reward_of_the_answer_alone():
+    made = outcome(choices=(routed("small"), routed("large")), ends=("attempt_failed",), quality=0.9)
+    first, last = rows(Recorded(outcome=made, grade=Grade(TaskId("t-000001"), 0.0, 9.0)))
+    assert (first["reward"], first["quality"], first["grade"]) == (0.0, None, None)
+    assert (last["reward"], last["quality"], last["grade"]) == (0.0, 0.0, 0.0)
+
+
+def test_an_earlier_answer_that_was_not_enough_earns_what_it_was_worth():
+    made = outcome(
+        choices=(routed("small"), routed("large")),
+        ends=("attempt_failed",),
+        not_enough=(NotEnough(1, 0.3, 1.5, 0.01),),
+    )
+    first, last = rows(made)
+    assert (first["reward"], first["quality"], first["run_s"], first["cost_usd"]) == (0.3, 0.3, 1.5, 0.01)
+    assert (first["tried"], last["tried"]) == ([], ["small"])
+
+
+def test_what_a_choice_followed_from_is_told():
+    told = {"waits_s": (0.0, 2.0), "remaining_s": 9.0, "thrift": 0.9, "max_cost_usd": 0.1}
+    names = ("waits_s", "remaining_s", "thrift", "max_cost_usd")
+    free, busy, old = (routed(**fields) for fields in ({"waits_s": ()}, told, {}))
+    found = [
+        [row[name] for name in names]
+        for row in rows(*(outcome(n, choices=(c,)) for n, c in enumerate((free, busy, old))))
+    ]
+    assert found == [[[0.0, 0.0], None, None, None], [[0.0, 2.0], 9.0, 0.9, 0.1], [None, None, None, None]]
+
+
+def test_a_file_from_before_the_later_columns_is_read_with_nulls(tmp_path):
+    file = tmp_path / "old.parquet"
+    table = receipts.tabled([outcome(1), outcome(2)])
+    later = ["choices", "tools", "tried", "waits_s", "remaining_s", "thrift", "max_cost_usd", "grade"]
+    pq.write_table(table.drop_columns(later), file)
+    found = receipts.read(file)
+    assert found.column_names == receipts.SCHEMA.names
+    assert all(found.column(name).null_count == 2 for name in later)
+    assert found.column("reward").to_pylist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

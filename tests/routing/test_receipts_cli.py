@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flowray.core.commands import ResolveTask
-from flowray.routing import receipts
+from flowray.core.commands import AddAgents, GradeTask, ResolveTask
+from flowray.core.model import AgentSpec, Asked
+from flowray.routing import data, receipts
 from flowray.store import SqliteStore, StoreConfig
 
 from .logs import Logger, outcome
@@ -37,6 +38,41 @@ def test_receipts_leave_a_journal_that_is_in_use(router, tmp_path):
     assert receipts.read(tmp_path / "out.parquet").equals(receipts.tabled(made))
     code, out, _ = router("export", "--journal", tmp_path / "journal", "-o", "again.parquet")
     assert (code, out) == (0, "again.parquet: 30 receipts\n")
+
+
+def test_a_journal_becomes_a_set_that_a_router_learns_from(router, tmp_path):
+    store = SqliteStore.open(tmp_path / "journal", ANYWHERE)
+    store.begin_epoch("test")
+    made = Logger().outcomes(60)
+    written = threading.Event()
+    commands = [ResolveTask(one, None, Asked(f"question {number}")) for number, one in enumerate(made)]
+    spec = AddAgents(AgentSpec(name="small", tier="primary", capabilities=("rhyme",)), 0.0)
+    grade = GradeTask(made[0].task_id, 0.25, 99.0)
+    store.append([spec, *commands, grade], lambda error: written.set())
+    assert written.wait(20)
+    code, out, err = router("export", "--journal", "journal", "-o", "out.parquet", "--as-set", "own", "--json")
+    store.close()
+    assert code == 0, err
+    assert json.loads(out) == {"receipts": "out.parquet", "rows": 60, "set": "own", "tasks": 60}
+    table = receipts.read(tmp_path / "out.parquet")
+    assert table.column("prompt").to_pylist()[:2] == ["question 0", "question 1"]
+    assert table.column("grade").to_pylist()[:2] == [0.25, None]
+    whole = data.load(tmp_path / "own")
+    assert whole.tasks.texts == tuple(f"question {number}" for number in range(60))
+    assert "small; rhyme; tier primary" in whole.agents.descriptions
+    code, out, err = router("export", "--journal", "journal", "--as-set", "few", "--most", 7)
+    assert (code, out) == (0, "few: 7 tasks\n"), err
+    assert data.load(tmp_path / "few").prompt_ids == whole.prompt_ids[-7:]
+
+
+def test_a_journal_without_texts_makes_no_set(router, tmp_path):
+    store = SqliteStore.open(tmp_path / "journal", ANYWHERE)
+    store.begin_epoch("test")
+    store.close()
+    code, _, err = router("export", "--journal", "journal", "--as-set", "own")
+    assert code == 2 and "no outcome in journal has a text" in err and "keep_text" in err
+    code, _, err = router("export", "--journal", "journal")
+    assert code == 2 and "--as-set DIR" in err
 
 
 def test_a_policy_is_replayed_as_lines_and_as_a_document(router, log):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from flowray.core.model import Asked, Recorded
 from flowray.core.states import TaskState
 from flowray.routing import policies
 from flowray.routing.offpolicy import OffPolicyConfig
@@ -59,7 +60,9 @@ def test_lines_tell_every_figure(decisions):
 def test_an_example_shows_what_is_known():
     bare = replay(decided([outcome()]), policies.always("large"), "always:large", config=QUICK)
     assert "  t-000001 #1  small -> large  success 0.60 -> 0.90  $? -> $0.03  earned 1.00" in as_text(bare)
-    made = decided([(outcome(state=TaskState.CANCELLED), "Summarise\nthe report " + "x" * 80)])
+    made = decided(
+        [Recorded(outcome=outcome(state=TaskState.CANCELLED), asked=Asked("Summarise\nthe report " + "x" * 80))]
+    )
     line = as_text(replay(made, policies.always("large"), "always:large", config=QUICK)).splitlines()[-1]
     assert line.endswith("reward not known  'Summarise the report xxxxxxxxxxxxxxxxxxxxxxxx...'")
 

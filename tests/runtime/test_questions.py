@@ -12,8 +12,8 @@ import pytest
 from shells import Shell, submitted
 
 from flowray.core.commands import AcceptTask, AnswerCancel, Command, ResolveTask
-from flowray.core.events import AgentsAdded
-from flowray.core.model import AgentSpec
+from flowray.core.events import AgentsAdded, AttemptFinished
+from flowray.core.model import AgentId, AgentSpec, Asked, TaskId
 from flowray.runtime.figures import Figures
 from flowray.runtime.messages import Introduction, Question
 from flowray.runtime.overview import Overview
@@ -132,3 +132,61 @@ async def test_figures_and_processes(desk):
     assert await desk.ask("process", agent_id="a-0") == ["", 0]
     assert await desk.ask("purge", "t0001") is False, "it is no dead letter"
     assert await desk.ask("stop") is True and desk.stops == 1
+
+
+async def answered(desk: Desk, task_id: str) -> None:
+    """The agent's slot has t0001 first: its answer comes, then that of the next."""
+    entry = desk.pump.core.book.open[TaskId(task_id)]
+    desk.pump.put(AttemptFinished(TaskId(task_id), entry.attempt, entry.epoch, AgentId(entry.agent_id)))
+    await desk.pump.synced()
+
+
+async def test_a_grade_is_answered_when_it_is_on_disk_and_told_with_the_story(desk):
+    await answered(desk, "t0001")
+    assert await desk.ask("grade", "t0001", quality=0.25, by="me", outside=True) == 0.25
+    assert desk.store.grade("t0001").quality == 0.25
+    assert await desk.ask("grade", "t0001", quality=0.25, by="me") == 0.25, "again: the same"
+    assert await desk.ask("grade", "t0001", quality=1.0) == 1.0
+    told = (await desk.ask("story", "t0001"))["grade"]
+    assert (told[1], told[3]) == (1.0, "")
+    assert desk.store.outcome("t0001").quality is None, "an outcome does not change"
+
+
+async def test_a_grade_of_an_outcome_on_its_way_to_the_disk_waits_for_it(desk):
+    entry = desk.pump.core.book.open[TaskId("t0001")]
+    desk.pump.put(AttemptFinished(TaskId("t0001"), entry.attempt, entry.epoch, AgentId(entry.agent_id)))
+    while TaskId("t0001") in desk.pump.core.book.open:
+        await asyncio.sleep(0)
+    assert await desk.ask("grade", "t0001", quality=0.5) == 0.5
+    assert desk.store.grade("t0001").quality == 0.5
+
+
+@pytest.mark.parametrize("quality", [None, -0.1, 1.1, float("nan")])
+async def test_what_is_no_grade_is_refused(desk, quality):
+    await answered(desk, "t0001")
+    error, detail = await desk.ask("grade", "t0001", quality=quality)
+    assert error == "ConfigError" and "quality" in detail
+    assert desk.store.grade("t0001") is None
+
+
+async def test_what_has_no_answer_cannot_be_graded(desk):
+    error, detail = await desk.ask("grade", "t0002", quality=0.5)
+    assert error == "GradeRefused" and "it is queued" in detail
+    await desk.ask("cancel", "t0002")
+    error, detail = await desk.ask("grade", "t0002", quality=0.5)
+    assert error == "GradeRefused" and "it ended cancelled, without an answer" in detail
+    assert await desk.ask("grade", "t9999", quality=0.5) == ("UnknownTask", "no task has the id t9999")
+
+
+async def test_the_text_that_is_kept_is_told(desk):
+    await answered(desk, "t0001")
+    assert await desk.ask("asked", "t0001") == "", "nobody routed it"
+    assert (await desk.ask("asked", "t9999"))[0] == "UnknownTask"
+    written = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    outcome = msgspec.structs.replace(desk.store.outcome("t0001"), task_id=TaskId("routed"), key="")
+    desk.store.append(
+        [ResolveTask(outcome, None, Asked("what?"))], lambda error: loop.call_soon_threadsafe(written.set)
+    )
+    await written.wait()
+    assert await desk.ask("asked", "routed", outside=True) == "what?"

@@ -7,11 +7,12 @@ import asyncio
 import pytest
 
 from flowray.core.book import Entry
-from flowray.core.commands import RequestEstimates, RequeueTask, ResolveTask
+from flowray.core.commands import GradeTask, RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady
-from flowray.core.model import Choice, Estimate, Failure, Outcome, Receipt, StoryLine, Task, TaskId
+from flowray.core.model import Choice, Estimate, Failure, Grade, Outcome, Receipt, StoryLine, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
+from flowray.runtime import render
 from flowray.runtime.routing import BATCH, RoutingDesk
 from flowray.runtime.sentences import explain, why
 from flowray.runtime.views import story_of
@@ -26,6 +27,7 @@ class FakeRouter:
         self.batches: list[int] = []
         self.learned: list[tuple] = []
         self.forgotten: list[str] = []
+        self.graded: list[tuple[str, float]] = []
         self.broken = False
 
     def estimate(self, task_ids, queries):
@@ -37,6 +39,10 @@ class FakeRouter:
 
     def learn(self, task_id, agent, succeeded, *, quality=None, run_s=None, cost_usd=None):
         self.learned.append((task_id, agent, succeeded, quality, run_s, cost_usd))
+        return True
+
+    def regrade(self, task_id, quality):
+        self.graded.append((task_id, quality))
         return True
 
     def forget(self, task_id):
@@ -249,3 +255,19 @@ class TestWords:
         told = explain(story_of(self.outcome(choice)))
         assert "had room (the router did not answer in time)." in told
         assert "did not answer in time" in why(choice, "strong-0")
+
+
+async def test_a_grade_that_comes_later_is_learned_from():
+    it = await loaded(Desk())
+    it.desk(GradeTask(TaskId("x"), 0.25, 9.0, "me"))
+    assert it.router.graded == [("x", 0.25)]
+
+
+def test_a_graded_answer_says_so_in_its_story():
+    outcome = Outcome(
+        task_id=TaskId("x"), state=TaskState.SUCCEEDED, story=(StoryLine(1.0, "accepted"),), accepted_at=1.0
+    )
+    told = story_of(outcome, Grade(TaskId("x"), 0.25, 3.5, "tests"))
+    assert explain(told).endswith("Its answer was graded 0.25 by tests, of at most 1.")
+    assert "graded" not in explain(story_of(outcome))
+    assert "graded 0.25 by tests" in render.plain(told)
