@@ -107,6 +107,7 @@ class Receipt(Struct, frozen=True, array_like=True):
     confidence: float  # 0..1 that nobody else among them is better, by the estimates' own deviations
     wait_s: float  # expected for the chosen one, on top of its latency
     took_s: float  # from asking for estimates to having them
+    detail: str = ""  # why Serve did not answer, where it was to
 
 
 class Choice(Struct, frozen=True, array_like=True):
@@ -118,6 +119,7 @@ class Choice(Struct, frozen=True, array_like=True):
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
     receipt: Receipt | None = None  # where a router had a word in it
     unrouted: str = ""  # why it had none, where it should have: late | failed | recovered
+    detail: str = ""  # what failed then, in words
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):

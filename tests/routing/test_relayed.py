@@ -20,7 +20,7 @@ TEXTS = ("add multiply number total", "rhyme verse sonnet stanza", "total fracti
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small router tells kinds of tasks by another head than the shipped one."""
-    monkeypatch.setattr("flowray.routing.live.KIND_HEADS", ("capability",))
+    monkeypatch.setattr("flowray.routing.live.KIND_HEADS", ("task_type",))
 
 
 @pytest.fixture(scope="module")

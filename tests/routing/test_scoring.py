@@ -12,7 +12,7 @@ from msgspec import structs
 
 from flowray.core.model import Estimate
 from flowray.errors import ConfigError
-from flowray.routing import data, estimator, scoring
+from flowray.routing import estimator, scoring
 from flowray.routing.artifacts import ArtifactError
 from flowray.routing.config import ServingConfig
 from flowray.routing.data import digest_of
@@ -72,7 +72,7 @@ def test_whom_the_history_does_not_know_is_taken_for_the_mean_of_the_others(scor
 
 
 def test_kinds_of_tasks_are_told(scorer: Scorer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("flowray.routing.live.KIND_HEADS", ("capability",))  # what the small router has
+    monkeypatch.setattr("flowray.routing.live.KIND_HEADS", ("task_type",))  # what the small router has
     answers = scorer.score(Queries(tuple(Query(text, TEAM) for text in TEXTS)))
     assert set(answers.kinds) == {"sums", "poems"}
     for shares in answers.shares:
