@@ -127,7 +127,7 @@ class RoutingDesk:
         except Exception as error:  # noqa: BLE001 - whatever Serve says, it must not take the coordinator down
             said = Failed(kind="failed", detail=f"{type(error).__name__}: {error}")
         if isinstance(said, Failed):
-            self._answer_here(batch, f"Serve: {said.kind}, {said.detail}"[:DETAIL])
+            self._answer_here(batch, f"Serve: {said.kind}, {said.detail.partition(';')[0]}"[:DETAIL])
             return
         self._router = router
         for task_id in task_ids:
