@@ -20,8 +20,8 @@ from flowray.core.states import TaskState
 
 _BEAT_S = 0.002
 _TEXTS = {
-    "short": "Call the weather tool for city {n} and give back the temperature it returns.",
-    "long": "Prove that the sum of the first {n} odd numbers is a square, and explain each step of the proof.",
+    "short": "who sang the song number {n} in the film that won the award last year",
+    "long": "Tom buys {n} apples at 2 dollars each and sells half of them for 3 dollars each. How much has he left?",
 }
 
 
