@@ -71,7 +71,8 @@ class Scorer:
         columns = [[place.get(name, _STRANGER) for name in query.candidates] for query in asked.queries]
         found = self.router.estimate(batch_of(asked.queries, place, len(self.agents)), self.agents, self.histories)
         kinds, shares = kinds_in(found)
-        if not all(np.isfinite(values).all() for values in (found.success, found.quality, shares)):
+        checked = (found.success, found.quality, *(each.probabilities for each in found.capabilities.values()))
+        if not all(np.isfinite(values).all() for values in checked):
             raise ArtifactError(self.version, "the network says something that is no number", "train it again")
         deviation = deviations(found.success, found.confidence)
         numbers = (found.success, deviation, found.quality, found.latency_s, found.cost_usd)
