@@ -19,7 +19,7 @@ from typing import Any
 import flowray as fr
 from bench.measure import percentile
 from bench.workers.common import main
-from bench.workers.flowray_routed import CLASSES, Texts, at_a_rate
+from bench.workers.flowray_routed import CLASSES, Texts, at_a_rate, by_the_clock
 from flowray.core.model import Outcome
 from flowray.core.states import TaskState
 from flowray.routing import artifacts
@@ -106,7 +106,7 @@ class _Run:
 
         timer = threading.Timer(_BEGUN_S, happen)
         timer.start()
-        outcomes = at_a_rate(self._rt, self._texts, self._rate, _BEGUN_S + self._seconds)
+        outcomes = by_the_clock(self._rt, self._texts, self._rate, _BEGUN_S + self._seconds)
         timer.join()
         took_ms = [_took_ms(outcome) for outcome in outcomes if outcome.accepted_at >= at]
         paths = [_path(outcome) for outcome in outcomes if outcome.accepted_at >= at]
