@@ -121,7 +121,8 @@ class LiveRouter:
     def take_over(self, older: LiveRouter) -> None:
         """Go on with what another one has learned: all of it where it is of the same router and past.
 
-        Otherwise what it knows of agents without a past, for the rest was measured against what its own router said.
+        Otherwise what it knows of agents without a past, for the rest was measured against what its own router said;
+        and nothing where that one tells other kinds of tasks apart.
         """
         if older.known.kinds != self.known.kinds:
             return

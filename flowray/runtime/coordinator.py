@@ -481,6 +481,8 @@ class Coordinator:
             return
         self._stopping = True
         self._sweeping.cancel()
+        if self._routing is not None:
+            self._routing.end()
         self._pump.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running

@@ -52,6 +52,7 @@ class Paths:
         self._reach = Reach(find, structs.replace(config.asking, deadline_s=self._deadline_s))
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_at = 0.0  # when the next batch need not wait for those under way
+        self._ended = False
         self.copy: LiveRouter | None = None  # that can answer here
         self._begun = False  # the copy is there, or cannot be
         self._relay: LiveRouter | None = None
@@ -65,7 +66,8 @@ class Paths:
         self._reach.begin()
 
     def end(self) -> None:
-        """Ask nobody any more."""
+        """Ask Serve no more."""
+        self._ended = True
         self._reach.end()
         for task in (*self._tasks, *([self._following] if self._following is not None else [])):
             task.cancel()
@@ -81,7 +83,7 @@ class Paths:
     def way(self, count: int) -> Literal["here", "serve", "wait"]:
         """Which way a batch of so many questions goes now. Those that wait are told by `run`."""
         large = 0 < self._config.serve_from <= count
-        if self._config.through == "local" and not large:
+        if self._ended or (self._config.through == "local" and not large):
             return "here"
         paced = not self._tasks or asyncio.get_running_loop().time() >= self._next_at
         if paced and len(self._tasks) < UNDER_WAY:

@@ -74,6 +74,11 @@ class RoutingDesk:
             self._paths.begin()
         self._loading = asyncio.get_running_loop().create_task(self._begin())
 
+    def end(self) -> None:
+        """Ask Serve no more."""
+        if self._paths is not None:
+            self._paths.end()
+
     async def _begin(self) -> None:
         try:
             router = await asyncio.to_thread(self._load)

@@ -290,6 +290,35 @@ def test_nothing_is_served_at_first_and_then_something_is():
     assert story(scenario) <= reaching.LOOK_S + 0.1
 
 
+def test_whatever_is_wrong_with_serve_it_is_said_and_looked_for_again(capsys):
+    async def scenario():
+        it = Desk()
+        find, it.paths._reach._find = it.serve.find, lambda known: {}["oddly"]
+        await found(it)
+        event = await it.answer()
+        it.paths._reach._find = find
+        await it.until("serve", 5.0)
+        return event.detail
+
+    assert story(scenario) == "Serve: absent, KeyError: 'oddly'"
+    assert "KeyError: 'oddly'" in capsys.readouterr().err
+
+
+def test_at_the_end_nobody_is_asked_any_more():
+    async def scenario():
+        it = await found(Desk(takes_s=HUNG_S))
+        it.ask("x")
+        await asyncio.sleep(0.001)
+        it.desk.end()
+        await asyncio.sleep(0.001)
+        return it, await it.answer("y"), asyncio.all_tasks() - {asyncio.current_task()}
+
+    it, event, left = story(scenario)
+    assert (event.path, event.detail) == ("local", "")
+    assert it.serve.batches == [1]
+    assert left == set()
+
+
 def test_serve_is_shut_down_and_started_again():
     async def scenario():
         it = await found(Desk())
