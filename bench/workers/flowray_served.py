@@ -109,11 +109,14 @@ class _Run:
         outcomes = by_the_clock(self._rt, self._texts, self._rate, _BEGUN_S + self._seconds)
         timer.join()
         took_ms = [_took_ms(outcome) for outcome in outcomes if outcome.accepted_at >= at]
-        paths = [_path(outcome) for outcome in outcomes if outcome.accepted_at >= at]
+        before = [_path(outcome) for outcome in outcomes if outcome.accepted_at < at]
+        after = [_path(outcome) for outcome in outcomes if outcome.accepted_at >= at]
         return {
             f"serve_{name}_failed_tasks": sum(outcome.state is not TaskState.SUCCEEDED for outcome in outcomes),
             f"serve_{name}_added_p99_ms": max(0.0, percentile(took_ms, 0.99) - self._usual_ms),
-            f"serve_{name}_share": paths.count("serve") / len(paths),
+            # A fault of what was not asked anyway would say nothing.
+            f"serve_{name}_before_share": before.count("serve") / len(before),
+            f"serve_{name}_share": after.count("serve") / len(after),
         }
 
 
