@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, structs
@@ -25,6 +25,7 @@ from flowray.bridges.config import BridgeConfig
 from flowray.core.policy import CorePolicy
 from flowray.errors import ConfigError
 from flowray.mesh.lanes import TalkLimits
+from flowray.routing.config import AskingConfig
 from flowray.store.config import StoreConfig
 
 ENVIRONMENT_PREFIX = "FLOWRAY_"
@@ -132,8 +133,16 @@ class RouterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     artifact: str = ""  # directory of a trained router; "" for one that knows only what it learns here
     history: str = ""  # a set of outcomes: what the agents did before, by the names of their classes; "" for nothing
+    through: Literal["local", "serve"] = "local"  # who is asked: a copy in the coordinator, or Ray Serve before it
+    served: str = "flowray-router"  # name of the Serve application
+    serve_from: int = 0  # "local": questions at once from which Serve is asked before the copy; 0 for never
+    asking: AskingConfig = AskingConfig()  # of Serve; its deadline is at most half of core.routing.within_s
 
     def __post_init__(self) -> None:
+        if not self.served:
+            raise ConfigError("served", "must not be empty", "name what deploy_router deploys: flowray-router")
+        if self.serve_from < 0:
+            raise ConfigError("serve_from", f"must not be negative, got {self.serve_from}")
         if self.history and not self.artifact:
             raise ConfigError("history", "is read by a trained router alone", "name one in router.artifact")
 

@@ -3,7 +3,9 @@
 Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
 other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
 whole runtime (`bench.workers.flowray_replayed`). Who waits how long where agents differ in speed is measured under a
-virtual clock, with the same core and router (`bench.workers.routed_alone`).
+virtual clock, with the same core and router (`bench.workers.routed_alone`), and once with real agents ten times as
+fast (`bench.workers.routed_real`). What it is to ask Ray Serve, and what it
+costs when Serve dies, hangs or changes its version, is measured with one replica (`bench.workers.flowray_served`).
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ _OF_ROUTER = {"decision_p50_ms": "ms", "decision_p99_ms": "ms", "unrouted_ratio"
 DATA = ROOT.parent / "shared" / "data"
 REPLAYED = ("bfcl_agents", "llmrouter_mix", "mmlu_pro_matrix")  # sets
 THRIFT = 0.95  # share of the best expected success that the first of two choices must have
+REAL = {"artifact": ARTIFACT, "scale": 10.0, "seed": 0}
+SERVED = {"agents": 8, "words": WORDS, "rate_per_s": 200, "artifact": ARTIFACT}
+SERVED_UNITS = {"ms": "ms", "share": "share", "tasks": "tasks"}  # by a metric's last word
 ALONE = {"tasks": 3_000, "seeds": 5}  # under the virtual clock
 SIDES = {
     FLOWRAY: Side("flowray_routed", {"routed": True}),
@@ -71,6 +76,16 @@ class Routing:
                 for metric in ("p99_vs_p2c_ratio", "p99_vs_p2c_worst_ratio")
             ]
             measurements += _replayed(plan)
+            real = Side("routed_real", REAL).turn({"tasks": 400 if plan.quick else 1_900}, _TIMEOUT_S)
+            measurements += [
+                Measurement(metric=metric, unit=metric.rpartition("_")[2], flowray=[value])
+                for metric, value in real.items()
+            ]
+            through = Side("flowray_served", SERVED).turn({"seconds": 3 if plan.quick else 15}, _TIMEOUT_S)
+            measurements += [
+                Measurement(metric=metric, unit=SERVED_UNITS[metric.rpartition("_")[2]], flowray=[value])
+                for metric, value in through.items()
+            ]
         return Found(
             measurements=measurements,
             absent=turns.absent,

@@ -78,6 +78,12 @@ def until_loaded(rt: fr.Runtime) -> None:
 
 def at_a_rate(rt: fr.Runtime, texts: Texts, rate_per_s: float, seconds: float) -> list[Outcome]:
     """The outcomes of tasks that come by the clock; those of the first tenth, which warm up, are left out."""
+    outcomes = by_the_clock(rt, texts, rate_per_s, seconds)
+    return outcomes[len(outcomes) // 10 :]
+
+
+def by_the_clock(rt: fr.Runtime, texts: Texts, rate_per_s: float, seconds: float) -> list[Outcome]:
+    """The outcomes of so many tasks a second, in the order in which they came."""
     handles: list[fr.Handle] = []
     began_at = time.perf_counter()
     while (passed_s := time.perf_counter() - began_at) < seconds:
@@ -85,8 +91,7 @@ def at_a_rate(rt: fr.Runtime, texts: Texts, rate_per_s: float, seconds: float) -
         if due > 0:
             handles += rt.map(texts.take(due), needs={"noop"})
         time.sleep(_BEAT_S)
-    outcomes = [handle.outcome(timeout_s=120) for handle in handles]
-    return outcomes[len(outcomes) // 10 :]
+    return [handle.outcome(timeout_s=120) for handle in handles]
 
 
 def decisions(outcomes: list[Outcome]) -> dict[str, float]:

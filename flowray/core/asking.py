@@ -53,7 +53,7 @@ class Asking:
         self._policy = policy
         self._asked: dict[TaskId, float] = {}  # -> when, the oldest first
         self._decided: dict[TaskId, Standing] = {}
-        self._unrouted: dict[TaskId, str] = {}  # -> why the router had no word
+        self._unrouted: dict[TaskId, tuple[str, str]] = {}  # -> why the router had no word, and the same in words
 
     def about(self, lane: Lane, rng: Rng) -> tuple[str, ...]:
         """The candidates to ask about, sorted; fewer than two where there is nothing to choose."""
@@ -112,17 +112,17 @@ class Asking:
         """The task waits for an agent of the class that was chosen."""
         self._decided[task_id] = standing
 
-    def leave_out(self, task_id: TaskId, why: str) -> None:
+    def leave_out(self, task_id: TaskId, why: str, detail: str = "") -> None:
         """The task waits for any agent, because there is no estimate."""
-        self._unrouted[task_id] = why
+        self._unrouted[task_id] = why, detail
 
     def standing(self, task_id: TaskId) -> Standing | None:
         """What was decided for a waiting task."""
         return self._decided.get(task_id)
 
-    def take(self, task_id: TaskId) -> tuple[Standing | None, str]:
-        """The task waits no longer: what was decided, or why nothing was."""
-        return self._decided.pop(task_id, None), self._unrouted.pop(task_id, "")
+    def take(self, task_id: TaskId) -> tuple[Standing | None, str, str]:
+        """The task waits no longer: what was decided, or why nothing was (as `Choice` has it)."""
+        return self._decided.pop(task_id, None), *self._unrouted.pop(task_id, ("", ""))
 
     def choose(
         self,
@@ -170,6 +170,7 @@ class Asking:
             limit,
             tuple(extras) if any(extras) else (),
             entry.task.weights,
+            event.detail,
         )
         return chosen.one, Standing(receipt, "routed")
 

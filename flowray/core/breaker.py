@@ -42,7 +42,7 @@ class BreakerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     failures: int = 5  # in a row, that open it
     wait_s: float = 1.0  # before the first probe; doubles with each probe that fails
-    longest_wait_s: float = 30.0
+    longest_wait_s: float = 30.0  # that this grows to
     probes: int = 1  # let through at once while half open, and answered before it closes
 
     def __post_init__(self) -> None:

@@ -261,19 +261,20 @@ class Coordination:
             self.timers.set("estimates", "", self.now + self.policy.routing.within_s)
         self._out.append(RequestEstimates(task_id, candidates, tried_by(entry)))
 
-    def _place_anywhere(self, entry: Entry, lane: Lane, why: str = "") -> None:
+    def _place_anywhere(self, entry: Entry, lane: Lane, why: str = "", detail: str = "") -> None:
         """Start the task where there is room, or let it wait. Older and more urgent tasks of its lane go first.
 
-        `why` says what kept the router from having a word, where it should have had one.
+        `why` and `detail` say what kept the router from having a word, where it should have had one.
         """
         chosen = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self._rng)
         if chosen is not None:
-            self._start(entry, chosen[0], chosen[1] if not why else structs.replace(chosen[1], unrouted=why))
+            choice = structs.replace(chosen[1], unrouted=why, detail=detail) if why else chosen[1]
+            self._start(entry, chosen[0], choice)
         elif lane.classes and all(one.hopeless for one in lane.classes):
             self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
         else:
             if why:
-                self.asking.leave_out(entry.task.id, why)
+                self.asking.leave_out(entry.task.id, why, detail)
             lane.push(entry.task, entry.seq)
 
     def _on_estimates(self, event: EstimatesReady) -> None:
@@ -287,7 +288,7 @@ class Coordination:
         for task_id in event.task_ids:
             if self.asking.answered(task_id) is not None:
                 entry = self.book.open[task_id]
-                self._place_anywhere(entry, self._lane(entry.task), "failed")
+                self._place_anywhere(entry, self._lane(entry.task), "failed", event.reason)
         self._forget_late()
 
     def _estimates_late(self, key: str) -> None:
@@ -391,11 +392,11 @@ class Coordination:
             entry = self.book.open[best.pop()]
             policy = "next_free" if agent in one.free else "prefetch"
             considered = ((agent.id, agent.load),)
-            standing, why = self.asking.take(entry.task.id)
+            standing, why, detail = self.asking.take(entry.task.id)
             if standing is not None:
                 self._start(entry, agent, standing.as_choice(considered))
             else:
-                self._start(entry, agent, Choice(policy, 1, considered, None, why))
+                self._start(entry, agent, Choice(policy, 1, considered, None, why, detail))
 
     # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
 

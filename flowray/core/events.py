@@ -39,6 +39,7 @@ class EstimatesReady(Struct, frozen=True):
     answers: tuple[tuple[TaskId, tuple[Estimate, ...]], ...]
     path: str  # who made them: local | serve
     version: str  # of the router
+    detail: str = ""  # why another did not, who should have
 
 
 class EstimatesFailed(Struct, frozen=True):

@@ -116,6 +116,7 @@ class Receipt(Struct, frozen=True, array_like=True):
     max_cost_usd: float | None = None  # the task's
     extras: tuple[float, ...] = ()  # what the policy added to each candidate's value; () where it added nothing
     weights: dict[str, float] = {}  # the task's own, of the policy
+    detail: str = ""  # why Serve did not answer, where it was to
 
 
 class Choice(Struct, frozen=True, array_like=True):
@@ -127,6 +128,7 @@ class Choice(Struct, frozen=True, array_like=True):
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
     receipt: Receipt | None = None  # where a router had a word in it
     unrouted: str = ""  # why it had none, where it should have: late | failed | recovered
+    detail: str = ""  # what failed then, in words
 
 
 class NotEnough(Struct, frozen=True, array_like=True):

@@ -56,8 +56,8 @@ class AskingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long to wait for a served router, and when to leave it alone."""
 
     deadline_s: float = 0.25  # for callers that say nothing
-    hedge: HedgePolicy = HedgePolicy()
-    breaker: BreakerPolicy = BreakerPolicy()
+    hedge: HedgePolicy = HedgePolicy()  # when to ask a second time without waiting any longer for the first
+    breaker: BreakerPolicy = BreakerPolicy()  # when to stop asking who does not answer
 
     def __post_init__(self) -> None:
         if self.deadline_s <= 0:

@@ -11,7 +11,7 @@ same when their names are, written as the name of a class (`flowray.core.naming`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from flowray.routing.asked import batch_of, known
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.posteriors import PROBABLE, Doubles, PosteriorPolicy, Posteriors
-from flowray.routing.queries import Query
+from flowray.routing.queries import Answers, Query
 from flowray.routing.regrading import Gradable
 
 MOST_HEARD = 64  # outcomes that are taken in together
@@ -71,11 +71,12 @@ class LiveRouter:
         past: OutcomeSet | None = None,
         *,
         version: str = "none",
+        kinds: Sequence[str] = (),
         policy: PosteriorPolicy | None = None,
     ) -> None:
-        """Without an estimator all candidates are alike until outcomes tell them apart."""
+        """Without an estimator all candidates are alike until outcomes tell them apart, by `kinds` if there are any."""
         self._estimator = estimator
-        self._version = version
+        self.base_version = version  # of the router, whatever was learned since
         self.learned = 0  # outcomes
         self._pending: dict[str, tuple[_Said, int]] = {}  # -> with which others, and its row there
         if past is not None:
@@ -84,10 +85,10 @@ class LiveRouter:
             self._agents = AgentBatch.of_ids(())
             self._histories = Histories(tasks=TaskBatch.of_texts(()), outcomes=Outcomes.none(0, 0))
         self._column = {name: at for at, name in enumerate(class_names(self._agents.agent_ids))}
+        self._acquainted = set(self._column)  # those that the past knows, be it here or where answers come from
         base = self._base(TaskBatch.of_texts(["to get acquainted"]))
-        heads = base.capabilities if base is not None else {}
-        self._head = next((head for head in KIND_HEADS if head in heads), None)
-        kinds = heads[self._head].labels if self._head is not None else ()
+        if base is not None:
+            kinds = kinds_in(base)[0]
         rules = policy or PosteriorPolicy()
         self._known = Posteriors(kinds, rules)  # of agents with a past: what changed since
         open_minded = replace(
@@ -108,7 +109,7 @@ class LiveRouter:
     @property
     def version(self) -> str:
         """Of the router, and how many outcomes it learned since it was loaded."""
-        return f"{self._version}+{self.learned}"
+        return f"{self.base_version}+{self.learned}"
 
     @property
     def known(self) -> Posteriors:
@@ -128,13 +129,56 @@ class LiveRouter:
             return []
         self.settle()
         base = self._base(batch_of(queries, self._column, len(self._agents)))
-        kinds = self._kinds(base, len(queries))
+        kinds = np.zeros((len(queries), 0), np.float32) if base is None else kinds_in(base)[1]
+        return self._corrected_and_kept(
+            task_ids, queries, kinds, lambda rows, names: self._said(base, rows, kinds[rows], names)
+        )
+
+    def estimate_from(
+        self, task_ids: Sequence[str], queries: Sequence[Query], answers: Answers
+    ) -> list[tuple[Estimate, ...]]:
+        """The same, from what another process said of these queries with the same router and past (`Answers.fits`).
+
+        Raises:
+            ValueError: its router tells other kinds of tasks apart.
+        """
+        self.settle()
+        if answers.kinds != self._known.kinds:
+            raise ValueError(f"answers of {answers.version} are about other kinds of tasks than {self.base_version}'s")
+        kinds = np.array(answers.shares, np.float32).reshape(len(queries), len(answers.kinds))
+        strangers = set(answers.strangers)
+        self._acquainted.update(name for query in queries for name in query.candidates if name not in strangers)
+        return self._corrected_and_kept(
+            task_ids, queries, kinds, lambda rows, names: _told(answers, rows, kinds[rows], names, strangers)
+        )
+
+    def take_over(self, older: LiveRouter) -> None:
+        """Go on with what another one has learned: all of it where it is of the same router and past.
+
+        Otherwise what it knows of agents without a past, for the rest was measured against what its own router said;
+        and nothing where that one tells other kinds of tasks apart.
+        """
+        if older.known.kinds != self.known.kinds:
+            return
+        if older.base_version == self.base_version:
+            self._known, self.learned, self._pending = older.known, older.learned, older._pending
+        self._strangers, self._pool = older.strangers, older._pool
+        self._seen, self._timed, self._priced = older._seen, older._timed, older._priced
+
+    def _corrected_and_kept(
+        self,
+        task_ids: Sequence[str],
+        queries: Sequence[Query],
+        kinds: Floats,
+        said_of: Callable[[list[int], tuple[str, ...]], _Said],
+    ) -> list[tuple[Estimate, ...]]:
+        """Correct what is said of the queries by what was learned, and remember it for what will be."""
         alike: dict[tuple[str, ...], list[int]] = {}  # what has the same candidates is answered together
         for row, query in enumerate(queries):
             alike.setdefault(query.candidates, []).append(row)
         answers: list[tuple[Estimate, ...]] = [()] * len(queries)
         for names, rows in alike.items():
-            said = self._said(base, rows, kinds[rows], names)
+            said = said_of(rows, names)
             for at, (row, answer) in enumerate(zip(rows, self._answers(said), strict=True)):
                 answers[row] = answer
                 self._pending[task_ids[row]] = said, at
@@ -166,7 +210,7 @@ class LiveRouter:
             raise ValueError(f"the quality of {agent!r} must lie in 0..1, got {grade!r}")
         told = [(self._known, agent)]
         pooled = False
-        if agent not in self._column:
+        if agent not in self._acquainted:
             told = [(self._strangers, agent)]
             most = self._strangers.policy.max_agents
             pooled = self._seen.get(agent, 0) < POOLED
@@ -198,11 +242,11 @@ class LiveRouter:
         heard, self._heard = self._heard, []
         if not heard:
             return
-        strange = [one for one in heard if one.agent not in self._column]
+        strange = [one for one in heard if one.agent not in self._acquainted]
         _take_in(self._pool, [one._replace(agent=_POOL, run_s=None, cost_usd=None) for one in strange if one.pooled])
         _take_in(self._strangers, strange)
         if len(strange) < len(heard):
-            _take_in(self._known, [one for one in heard if one.agent in self._column])
+            _take_in(self._known, [one for one in heard if one.agent in self._acquainted])
 
     def forget(self, task_id: str) -> None:
         """The task has ended: nothing more comes of it."""
@@ -212,12 +256,6 @@ class LiveRouter:
         if self._estimator is None:
             return None
         return self._estimator.estimate(tasks, self._agents, self._histories)
-
-    def _kinds(self, base: Estimates | None, n_tasks: int) -> Floats:
-        """[tasks, kinds] shares; of no kinds where nothing tells them."""
-        if base is None or self._head is None:
-            return np.zeros((n_tasks, 0), np.float32)
-        return base.capabilities[self._head].probabilities
 
     def _said(self, base: Estimates | None, rows: list[int], kinds: Floats, names: tuple[str, ...]) -> _Said:
         shape = len(rows), len(names)
@@ -239,7 +277,7 @@ class LiveRouter:
 
     def _answers(self, said: _Said) -> list[tuple[Estimate, ...]]:
         names = said.names
-        strangers = [at for at, name in enumerate(names) if name not in self._column]
+        strangers = [at for at, name in enumerate(names) if name not in self._acquainted]
         corrected = self._corrected(self._known if len(strangers) < len(names) else self._strangers, said)
         if strangers:
             if len(strangers) < len(names):
@@ -268,6 +306,23 @@ class LiveRouter:
         latency_s, _ = posteriors.corrected_seconds(said.names, said.kinds, said.latency_s)
         cost_usd, _ = posteriors.corrected_dollars(said.names, said.kinds, said.cost_usd)
         return success, deviation, latency_s, cost_usd
+
+
+def kinds_in(base: Estimates) -> tuple[tuple[str, ...], Floats]:
+    """Kinds of tasks that a router tells apart, and their shares [tasks, kinds] in what it was asked about."""
+    head = next((base.capabilities[head] for head in KIND_HEADS if head in base.capabilities), None)
+    if head is None:
+        return (), np.zeros((len(base.success), 0), np.float32)
+    return head.labels, head.probabilities
+
+
+def _told(answers: Answers, rows: list[int], kinds: Floats, names: tuple[str, ...], strangers: Set[str]) -> _Said:
+    """What another process said of some queries with the same candidates."""
+    found = [[(e.success, e.quality, e.latency_s, e.cost_usd) for e in answers.estimates[row]] for row in rows]
+    values = np.array(found, np.float32).reshape(len(rows), len(names), 4)  # None becomes NaN
+    unknown = [at for at, name in enumerate(names) if name in strangers]
+    values[:, unknown, 2:] = 1.0  # what is learned of them is all that there is
+    return _Said(names, kinds, *(np.ascontiguousarray(values[:, :, at]) for at in range(4)))
 
 
 def _take_in(posteriors: Posteriors, heard: Sequence[_Heard]) -> None:

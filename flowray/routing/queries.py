@@ -15,7 +15,7 @@ class Query(Struct, frozen=True, array_like=True):
     """One task and who could do it. See `flowray.routing.estimates.TaskBatch` for what a router reads."""
 
     text: str
-    candidates: tuple[str, ...]  # names; of those that the history does not know, only the general is estimated
+    candidates: tuple[str, ...]  # ids or classes; those that the history does not know count as the mean of the others
     choices: str = ""
     tools: str = ""
     n_tools: float | None = None
@@ -31,10 +31,16 @@ class Queries(Struct, frozen=True, array_like=True):
 
 
 class Answers(Struct, frozen=True, array_like=True):
-    """What to expect: for each query the estimates of its candidates, in their order."""
+    """What to expect: for each query the estimates of its candidates, in their order.
+
+    Who learns on top of them (`LiveRouter.estimate_from`) also needs what the tasks are, and whom the history knows.
+    """
 
     version: str  # of the router that made them, see `flowray.routing.versions`
     estimates: tuple[tuple[Estimate, ...], ...]
+    kinds: tuple[str, ...] = ()  # of tasks that the router tells apart
+    shares: tuple[tuple[float, ...], ...] = ()  # of these in each query; they sum to 1
+    strangers: tuple[str, ...] = ()  # those of the candidates that the history does not know
 
     def fits(self, asked: Queries) -> bool:
         """Are these answers to those queries?"""

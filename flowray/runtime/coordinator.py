@@ -72,6 +72,7 @@ from flowray.runtime.messages import (
     Want,
 )
 from flowray.runtime.overview import Overview
+from flowray.runtime.paths import paths_of
 from flowray.runtime.payload_keeper import keeper_of
 from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
@@ -193,6 +194,7 @@ class Coordinator:
                 lambda event: self._pump.put(event),
                 core.book.open.get,
                 core.asking.is_asked,
+                paths_of(self._config.router, self._config.core.routing.within_s),
             )
             observers.append(self._routing)
         self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, observers)
@@ -497,6 +499,8 @@ class Coordinator:
             return
         self._stopping = True
         self._sweeping.cancel()
+        if self._routing is not None:
+            self._routing.end()
         self._pump.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running

@@ -1,7 +1,8 @@
 """The coordinator's router: answers the core's questions in batches, and learns from what became of them.
 
-It scores in this process: a question to another one takes as long as the answer. What comes in while one batch is
-answered is the next batch. A router that is not loaded yet, or raises, costs no task: the core decides without it.
+It scores in this process, for a question to another one takes as long as the answer; or Ray Serve is asked first, where
+the configuration says so (`flowray.runtime.paths`). What comes in while one batch is answered is the next batch. A
+router that is not loaded yet, or raises, costs no task: the core decides without it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from flowray.core.events import EstimatesFailed, EstimatesReady, Event
 from flowray.core.model import AGENTS_FAULT, Outcome, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
-from flowray.routing.queries import Query, count_tools
+from flowray.routing.queries import Queries, Query, count_tools
+from flowray.runtime.paths import Paths
+from flowray.runtime.scorers import Failed, Scored
 
 if TYPE_CHECKING:
     from flowray.config import RouterConfig
     from flowray.routing.live import LiveRouter
 
 BATCH = 64  # questions answered together at most: bounds how long the event loop is held
+DETAIL = 160  # characters of why Serve did not answer: they go into every receipt
 
 
 class RoutingDesk:
@@ -36,18 +40,22 @@ class RoutingDesk:
         put: Callable[[Event], None],
         find: Callable[[TaskId], Entry | None],
         is_asked: Callable[[TaskId], bool],
+        paths: Paths | None = None,
     ) -> None:
         """`load` makes the router, in a thread; `put` hands an event to the core; `find` finds an open task.
 
-        `is_asked` tells whether the core still waits for the estimates of a task: if not, none are made.
+        `is_asked` tells whether the core still waits for the estimates of a task: if not, none are made. `paths` says
+        what Serve is asked; without it everything is answered here.
         """
         self._load = load
         self._put = put
         self._find = find
         self._is_asked = is_asked
-        self._router: LiveRouter | None = None
+        self._paths = paths
+        self._router: LiveRouter | None = None  # that answered last, and learns
         self._trouble = ""
         self._asked: deque[RequestEstimates] = deque()
+        self._asked_at = 0.0  # the first of these, by the event loop's clock
         self._loading: asyncio.Task[None] | None = None
         self._settling = False  # it will be, when this turn is over
 
@@ -59,26 +67,46 @@ class RoutingDesk:
     @property
     def trouble(self) -> str:
         """Why the router could not be loaded; "" where it was, or is not yet."""
-        return self._trouble
+        return self._trouble or (self._paths.trouble if self._paths is not None else "")
 
     def begin(self) -> None:
-        """Load the router beside everything else."""
+        """Load the router beside everything else, and look for Serve where it is to be asked."""
+        if self._paths is not None:
+            self._paths.begin()
         self._loading = asyncio.get_running_loop().create_task(self._begin())
+
+    def end(self) -> None:
+        """Ask Serve no more."""
+        if self._paths is not None:
+            self._paths.end()
 
     async def _begin(self) -> None:
         try:
-            self._router = await asyncio.to_thread(self._load)
+            router = await asyncio.to_thread(self._load)
+            if self._paths is None:
+                self._router = router
+            else:
+                self._paths.adopt(router)
+                self._router = self._router or self._paths.copy  # Serve may have answered before
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an artifact, tasks go on without it
             self._trouble = f"{type(error).__name__}: {error}"
+            if self._paths is not None:
+                self._paths.adopt(None)
             print(f"flowray coordinator: the router could not be loaded: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
 
     def ask(self, command: RequestEstimates) -> None:
         """The core wants estimates."""
         if not self._asked:
-            asyncio.get_running_loop().call_soon(self._answer)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._answer)
+            self._asked_at = loop.time()
         self._asked.append(command)
 
     def _answer(self) -> None:
+        paths = self._paths
+        way = "here" if paths is None else paths.way(min(len(self._asked), BATCH))
+        if way == "wait":
+            return
         batch: list[RequestEstimates] = []
         while self._asked and len(batch) < BATCH:
             command = self._asked.popleft()
@@ -88,18 +116,54 @@ class RoutingDesk:
             asyncio.get_running_loop().call_soon(self._answer)
         if not batch:
             return
-        if self._router is None:
-            self._fail(batch, self._trouble or "the router is not loaded yet")
-            return
-        asked = [(entry.task, each) for each in batch if (entry := self._find(each.task_id)) is not None]
-        task_ids = [task.id for task, _ in asked]
+        if paths is not None and way == "serve":
+            waited_s = asyncio.get_running_loop().time() - self._asked_at
+            paths.run(self._by_serve(paths, batch, waited_s), self._answer)
+        else:
+            self._answer_here(batch)
+
+    async def _by_serve(self, paths: Paths, batch: list[RequestEstimates], waited_s: float) -> None:
+        """Ask Serve; what it does not answer is answered here."""
+        task_ids, queries = self._queries(batch)
         try:
-            found = self._router.estimate(task_ids, [_query(task, each) for task, each in asked])
+            said = await paths.ask(Queries(tuple(queries)), waited_s)
+            if isinstance(said, Scored):
+                router = paths.router_for(said.answers)
+                found = router.estimate_from(task_ids, queries, said.answers)
+        except Exception as error:  # noqa: BLE001 - whatever Serve says, it must not take the coordinator down
+            said = Failed(kind="failed", detail=f"{type(error).__name__}: {error}")
+        if isinstance(said, Failed):
+            self._answer_here(batch, f"Serve: {said.kind}, {said.detail.partition(';')[0]}"[:DETAIL])
+            return
+        self._router = router
+        for task_id in task_ids:
+            if self._find(task_id) is None:  # it ended meanwhile: nothing more comes of it
+                router.forget(task_id)
+        self._put(EstimatesReady(tuple(zip(task_ids, found, strict=True)), "serve", router.version))
+
+    def _queries(self, batch: Sequence[RequestEstimates]) -> tuple[list[TaskId], list[Query]]:
+        asked = [(entry.task, each) for each in batch if (entry := self._find(each.task_id)) is not None]
+        return [task.id for task, _ in asked], [_query(task, each) for task, each in asked]
+
+    def _answer_here(self, batch: list[RequestEstimates], detail: str = "") -> None:
+        """`detail` says why Serve does not, where it was asked."""
+        router = self._router if self._paths is None else self._paths.copy
+        if detail:
+            batch = [each for each in batch if self._is_asked(each.task_id)]
+        if not batch:
+            return
+        if router is None:
+            self._fail(batch, detail or self._trouble or "the router is not loaded yet")
+            return
+        task_ids, queries = self._queries(batch)
+        try:
+            found = router.estimate(task_ids, queries)
         except Exception as error:  # noqa: BLE001 - a router must not take the coordinator down
             print(f"flowray coordinator: no estimates: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
             self._fail(batch, f"{type(error).__name__}: {error}")
             return
-        self._put(EstimatesReady(tuple(zip(task_ids, found, strict=True)), "local", self._router.version))
+        self._router = router
+        self._put(EstimatesReady(tuple(zip(task_ids, found, strict=True)), "local", router.version, detail))
 
     def _fail(self, batch: Sequence[RequestEstimates], reason: str) -> None:
         self._put(EstimatesFailed(tuple(command.task_id for command in batch), reason))

@@ -257,9 +257,11 @@ class Runtime:
             broken = [a for a in status.agents if a.state == "broken"]
             if broken:
                 raise errors.AgentStartFailed(f"{broken[0].agent_id} does not start: {broken[0].failure}")
-            if status.router_failed:
+            if status.router_failed and not status.router:
                 raise errors.RouterRefused(self.config.router.artifact or "without a network", status.router_failed)
-            routed = status.router or not self.config.core.routing.enabled
+            # Serve may come later, and nobody waits for it.
+            waited_for = self.config.router.artifact or self.config.router.through == "local"
+            routed = status.router or not (self.config.core.routing.enabled and waited_for)
             if routed and len(ready) >= (len(status.agents) if agents is None else agents):
                 return
             if time.monotonic() > deadline:

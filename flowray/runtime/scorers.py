@@ -23,7 +23,7 @@ from flowray.core.hedging import Hedging
 from flowray.routing.config import AskingConfig
 from flowray.routing.queries import Answers, Queries, decode_answers, encode
 
-Kind = Literal["open", "late", "full", "lost", "failed", "refused"]
+Kind = Literal["absent", "open", "late", "full", "lost", "failed", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +31,12 @@ class Failed:
     """There is no answer."""
 
     kind: Kind
-    # open: not asked, for it did not answer before | late: not within the deadline | full: too many wait already
-    # lost: the process that was asked is gone | failed: it raised, or its answer fits no question
-    # refused: the question itself is wrong, so that asking again does not help
+    # absent: there is nobody to ask | open: not asked, for it did not answer before | late: not within the deadline
+    # full: too many wait already | lost: the process that was asked is gone | failed: it raised, or its answer fits no
+    # question | refused: the question itself is wrong, so that asking again does not help
     detail: str
     took_s: float = 0.0
-    asked: int = 0  # questions: 0 when open, more than 1 when hedged
+    asked: int = 0  # questions: 0 when absent or open, more than 1 when hedged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,7 +142,10 @@ def _started(story: Story, line: StoryLine) -> str:
     if choice.receipt is not None:
         return f"{text}: {_routed(choice)}"
     said = _placed(text, choice, line)
-    return f"{said[:-1]} ({_UNROUTED[choice.unrouted]})." if choice.unrouted in _UNROUTED else said
+    if choice.unrouted not in _UNROUTED:
+        return said
+    detail = f": {choice.detail}" if choice.detail else ""
+    return f"{said[:-1]} ({_UNROUTED[choice.unrouted]}{detail})."
 
 
 def _routed_briefly(receipt: Receipt) -> str:
@@ -171,9 +174,10 @@ def _routed(choice: Choice) -> str:
         said.append("it was not among the best by value and was tried to learn of it")
     elif receipt.wait_s > 0:
         said.append(f"a wait of about {receipt.wait_s:.2g} s was expected")
+    path = f"{receipt.path} ({receipt.detail})" if receipt.detail else receipt.path
     said.append(
         f"the router was {receipt.confidence:.0%} sure that nobody is better "
-        f"(answered in {1000 * receipt.took_s:.1f} ms, {receipt.path}, version {receipt.version})"
+        f"(answered in {1000 * receipt.took_s:.1f} ms, {path}, version {receipt.version})"
     )
     return "; ".join(said) + "."
 

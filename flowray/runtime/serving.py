@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import ray
 from ray import serve
+from ray.serve import context
 from ray.serve._private import replica as serve_replica
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
@@ -132,6 +133,7 @@ class ServedRouter:
     """The way to a served router from one process. It asks once (`flowray.runtime.scorers.Hedged` asks better)."""
 
     def __init__(self, handle: Any) -> None:
+        self.controller = _controller()  # of the Serve that it leads to
         self._handle = handle.options(_by_reference=True)  # by Ray's calls, not by Serve's gRPC server
         self._score = self._handle.score
         self._failures = serve_failures()
@@ -150,6 +152,17 @@ class ServedRouter:
             kind, detail = why_unserved(error)
             return Failed(kind=cast(Kind, kind), detail=detail)
         return answer
+
+    @property
+    def ready(self) -> bool:
+        """Is there a replica, or was there one?"""
+        populated: bool = self._handle.running_replicas_populated()
+        return populated
+
+    def close(self) -> None:
+        """Ask no more: lets go of what watches the replicas. Not for a thread that runs an event loop."""
+        with contextlib.suppress(*self._failures):
+            self._handle.shutdown()
 
     def statuses(self, timeout_s: float = _STATUS_S) -> tuple[RouterStatus, ...]:
         """What each replica says of itself. Not for a thread that runs an event loop.
@@ -198,6 +211,23 @@ def served_router(name: str = "flowray-router") -> ServedRouter:
     _need_ray()
     try:
         return ServedRouter(serve.get_app_handle(name))
+    except serve_failures() as error:
+        raise NotConnected(f"no router {name!r} is served on this cluster: {brief(error)}") from error
+
+
+def find_router(name: str, known: ServedRouter | None = None) -> ServedRouter:
+    """The way to it as it is now: `known` itself where that still leads there. Blocks.
+
+    A way leads to one controller of Serve. When Serve was shut down and started again, it leads nowhere.
+
+    Raises:
+        NotConnected: nothing of this name is served now.
+    """
+    _need_ray()
+    context._check_cached_client_alive()  # or a controller that is gone is asked for ever
+    try:
+        handle = serve.get_app_handle(name)
+        return known if known is not None and known.controller == _controller() else ServedRouter(handle)
     except serve_failures() as error:
         raise NotConnected(f"no router {name!r} is served on this cluster: {brief(error)}") from error
 
@@ -280,6 +310,14 @@ def _need_ray() -> None:
     """Serve would start a cluster of its own, without flowray's settings."""
     if not ray.is_initialized():
         raise NotConnected("this process is not connected to a Ray cluster")
+
+
+def _controller() -> str:
+    """Ray's id of the controller that this process has found."""
+    client = context._get_global_client()
+    assert client is not None, "it raises where there is none"
+    found: str = client._controller._actor_id.hex()
+    return found
 
 
 def _before(name: str) -> RouterStatus | None:

@@ -68,7 +68,7 @@ class TestWithoutAnswer:
         it = team()
         it.submit()
         (start,) = it.tell(EstimatesFailed((TaskId("t"),), "no router"))
-        assert start.choice.unrouted == "failed"
+        assert (start.choice.unrouted, start.choice.detail) == ("failed", "no router")
 
     def test_about_nobody_of_the_team(self):
         it = team()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from flowray.core.model import Estimate
 from flowray.errors import ConfigError
-from flowray.routing import data, estimator, scoring
+from flowray.routing import estimator, scoring
 from flowray.routing.artifacts import ArtifactError
 from flowray.routing.config import ServingConfig
 from flowray.routing.data import digest_of
@@ -56,13 +58,36 @@ def test_estimates_are_those_of_the_router(scorer: Scorer, places: tuple[Path, P
             assert one.cost_usd == pytest.approx(found.cost_usd[row, column], rel=1e-5)
 
 
-def test_a_stranger_in_the_team_hardly_changes_what_is_said_of_the_others(scorer: Scorer, places: tuple[Path, Path]):
-    """Every scorer has a column for agents without a past; asked without it the router says nearly the same."""
-    agents, histories = data.team(places[1])
-    alone = scorer.router.estimate(TaskBatch.of_texts(TEXTS), agents, histories).success
+def test_whom_the_history_does_not_know_is_taken_for_the_mean_of_the_others(scorer: Scorer):
+    """As `LiveRouter` takes them; and what is said of the others does not depend on who is asked about beside them."""
+    asked = Queries(tuple(Query(text, (*TEAM, "stranger")) for text in TEXTS))
+    answers = scorer.score(asked)
+    assert answers.strangers == ("stranger",)
+    for row, alone in zip(
+        answers.estimates, scorer.score(Queries(tuple(Query(t, TEAM) for t in TEXTS))).estimates, strict=True
+    ):
+        assert row[: len(TEAM)] == alone
+        assert row[-1].success == pytest.approx(np.mean([one.success for one in alone]), abs=1e-6)
+        assert (row[-1].latency_s, row[-1].cost_usd) == (None, None)
+
+
+def test_kinds_of_tasks_are_told(scorer: Scorer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flowray.routing.live.KIND_HEADS", ("task_type",))  # what the small router has
     answers = scorer.score(Queries(tuple(Query(text, TEAM) for text in TEXTS)))
-    beside = np.array([[one.success for one in row] for row in answers.estimates])
-    assert np.abs(alone - beside).max() < 0.02
+    assert set(answers.kinds) == {"sums", "poems"}
+    for shares in answers.shares:
+        assert sum(shares) == pytest.approx(1.0)
+    assert np.argmax(answers.shares[0]) != np.argmax(answers.shares[1])
+
+
+def test_agents_may_be_named_as_their_classes_are(places: tuple[Path, Path], scorer: Scorer):
+    agents = replace(scorer.agents, agent_ids=("maker/counter v1", *scorer.agents.agent_ids[1:]))
+    renamed = replace(scorer, agents=agents)
+    one, other, stranger = renamed.score(
+        Queries((Query(TEXTS[0], ("maker/counter v1", "maker-counter-v1", "counter")),))
+    ).estimates[0]
+    assert structs.replace(one, candidate="") == structs.replace(other, candidate="")
+    assert stranger.latency_s is None
 
 
 def test_candidates_are_answered_for_in_the_order_asked_whoever_they_are(scorer: Scorer):
