@@ -47,6 +47,12 @@ def submit(
     max_cost_usd: Annotated[
         float | None, typer.Option("--max-cost-usd", help="Dollars that an attempt should cost at most.")
     ] = None,
+    idempotent: Annotated[
+        bool, typer.Option("--idempotent", help="Running it twice does no harm: a second attempt may run beside it.")
+    ] = False,
+    fallback: Annotated[
+        str, typer.Option("--fallback", help="Agent class that gets it when the others are not up to it.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -70,6 +76,8 @@ def submit(
             quality=quality,
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
+            idempotent=idempotent,
+            fallback=fallback,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

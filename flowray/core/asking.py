@@ -20,7 +20,7 @@ from flowray.core.naming import class_of
 from flowray.core.queueing import Lane
 from flowray.core.registry import AgentClass
 from flowray.core.retry import Rng
-from flowray.core.routing import RoutingPolicy, draw, usual_run_s, value_of
+from flowray.core.routing import RoutingPolicy, draw, expected, usual_run_s, value_of
 
 _RANKED_FOR = 256  # questions of a lane that one ranking of its classes serves
 
@@ -36,12 +36,13 @@ class Candidate(NamedTuple):
 class Standing(NamedTuple):
     """What was decided for a task: its class of agents, and why."""
 
-    receipt: Receipt
-    policy: str  # routed | taken_over
+    receipt: Receipt | None  # None where no router was asked: the last attempt of a task with a fallback
+    policy: str  # routed | taken_over | fallback
+    chosen: str  # name of the class
 
     def as_choice(self, considered: tuple[tuple[str, float], ...]) -> Choice:
         """For the attempt that follows, on one of the agents considered."""
-        return Choice(self.policy, len(self.receipt.estimates), considered, self.receipt)
+        return Choice(self.policy, 1 if self.receipt is None else len(self.receipt.estimates), considered, self.receipt)
 
 
 class Asking:
@@ -136,7 +137,20 @@ class Asking:
             chosen.wait_s,
             took_s,
         )
-        return chosen.one, Standing(receipt, "routed")
+        return chosen.one, Standing(receipt, "routed", receipt.chosen)
+
+    def given_up(
+        self, fallback: str, candidates: Sequence[Candidate], event: EstimatesReady, took_s: float
+    ) -> Receipt | None:
+        """The receipt of a task that goes to its fallback because nobody is expected to do it: nothing was drawn.
+
+        None where nothing is estimated of the fallback.
+        """
+        estimates = tuple(candidate.estimate for candidate in candidates)
+        if all(estimate.candidate != fallback for estimate in estimates):
+            return None
+        values = tuple(expected(estimate, self._policy) for estimate in estimates)
+        return Receipt(event.path, event.version, estimates, values, (), fallback, False, 1.0, 0.0, took_s)
 
     def taken_over(self, entry: Entry, one: AgentClass, waited_for: AgentClass, now: float) -> Standing | None:
         """What stands when an idle class takes a task that waits for another one; None where that is worth less.
@@ -144,7 +158,7 @@ class Asking:
         It was not drawn, so its receipt has no propensities.
         """
         standing = self.standing(entry.task.id)
-        if standing is None:
+        if standing is None or standing.receipt is None or standing.policy == "fallback":
             return None
         by_name = {estimate.candidate: estimate for estimate in standing.receipt.estimates}
         mine = by_name.get(one.spec.name)
@@ -157,7 +171,7 @@ class Asking:
         if value_of(mine, 0.0, usual_s, remaining_s, self._policy) < theirs - self._policy.good:
             return None
         receipt = structs.replace(standing.receipt, chosen=one.spec.name, propensities=(), wait_s=0.0)
-        return Standing(receipt, "taken_over")
+        return Standing(receipt, "taken_over", receipt.chosen)
 
     def is_asked(self, task_id: TaskId) -> bool:
         """Is a question about it under way?"""
