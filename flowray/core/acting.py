@@ -12,8 +12,9 @@ A router says what it expects of each class of agents, and how sure it is that n
 - **The fallback** where nobody is expected to do it in time, and for the last attempt after the others' failed.
 
 Two attempts run only of tasks that their caller called idempotent, on two agents, never more than two. A second attempt
-takes a slot that is free at that moment; it never waits for one. Both kinds are paid from credits, which the starts of
-idempotent tasks earn: when everything is slow or unsure, further attempts would only add load.
+takes a slot that is free at that moment and never waits for one (a hedge is looked at again after twice the time). It is
+not started where the failure of both would be one more than `max_attempts` allows. Both kinds are paid from credits,
+which the starts of such tasks earn: when everything is slow or unsure, further attempts would only add load.
 
 All of this is pure; `flowray.core.coordination` asks and does.
 """
@@ -69,7 +70,7 @@ class Second(NamedTuple):
 
 
 class Acting:
-    """The policy, and the credits that are left. Credits are not durable: a new coordinator begins with a full burst."""
+    """The policy, and the credits left. These are not durable: a new coordinator begins with a full burst."""
 
     __slots__ = ("_copies", "_hedges", "_policy", "_routing")
 
@@ -80,7 +81,7 @@ class Acting:
         self._copies = Credits(policy.copy_share, policy.copy_burst if policy.copy_share else 0.0)
 
     def started(self) -> None:
-        """An idempotent task was started."""
+        """A task was started that may have a second attempt."""
         self._hedges.earn()
         self._copies.earn()
 
@@ -162,7 +163,7 @@ def may_join(task: Task, failures: int) -> bool:
 
 def is_last(task: Task, failures: int) -> bool:
     """Is the next attempt the last one, after others have failed?"""
-    return 0 < failures and failures + 1 >= task.max_attempts
+    return failures > 0 and failures + 1 >= task.max_attempts
 
 
 def _chance(

@@ -3,7 +3,7 @@
 Live operation and recovery go through the same `apply`, so a coordinator rebuilt from snapshot and journal holds
 exactly what the dead one had decided. What is not here (lanes, loads, timers) follows from it or from the agents.
 
-A running task has one current attempt, and where it is idempotent there may be one `extra` beside it. Either may answer.
+A running task has one current attempt, and where it is idempotent perhaps one `extra` beside it. Either may answer.
 When the current one ends without an outcome, the extra becomes the current one: so a task that runs always has a
 current attempt, and whoever knows nothing of extras still reads the truth. `attempts` counts what was ever started;
 without extras it is the number of the current attempt.
@@ -113,7 +113,7 @@ class Entry:
 
     def choice(self) -> Choice | None:
         """Why the current attempt is where it is; None where that is not known (a lost tail, a very long story)."""
-        known = self.attempts == len(self.choices) and 0 < self.attempt
+        known = self.attempts == len(self.choices) and self.attempt > 0
         return self.choices[self.attempt - 1] if known else None
 
     def tell(self, line: StoryLine) -> None:

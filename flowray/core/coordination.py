@@ -3,9 +3,10 @@
 It does no IO and reads no clock. Whoever drives it (the Ray shell, the simulator, a test) tells it what happened and
 the time, and does what it says. Times are seconds on one time-line that never goes back.
 
-A task is in exactly one place: a lane (queued), an agent's `outstanding` (running; where it is idempotent a second
-agent's as well, see `flowray.core.acting`), a back-off timer, or gone with an outcome. Every change of a task is a durable command, applied to the book as it is emitted; what else is kept here
-(lanes, loads, timers) can be made again from the book and from what the agents say they are running.
+A task is in exactly one place: a lane (queued), an agent's `outstanding` (running; where it is idempotent perhaps a
+second agent's as well, see `flowray.core.acting`), a back-off timer, or gone with an outcome. Every change of a task is
+a durable command, applied to the book as it is emitted; what else is kept here (lanes, loads, timers) can be made again
+from the book and from what the agents say they are running.
 
 Attempts are told apart by (attempt, epoch). An answer that is not from a running attempt changes nothing but the
 load of the agent that sent it, so late, duplicate and reordered answers need no special case. Of two running attempts
@@ -81,6 +82,7 @@ from flowray.core.states import AgentState, TaskState
 from flowray.core.timers import Timers
 
 _LANES_LOOKED_AT = 4  # of those that wait for other classes, by an agent without work
+_SOON_S = 0.05  # an attempt that cannot be hedged now is not looked at again before
 
 
 class Coordination:
@@ -226,7 +228,9 @@ class Coordination:
             self._out.append(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
             return
         if task.fallback and not self._may_fall_back(task):
-            self._out.append(RefuseTask(task.id, "unknown_capability", f"no agents called {task.fallback!r} (fallback)"))
+            self._out.append(
+                RefuseTask(task.id, "unknown_capability", f"no agents called {task.fallback!r} (fallback)")
+            )
             return
         full = self.admission.full(task)
         if full:
@@ -369,18 +373,19 @@ class Coordination:
 
     def _start(self, entry: Entry, agent: Agent, choice: Choice) -> None:
         """Start the one attempt of a waiting task; where that is not enough, a second one beside it."""
-        self._start_on(entry, agent, choice, "first" if not entry.attempts else "retry" if entry.failures else "failover")
+        self._start_on(
+            entry, agent, choice, "first" if not entry.attempts else "retry" if entry.failures else "failover"
+        )
         task = entry.task
-        if task.idempotent and choice.policy != "fallback":
-            self.acting.started()
-            if may_join(task, entry.failures):
-                remaining_s, tried = entry.remaining_s(self.now), {name for name, _ in tried_by(entry)}
-                lane = self._lane(task)
-                second = self.acting.copy(lane, choice.receipt, agent.id, tried, remaining_s, self._rng)
-                if second is not None:
-                    self._start_on(entry, second.agent, second.choice, "copy", beside=True)
-                else:
-                    self._time_hedge(entry, agent, choice.receipt)
+        if choice.policy == "fallback" or not may_join(task, entry.failures):
+            return
+        self.acting.started()
+        remaining_s, tried = entry.remaining_s(self.now), {name for name, _ in tried_by(entry)}
+        second = self.acting.copy(self._lane(task), choice.receipt, agent.id, tried, remaining_s, self._rng)
+        if second is not None:
+            self._start_on(entry, second.agent, second.choice, "copy", beside=True)
+        else:
+            self._time_hedge(entry, agent, choice.receipt)
 
     def _start_on(self, entry: Entry, agent: Agent, choice: Choice, reason: str, *, beside: bool = False) -> None:
         task, attempt, remaining_s = entry.task, entry.attempts + 1, entry.remaining_s(self.now)
@@ -414,6 +419,8 @@ class Coordination:
         second = self.acting.hedge(self._lane(entry.task), receipt, entry.agent_id, tried, self._rng)
         if second is not None:
             self._start_on(entry, second.agent, second.choice, "hedge", beside=True)
+        else:  # looked at again when it has run for twice as long
+            self.timers.set("hedge", key, self.now + max(_SOON_S, self.now - entry.started_at))
 
     def _fall_back(self, entry: Entry, receipt: Receipt | None) -> bool:
         """Give the task to its fallback, or let it wait for that; False where there is none that will come."""

@@ -36,7 +36,9 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
         held_by = holders.pop(task_id, [])
         backing_off = ("backoff", task_id) in core.timers
         running = entry.running() if entry.state is TaskState.RUNNING else ()
-        unconfirmed = [one.agent_id for one in running if ("adoption", attempt_key(task_id, one.attempt)) in core.timers]
+        unconfirmed = [
+            one.agent_id for one in running if ("adoption", attempt_key(task_id, one.attempt)) in core.timers
+        ]
         _hold(not entry.state.terminal, f"{task_id} is open and {entry.state.value}")
         asked = core.asking.is_asked(task_id)
         waits = entry.state is TaskState.QUEUED and not asked

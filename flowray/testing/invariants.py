@@ -17,12 +17,13 @@ those of the reliability contract:
 20  and nothing is left behind
 P7  retries are bounded, and wait as long as they must
 O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
-C1  at most two attempts of one task run at once, on two agents, and only if the task is idempotent
+C1  at most two attempts of one task run at once, on two agents, only if it is idempotent, and within a budget
 R1  whom a router's estimates chose could be chosen, with a known probability
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
 _EPSILON = 1e-6
-_REASONS_TO_DIE = frozenset({"application", "agent_lost", "timeout", "poison", "no_agent"})
+_REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
 
 
 _ACTED = {
@@ -98,6 +99,7 @@ class Observer:
         self._lanes: dict[tuple[str, str, tuple[str, ...]], dict[TaskId, tuple[int, int]]] = {}
         self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
         self._until_check = 0
+        self._doubled: Counter[tuple[int, str]] = Counter()  # (epoch, hedge | copy | one) -> starts
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -249,7 +251,7 @@ class Observer:
             )
             late_s -= max(0.0, self._world.up_since(outcome.resolved_at) - deadline_at)
             hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
-        failures = entry.failures + (outcome.failure is not None and outcome.failure.kind == "application")
+        failures = entry.failures + (outcome.failure is not None and outcome.failure.kind in ("application", "quality"))
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
         self._apply(command)
         self.resolved[name] = outcome
@@ -331,6 +333,7 @@ class Observer:
         world.trace.step(coordinator.epoch, event, commands)
         for command in commands:
             if isinstance(command, StartAttempt):
+                self._count_second(coordinator.epoch, command)
                 if command.reason != "first":
                     world.note(f"{command.reason} attempt")
                 elif command.choice.policy == "prefetch":
@@ -360,6 +363,18 @@ class Observer:
             core.check()
         if self._rng.random() < 0.004:
             self.compare(coordinator)
+
+    def _count_second(self, epoch: int, command: StartAttempt) -> None:
+        """Second attempts stay within their shares of those that may have one, and what can be saved up."""
+        started, policy = self._doubled, self._world.policy.acting
+        started[epoch, command.reason if command.beside else "one"] += 1
+        for reason, share, burst in (
+            ("hedge", policy.hedge_share, policy.hedge_burst),
+            ("copy", policy.copy_share, policy.copy_burst),
+        ):
+            allowed = burst + share * started[epoch, "one"] if share else 0.0
+            count = started[epoch, reason]
+            hold(count <= allowed + _EPSILON, "C1", f"{count} attempts were started as {reason}, {allowed} are allowed")
 
     def _note_routing(self, choice: Choice) -> None:
         note, receipt = self._world.note, choice.receipt
