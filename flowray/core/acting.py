@@ -12,8 +12,8 @@ A router says what it expects of each class of agents, and how sure it is that n
 - **The fallback** where nobody is expected to do it in time, and for the last attempt after the others' failed.
 
 Two attempts run only of tasks that their caller called idempotent, on two agents, never more than two. A second attempt
-takes a slot that is free at that moment and never waits for one (a hedge is looked at again after twice the time). It is
-not started where the failure of both would be one more than `max_attempts` allows. Both kinds are paid from credits,
+takes a slot that is free at that moment and never waits for one (a hedge is looked at again after twice the time). It
+is not started where the failure of both would be one more than `max_attempts` allows. Both kinds are paid from credits,
 which the starts of such tasks earn: when everything is slow or unsure, further attempts would only add load.
 
 All of this is pure; `flowray.core.coordination` asks and does.

@@ -161,13 +161,16 @@ def frame(source: Path | str | pa.Table | Iterable[Told]) -> pandas.DataFrame:
 def _rows(told: Told) -> Iterator[dict[str, Any]]:
     outcome, prompt = told if isinstance(told, tuple) else (told, None)
     started = [line for line in outcome.story if line.what == "started"]
+    ended = outcome.story[-1].attempt if outcome.story else outcome.attempts
     if len(started) != len(outcome.choices):  # a long story loses its middle: then who is who is not known
         started = []
     for place, choice in enumerate(outcome.choices):
         if choice.receipt is None:
             continue
         attempt = started[place].attempt if started else place + 1
-        last = attempt == outcome.attempts and outcome.agent_id != ""  # it ran when the task ended
+        last = (
+            attempt == ended and outcome.agent_id != ""
+        )  # it ran when the task ended, and was not stopped for another
         answered = last and outcome.state is TaskState.SUCCEEDED
         yield {
             "task_id": outcome.task_id,

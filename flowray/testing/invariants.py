@@ -241,6 +241,8 @@ class Observer:
         if outcome.state is TaskState.DEAD:
             kind = outcome.failure.kind if outcome.failure is not None else ""
             hold(kind in _REASONS_TO_DIE, "8", f"{name} is a dead letter because of {kind!r}")
+            over = entry.extra is None or kind in ("poison", "agent_lost")
+            hold(over, "C1", f"{name} is a dead letter because of {kind!r} while {entry.running()} go on")
         deadline_at = entry.deadline_at
         if outcome.state is TaskState.EXPIRED:
             hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
