@@ -161,7 +161,8 @@ def frame(source: Path | str | pa.Table | Iterable[Told]) -> pandas.DataFrame:
 def _rows(told: Told) -> Iterator[dict[str, Any]]:
     outcome, prompt = told if isinstance(told, tuple) else (told, None)
     started = [line for line in outcome.story if line.what == "started"]
-    ended = outcome.story[-1].attempt if outcome.story else outcome.attempts
+    end = outcome.story[-1] if outcome.story else None  # names the attempt that answered: not always the last started
+    ended = end.attempt if end is not None and end.what == outcome.state.value else outcome.attempts
     if len(started) != len(outcome.choices):  # a long story loses its middle: then who is who is not known
         started = []
     for place, choice in enumerate(outcome.choices):
