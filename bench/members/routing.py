@@ -2,7 +2,8 @@
 
 Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
 other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
-whole runtime (`bench.workers.flowray_replayed`). Who waits how long where agents differ in speed is measured under a
+whole runtime (`bench.workers.flowray_replayed`), and what second attempts at once would have been worth there is computed
+(`bench.workers.acting_replayed`). Who waits how long where agents differ in speed is measured under a
 virtual clock, with the same core and router (`bench.workers.routed_alone`).
 """
 
@@ -71,12 +72,23 @@ class Routing:
                 for metric in ("p99_vs_p2c_ratio", "p99_vs_p2c_worst_ratio")
             ]
             measurements += _replayed(plan)
+            measurements += _acted(plan)
         return Found(
             measurements=measurements,
             absent=turns.absent,
             settings=length,
             versions=versions(SIDES, turns.figures),
         )
+
+
+def _acted(plan: Plan) -> list[Measurement]:
+    """What second attempts are worth on each set; copies have dollars and seconds recorded on some."""
+    sets = [str(DATA / name) for name in (REPLAYED[:1] if plan.quick else REPLAYED[:2]) if (DATA / name).is_dir()]
+    if not sets:
+        return []
+    settings = {"artifact": ARTIFACT, "sets": sets, "split": "test", "quality": THRIFT}
+    found = Side("acting_replayed", settings).turn({}, _TIMEOUT_S)
+    return [Measurement(metric=metric, unit="ratio", flowray=[value]) for metric, value in found.items()]
 
 
 def _replayed(plan: Plan) -> list[Measurement]:

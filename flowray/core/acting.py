@@ -5,10 +5,11 @@ A router says what it expects of each class of agents, and how sure it is that n
 - **One attempt** is the rule. When it runs much longer than was expected, a second one starts on another agent (hedge):
   the tail of the run times is mostly bad luck, and the same bad luck seldom strikes twice (J. Dean and L. Barroso, "The
   Tail at Scale", CACM 2013).
-- **Two at once** (copy), of different classes, where the router is unsure who is best, expects too little of the one it
-  chose, and a second class adds enough: with p1 and p2 for the two, p2 (1 - p1) less its price. It helps where failures
-  are seen: an exception, or an answer reported to be worth less than the task's `least_quality`. The first good answer
-  wins, good or better than the other's.
+- **Two at once** (copy), of different classes, where the one that was chosen may well fail and a second adds enough:
+  with p1 and p2 for the two, p2 (1 - p1) if their failures were independent. They are not: what one class cannot do is
+  hard for the others, too, and half of that is left (`apart`). Its price is taken off. It helps where failures are
+  seen: an exception, or an answer reported to be worth less than the task's `least_quality`. The first good answer
+  wins. It buys time: a second attempt after the first has failed, which needs nothing of this, mends as much for less.
 - **The fallback** where nobody is expected to do it in time, and for the last attempt after the others' failed.
 
 Two attempts run only of tasks that their caller called idempotent, on two agents, never more than two. A second attempt
@@ -44,15 +45,15 @@ class ActingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hedge_least_s: float = 0.05  # and never before
     hedge_share: float = 0.1  # hedges for each start of an idempotent task, in the long run; 0 for none
     hedge_burst: float = 10.0  # hedges that can be saved up
-    unsure: float = 0.5  # two at once only where the router is less sure than this that nobody is better; 0 for never
-    copy_below: float = 0.8  # and expects less success than this of the one it chose,
-    copy_gain: float = 0.1  # and the second adds so much expected success at least, less its price
+    unsure: float = 1.0  # two at once only where the router is less sure than this that nobody is better; 0 for never
+    apart: float = 0.5  # how far failures of two classes are independent, see above
+    copy_gain: float = 0.05  # two at once where the second adds so much expected success at least, less its price
     copy_share: float = 0.5  # copies for each start of an idempotent task, in the long run; 0 for none
     copy_burst: float = 10.0  # copies that can be saved up
     lost: float = 0.1  # where nobody is expected to succeed with this chance, the fallback gets the task; 0 for never
 
     def __post_init__(self) -> None:
-        for name in ("hedge_share", "unsure", "copy_below", "copy_gain", "copy_share", "lost"):
+        for name in ("hedge_share", "unsure", "apart", "copy_gain", "copy_share", "lost"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"acting.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
         for name in ("hedge_least_s", "hedge_burst", "copy_burst"):
@@ -124,21 +125,12 @@ class Acting:
         policy = self._policy
         if receipt is None or receipt.confidence >= policy.unsure or not self._copies.enough:
             return None
-        mine = class_of(busy)
-        usual_s = usual_run_s(receipt.estimates)
-        chances = {
-            each.candidate: _chance(each, usual_s, 0.0, remaining_s, self._routing) for each in receipt.estimates
-        }
-        first = chances.get(mine)
-        if first is None or first >= policy.copy_below:
-            return None
         best: tuple[float, AgentClass] | None = None
-        for each in receipt.estimates:
-            one = lane.by_name.get(each.candidate)
-            if each.candidate == mine or each.candidate in tried or one is None or not one.free:
+        for name, gain in gains(receipt, class_of(busy), remaining_s, policy, self._routing).items():
+            one = lane.by_name.get(name)
+            if name in tried or one is None or not one.free or gain < policy.copy_gain:
                 continue
-            gain = chances[each.candidate] * (1.0 - first) - self._routing.usd * (each.cost_usd or 0.0)
-            if gain >= policy.copy_gain and (best is None or gain > best[0]):
+            if best is None or gain > best[0]:
                 best = gain, one
         found = None if best is None else _free_agent(best[1], busy, rng)
         if found is None:
@@ -154,6 +146,22 @@ class Acting:
         usual_s = usual_run_s(estimate for estimate, _ in pairs)
         best = max((_chance(e, usual_s, wait_s, remaining_s, self._routing) for e, wait_s in pairs), default=1.0)
         return best < self._policy.lost
+
+
+def gains(
+    receipt: Receipt, chosen: str, remaining_s: float | None, policy: ActingPolicy, routing: RoutingPolicy
+) -> dict[str, float]:
+    """What each other candidate would add to the chosen one's expected success, less its price; {} if nobody knows."""
+    usual_s = usual_run_s(receipt.estimates)
+    chances = {each.candidate: _chance(each, usual_s, 0.0, remaining_s, routing) for each in receipt.estimates}
+    if chosen not in chances:
+        return {}
+    left = policy.apart * (1.0 - chances[chosen])
+    return {
+        each.candidate: chances[each.candidate] * left - routing.usd * (each.cost_usd or 0.0)
+        for each in receipt.estimates
+        if each.candidate != chosen
+    }
 
 
 def may_join(task: Task, failures: int) -> bool:

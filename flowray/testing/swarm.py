@@ -270,7 +270,7 @@ def _draw_acting(rng: Random) -> ActingPolicy:
         hedge_share=rng.choice((0.0, 0.1, 1.0)),
         hedge_burst=rng.choice((1.0, 10.0)),
         unsure=rng.choice((0.0, 0.9, 1.0, 1.0)),
-        copy_below=rng.choice((0.5, 1.0, 1.0)),
+        apart=rng.choice((0.5, 1.0, 1.0)),
         copy_gain=rng.choice((0.0, 0.1)),
         copy_share=rng.choice((0.1, 1.0)),
         lost=rng.choice((0.0, 0.1, 0.5)),

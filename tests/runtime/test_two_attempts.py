@@ -154,7 +154,7 @@ def test_two_classes_at_once_where_the_router_is_unsure(start_runtime, tmp_path,
     with start_runtime(
         "unsure",
         core__routing={"enabled": True, "within_s": 5.0},
-        core__acting={"unsure": 0.9, "copy_below": 0.9, "copy_gain": 0.05, "copy_share": 1.0},
+        core__acting={"copy_gain": 0.05, "copy_share": 1.0},
     ) as rt:
         for name in ("red", "blue"):
             rt.agents.add(Racer, name=name, capabilities={"race"})
