@@ -2,9 +2,9 @@
 
 Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
 other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
-whole runtime (`bench.workers.flowray_replayed`), and what second attempts at once would have been worth there is computed
-(`bench.workers.acting_replayed`). Who waits how long where agents differ in speed is measured under a
-virtual clock, with the same core and router (`bench.workers.routed_alone`).
+whole runtime (`bench.workers.flowray_replayed`), and what second attempts at once would have been worth there is
+computed (`bench.workers.acting_replayed`). Who waits how long where agents differ in speed is measured under a virtual
+clock, with the same core and router (`bench.workers.routed_alone`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _acted(plan: Plan) -> list[Measurement]:
     if not sets:
         return []
     settings = {"artifact": ARTIFACT, "sets": sets, "split": "test", "quality": THRIFT}
-    found = Side("acting_replayed", settings).turn({}, _TIMEOUT_S)
+    found = Side("acting_replayed", settings).turn({}, 2 * _TIMEOUT_S)
     return [Measurement(metric=metric, unit="ratio", flowray=[value]) for metric, value in found.items()]
 
 

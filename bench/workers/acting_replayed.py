@@ -1,4 +1,4 @@
-"""What a second attempt is worth, computed from recorded outcomes with the router's estimates as the coordinator has them.
+"""What a second attempt is worth, computed from recorded outcomes with the estimates that a coordinator has.
 
 Each task of a set is done four ways. Everybody chooses by expected success alone; agents' past is the set's `train`.
 
@@ -14,8 +14,8 @@ Each task of a set is done four ways. Everybody chooses by expected success alon
     *_seconds_ratio      mean seconds of tasks that both ways succeed at, relative to `retry` (where they are recorded)
     copies_share_ratio   share of tasks that were copied
 
-Nothing is chosen on the judged split: `chosen_*` are the thresholds that the `val` split gives, as the best of a grid by
-success gained less `DOUBLING` times the share of money added, over the sets together.
+Nothing is chosen on the judged split: `chosen_*` are the thresholds that the `val` split gives, as the best of a grid
+by success gained less `DOUBLING` times the share of money added, over the sets together.
 """
 
 from __future__ import annotations
@@ -139,13 +139,13 @@ class Decided(NamedTuple):
 
     def copied(self, policy: ActingPolicy) -> npt.NDArray[np.bool_]:
         """[tasks] where two run at once: what the core decides, credits and all."""
-        credits = Credits(policy.copy_share, policy.copy_burst)
+        account = Credits(policy.copy_share, policy.copy_burst)
         found = []
         for confidence, gain in zip(self.confidence, self.gain, strict=True):
-            credits.earn()
-            wanted = confidence < policy.unsure and policy.apart * gain >= policy.copy_gain and credits.enough
+            account.earn()
+            wanted = confidence < policy.unsure and policy.apart * gain >= policy.copy_gain and account.enough
             if wanted:
-                credits.pay()
+                account.pay()
             found.append(wanted)
         return np.array(found)
 

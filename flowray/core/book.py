@@ -111,6 +111,11 @@ class Entry:
         """The running attempt of this number. There is one."""
         return next(held for held in self.running() if held.attempt == attempt)
 
+    def agent_of(self, attempt: int) -> str:
+        """The agent that had this attempt, running or not; "" where the story does not say."""
+        told = (line.agent_id for line in reversed(self.story) if line.attempt == attempt and line.agent_id)
+        return next(told, "")
+
     def choice(self) -> Choice | None:
         """Why the current attempt is where it is; None where that is not known (a lost tail, a very long story)."""
         known = self.attempts == len(self.choices) and self.attempt > 0

@@ -116,7 +116,7 @@ class RoutingDesk:
             if entry is not None:
                 self._router.learn(
                     command.task_id,
-                    class_of(entry.story[-1].agent_id),
+                    class_of(entry.agent_of(command.attempt)),
                     False,
                     quality=command.quality,
                     run_s=command.run_s or None,
