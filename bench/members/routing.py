@@ -4,7 +4,8 @@ Both sides run the same tasks on the same agents, four classes of them; one asks
 other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
 whole runtime (`bench.workers.flowray_replayed`), and what second attempts at once would have been worth there is
 computed (`bench.workers.acting_replayed`). Who waits how long where agents differ in speed is measured under a virtual
-clock, with the same core and router (`bench.workers.routed_alone`).
+clock, with the same core and router (`bench.workers.routed_alone`), and so is what hedges do for the tail
+(`bench.workers.hedged_alone`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ DATA = ROOT.parent / "shared" / "data"
 REPLAYED = ("bfcl_agents", "llmrouter_mix", "mmlu_pro_matrix")  # sets
 THRIFT = 0.95  # share of the best expected success that the first of two choices must have
 ALONE = {"tasks": 3_000, "seeds": 5}  # under the virtual clock
+HEDGED = {"tasks": 4_000, "seeds": 5, "load": 0.5}  # under the virtual clock, too
 SIDES = {
     FLOWRAY: Side("flowray_routed", {"routed": True}),
     HEURISTIC: Side("flowray_routed", {"routed": False}),
@@ -73,6 +75,7 @@ class Routing:
             ]
             measurements += _replayed(plan)
             measurements += _acted(plan)
+            measurements += _hedged()
         return Found(
             measurements=measurements,
             absent=turns.absent,
@@ -89,6 +92,18 @@ def _acted(plan: Plan) -> list[Measurement]:
     settings = {"artifact": ARTIFACT, "sets": sets, "split": "test", "quality": THRIFT}
     found = Side("acting_replayed", settings).turn({}, 2 * _TIMEOUT_S)
     return [Measurement(metric=metric, unit="ratio", flowray=[value]) for metric, value in found.items()]
+
+
+def _hedged() -> list[Measurement]:
+    """What hedges bring where agents get stuck, and what they cost where tasks are long."""
+    found = {
+        blame: Side("hedged_alone", {**HEDGED, "blame": blame}).turn({}, _TIMEOUT_S) for blame in ("agent", "task")
+    }
+    return [
+        Measurement(metric=f"{metric}_{blame}", unit="ratio", flowray=[value])
+        for blame, figures in found.items()
+        for metric, value in figures.items()
+    ]
 
 
 def _replayed(plan: Plan) -> list[Measurement]:
