@@ -261,7 +261,7 @@ class Coordination:
 
     def _place(self, entry: Entry, lane: Lane) -> None:
         """Find an agent for the task: at once, or with a router's help where there is a choice."""
-        if is_last(entry.task, entry.failures) and self._fall_back(entry, None):
+        if entry.failures and is_last(entry.task, entry.failures) and self._fall_back(entry, None):
             return
         candidates = self.asking.about(lane, self._rng)
         if len(candidates) < 2:
