@@ -48,6 +48,8 @@ def make_task(
     least_quality: float | None = None,
     max_cost_usd: float | None = None,
     weights: Mapping[str, float] | None = None,
+    idempotent: bool = False,
+    fallback: str = "",
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -85,6 +87,11 @@ def make_task(
     _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
     _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
     weighed = _checked_weights(weights or {})
+    if not isinstance(idempotent, bool):
+        raise InvalidTask("idempotent", f"must be True (running it twice does no harm) or False, got {idempotent!r}")
+    if not isinstance(fallback, str):
+        raise InvalidTask("fallback", f"must be the name of a class of agents, got {fallback!r}")
+    _check_encodable(fallback=fallback)
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -106,6 +113,8 @@ def make_task(
         least_quality=least_quality,
         max_cost_usd=max_cost_usd,
         weights=weighed,
+        idempotent=idempotent,
+        fallback=fallback,
     )
 
 

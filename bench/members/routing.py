@@ -2,10 +2,12 @@
 
 Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
 other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
-whole runtime (`bench.workers.flowray_replayed`). Who waits how long where agents differ in speed is measured under a
-virtual clock, with the same core and router (`bench.workers.routed_alone`), and once with real agents ten times as
-fast (`bench.workers.routed_real`). What it is to ask Ray Serve, and what it
-costs when Serve dies, hangs or changes its version, is measured with one replica (`bench.workers.flowray_served`).
+whole runtime (`bench.workers.flowray_replayed`), and what second attempts at once would have been worth there is
+computed (`bench.workers.acting_replayed`). Who waits how long where agents differ in speed is measured under a virtual
+clock, with the same core and router (`bench.workers.routed_alone`), and so is what hedges do for the tail
+(`bench.workers.hedged_alone`); once it is measured with real agents ten times as fast (`bench.workers.routed_real`).
+What it is to ask Ray Serve, and what it costs when Serve dies, hangs or changes its version, is measured with one
+replica (`bench.workers.flowray_served`).
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ REAL = {"artifact": ARTIFACT, "scale": 10.0, "seed": 0}
 SERVED = {"agents": 8, "words": WORDS, "rate_per_s": 200, "artifact": ARTIFACT}
 SERVED_UNITS = {"ms": "ms", "share": "share", "tasks": "tasks"}  # by a metric's last word
 ALONE = {"tasks": 3_000, "seeds": 5}  # under the virtual clock
+HEDGED = {"tasks": 4_000, "seeds": 5, "load": 0.5}  # under the virtual clock, too
 SIDES = {
     FLOWRAY: Side("flowray_routed", {"routed": True}),
     HEURISTIC: Side("flowray_routed", {"routed": False}),
@@ -86,12 +89,36 @@ class Routing:
                 Measurement(metric=metric, unit=SERVED_UNITS[metric.rpartition("_")[2]], flowray=[value])
                 for metric, value in through.items()
             ]
+            measurements += _acted(plan)
+            measurements += _hedged()
         return Found(
             measurements=measurements,
             absent=turns.absent,
             settings=length,
             versions=versions(SIDES, turns.figures),
         )
+
+
+def _acted(plan: Plan) -> list[Measurement]:
+    """What second attempts are worth on each set; copies have dollars and seconds recorded on some."""
+    sets = [str(DATA / name) for name in (REPLAYED[:1] if plan.quick else REPLAYED[:2]) if (DATA / name).is_dir()]
+    if not sets:
+        return []
+    settings = {"artifact": ARTIFACT, "sets": sets, "split": "test", "quality": THRIFT}
+    found = Side("acting_replayed", settings).turn({}, 2 * _TIMEOUT_S)
+    return [Measurement(metric=metric, unit="ratio", flowray=[value]) for metric, value in found.items()]
+
+
+def _hedged() -> list[Measurement]:
+    """What hedges bring where agents get stuck, and what they cost where tasks are long."""
+    found = {
+        blame: Side("hedged_alone", {**HEDGED, "blame": blame}).turn({}, _TIMEOUT_S) for blame in ("agent", "task")
+    }
+    return [
+        Measurement(metric=f"{metric}_{blame}", unit="ratio", flowray=[value])
+        for blame, figures in found.items()
+        for metric, value in figures.items()
+    ]
 
 
 def _replayed(plan: Plan) -> list[Measurement]:

@@ -52,6 +52,12 @@ def submit(
         list[str] | None,
         typer.Option("--weight", metavar="NAME=NUMBER", help="Of the routing policy, for this task; may be repeated."),
     ] = None,
+    idempotent: Annotated[
+        bool, typer.Option("--idempotent", help="Running it twice does no harm: a second attempt may run beside it.")
+    ] = False,
+    fallback: Annotated[
+        str, typer.Option("--fallback", help="Agent class that gets it when the others are not up to it.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -77,6 +83,8 @@ def submit(
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
             weights=weights,
+            idempotent=idempotent,
+            fallback=fallback,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

@@ -20,7 +20,7 @@ from flowray.core.naming import class_of
 from flowray.core.queueing import Lane
 from flowray.core.registry import AgentClass
 from flowray.core.retry import Rng
-from flowray.core.routing import RoutingPolicy, draw, run_times, value_of, weighed
+from flowray.core.routing import RoutingPolicy, draw, expected, run_times, value_of, weighed
 
 _RANKED_FOR = 256  # questions of a lane that one ranking of its classes serves
 
@@ -36,12 +36,13 @@ class Candidate(NamedTuple):
 class Standing(NamedTuple):
     """What was decided for a task: its class of agents, and why."""
 
-    receipt: Receipt
-    policy: str  # routed | taken_over
+    receipt: Receipt | None  # None where no router was asked: the last attempt of a task with a fallback
+    policy: str  # routed | taken_over | fallback
+    chosen: str  # name of the class
 
     def as_choice(self, considered: tuple[tuple[str, float], ...]) -> Choice:
         """For the attempt that follows, on one of the agents considered."""
-        return Choice(self.policy, len(self.receipt.estimates), considered, self.receipt)
+        return Choice(self.policy, 1 if self.receipt is None else len(self.receipt.estimates), considered, self.receipt)
 
 
 class Asking:
@@ -172,7 +173,22 @@ class Asking:
             entry.task.weights,
             event.detail,
         )
-        return chosen.one, Standing(receipt, "routed")
+        return chosen.one, Standing(receipt, "routed", receipt.chosen)
+
+    def given_up(
+        self, fallback: str, candidates: Sequence[Candidate], event: EstimatesReady, took_s: float
+    ) -> Receipt | None:
+        """The receipt of a task that goes to its fallback because nobody is expected to do it: nothing was drawn.
+
+        None where nothing is estimated of the fallback.
+        """
+        estimates = tuple(candidate.estimate for candidate in candidates)
+        if all(estimate.candidate != fallback for estimate in estimates):
+            return None
+        values = tuple(expected(estimate, self._policy) for estimate in estimates)
+        return Receipt(
+            event.path, event.version, estimates, values, (), fallback, False, 1.0, 0.0, took_s, detail=event.detail
+        )
 
     def taken_over(self, entry: Entry, one: AgentClass, waited_for: AgentClass, now: float) -> Standing | None:
         """What stands when an idle class takes a task that waits for another one; None where that is worth less.
@@ -180,7 +196,7 @@ class Asking:
         It was not drawn, so its receipt has no propensities.
         """
         standing = self.standing(entry.task.id)
-        if standing is None:
+        if standing is None or standing.receipt is None or standing.policy == "fallback":
             return None
         estimates = standing.receipt.estimates
         by_name = {e.candidate: (e, run_s) for e, run_s in zip(estimates, run_times(estimates), strict=True)}
@@ -195,7 +211,7 @@ class Asking:
         if value_of(mine, run_s, 0.0, remaining_s, policy, extra=self._extra(one)) < theirs - policy.good:
             return None
         receipt = structs.replace(standing.receipt, chosen=one.spec.name, propensities=(), wait_s=0.0)
-        return Standing(receipt, "taken_over")
+        return Standing(receipt, "taken_over", receipt.chosen)
 
     def _extra(self, one: AgentClass) -> float:
         """What the policy adds to the value of its agents."""

@@ -2,6 +2,11 @@
 
 Live operation and recovery go through the same `apply`, so a coordinator rebuilt from snapshot and journal holds
 exactly what the dead one had decided. What is not here (lanes, loads, timers) follows from it or from the agents.
+
+A running task has one current attempt, and where it is idempotent perhaps one `extra` beside it. Either may answer.
+When the current one ends without an outcome, the extra becomes the current one: so a task that runs always has a
+current attempt, and whoever knows nothing of extras still reads the truth. `attempts` counts what was ever started;
+without extras it is the number of the current attempt.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from flowray.core.model import (
     Asked,
     Choice,
     Failure,
+    Held,
     NotEnough,
     OpenTask,
     Outcome,
@@ -52,9 +58,11 @@ class Entry:
         "accepted_at",
         "agent_id",
         "attempt",
+        "attempts",
         "choices",
         "deadline_at",
         "epoch",
+        "extra",
         "failures",
         "incarnation",
         "kills",
@@ -74,11 +82,13 @@ class Entry:
         self.seq = seq  # age: smaller is older
         self.accepted_at = accepted_at
         self.deadline_at = accepted_at + task.deadline_s if task.deadline_s is not None else None
-        self.attempt = 0  # number of the last one started
+        self.attempts = 0  # started so far: the number of the last one
+        self.attempt = 0  # number of the current one, or of the last that was
         self.epoch = 0  # of the coordinator that started it
         self.agent_id = ""  # who runs it; "" unless running
         self.incarnation = 0
         self.started_at = 0.0
+        self.extra: Held | None = None  # a second attempt that runs beside the current one
         self.failures = 0  # attempts that failed by the agent's own code
         self.losses = 0  # attempts that ended without an answer
         self.kills = 0  # of those, the ones whose agent died while running it
@@ -90,6 +100,31 @@ class Entry:
     def remaining_s(self, now: float) -> float | None:
         """Until its deadline, never negative; None without one."""
         return None if self.deadline_at is None else max(0.0, self.deadline_at - now)
+
+    def running(self) -> tuple[Held, ...]:
+        """The attempts that agents have: none, the current one, or that and the one beside it."""
+        if not self.agent_id:
+            return ()
+        current = Held(self.attempt, self.epoch, self.agent_id, self.incarnation, self.started_at)
+        return (current,) if self.extra is None else (current, self.extra)
+
+    def at(self, agent_id: str) -> Held:
+        """The attempt that this agent has. There is one, and never two."""
+        return next(held for held in self.running() if held.agent_id == agent_id)
+
+    def numbered(self, attempt: int) -> Held:
+        """The running attempt of this number. There is one."""
+        return next(held for held in self.running() if held.attempt == attempt)
+
+    def agent_of(self, attempt: int) -> str:
+        """The agent that had this attempt, running or not; "" where the story does not say."""
+        told = (line.agent_id for line in reversed(self.story) if line.attempt == attempt and line.agent_id)
+        return next(told, "")
+
+    def choice(self) -> Choice | None:
+        """Why the current attempt is where it is; None where that is not known (a lost tail, a very long story)."""
+        known = self.attempts == len(self.choices) and self.attempt > 0
+        return self.choices[self.attempt - 1] if known else None
 
     def tell(self, line: StoryLine) -> None:
         """Add to the story, dropping from the middle when it is full."""
@@ -132,12 +167,16 @@ class Book:
 
     def _started(self, command: StartAttempt) -> None:
         entry = self.open[command.task_id]
-        entry.state = next_task_state(entry.state, "started", command.task_id)
-        entry.attempt = command.attempt
-        entry.epoch = command.epoch
-        entry.agent_id = command.agent_id
-        entry.incarnation = command.incarnation
-        entry.started_at = command.at
+        entry.state = next_task_state(entry.state, "joined" if command.beside else "started", command.task_id)
+        entry.attempts = command.attempt
+        if command.beside:
+            entry.extra = Held(command.attempt, command.epoch, command.agent_id, command.incarnation, command.at)
+        else:
+            entry.attempt = command.attempt
+            entry.epoch = command.epoch
+            entry.agent_id = command.agent_id
+            entry.incarnation = command.incarnation
+            entry.started_at = command.at
         entry.not_before = 0.0
         entry.tell(StoryLine(command.at, "started", command.attempt, command.agent_id, command.reason))
         if len(entry.choices) < STORY_LINES:
@@ -154,11 +193,24 @@ class Book:
             if counts == "kills":
                 entry.kills += 1
         entry.not_before = command.not_before
-        what = "attempt_failed" if command.arrow == "failed" else "requeued"
-        entry.tell(StoryLine(command.at, what, command.attempt, entry.agent_id, _said(command.failure)))
-        entry.agent_id = ""
+        what = "attempt_failed" if command.arrow == "failed" or counts == "failures" else command.arrow
+        extra = entry.extra
+        agent_id = extra.agent_id if extra is not None and extra.attempt == command.attempt else entry.agent_id
+        entry.tell(StoryLine(command.at, what, command.attempt, agent_id, _said(command.failure)))
         if command.quality is not None and len(entry.not_enough) < STORY_LINES:
             entry.not_enough.append(NotEnough(command.attempt, command.quality, command.run_s, command.cost_usd))
+        if command.arrow == "outlived" and extra is not None:
+            if command.attempt == entry.attempt:
+                entry.attempt, entry.epoch, entry.agent_id, entry.incarnation, entry.started_at = (
+                    extra.attempt,
+                    extra.epoch,
+                    extra.agent_id,
+                    extra.incarnation,
+                    extra.started_at,
+                )
+            entry.extra = None
+        else:
+            entry.agent_id = ""
 
     def _woken(self, command: WakeTask) -> None:
         entry = self.open[command.task_id]
@@ -206,17 +258,23 @@ def outcome_of(
     answer: AttemptFinished | None = None,
     failure: Failure | None = None,
 ) -> Outcome:
-    """The outcome that ends an open task now, with its whole story. The entry's own story gets its last line."""
+    """The outcome that ends an open task now, with its whole story. The entry's own story gets its last line.
+
+    That line names the attempt that answered, which need not be the last one started.
+    """
     task = entry.task
     run_s = answer.run_s if answer is not None else 0.0
-    entry.tell(StoryLine(now, state.value, entry.attempt, entry.agent_id, _said(failure)))
+    attempt, agent_id = entry.attempt, entry.agent_id
+    if answer is not None:
+        attempt, agent_id = answer.attempt, answer.agent_id
+    entry.tell(StoryLine(now, state.value, attempt, agent_id, _said(failure)))
     return Outcome(
         task_id=task.id,
         state=state,
         value=answer.value if answer is not None and failure is None else None,
         failure=failure,
-        agent_id=entry.agent_id,
-        attempts=entry.attempt,
+        agent_id=agent_id,
+        attempts=entry.attempts,
         accepted_at=entry.accepted_at,
         resolved_at=now,
         queue_s=max(0.0, now - entry.accepted_at - run_s),
@@ -266,17 +324,19 @@ def _frozen(entry: Entry) -> OpenTask:
         story=tuple(entry.story),
         choices=tuple(entry.choices),
         not_enough=tuple(entry.not_enough),
+        attempts=entry.attempts if entry.attempts != entry.attempt else 0,
+        extra=entry.extra,
     )
 
 
 def _thawed(saved: OpenTask) -> Entry:
     entry = Entry(saved.task, saved.accepted_at, saved.seq)
     entry.state = saved.state
-    entry.attempt, entry.epoch = saved.attempt, saved.epoch
+    entry.attempt, entry.epoch, entry.attempts = saved.attempt, saved.epoch, saved.attempts or saved.attempt
     entry.agent_id, entry.incarnation = saved.agent_id, saved.incarnation
     entry.started_at = saved.started_at
     entry.failures, entry.losses, entry.kills = saved.failures, saved.losses, saved.kills
-    entry.not_before = saved.not_before
+    entry.not_before, entry.extra = saved.not_before, saved.extra
     entry.story, entry.choices = list(saved.story), list(saved.choices)
     entry.not_enough = list(saved.not_enough)
     return entry

@@ -72,20 +72,24 @@ class StartAttempt(Struct, frozen=True, tag="start", omit_defaults=True):
     agent_id: AgentId
     incarnation: int
     at: float
-    reason: str  # first | retry | failover | adopted
+    reason: str  # first | retry | failover | adopted | hedge | copy
     choice: Choice
     remaining_s: float | None = None  # of the task's deadline
+    beside: bool = False  # another attempt of the task is running and goes on
 
 
 class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True):
-    """The attempt is over without an outcome; the task waits again, until `not_before` if it must back off."""
+    """The attempt is over without an outcome; the task waits again, until `not_before` if it must back off.
+
+    Where another attempt of it is running (`outlived`), that one goes on instead, and nothing waits.
+    """
 
     durable: ClassVar[bool] = True
     waits: ClassVar[bool] = False
     task_id: TaskId
     attempt: int
     at: float
-    arrow: str  # requeued | failed (see states)
+    arrow: str  # requeued | failed | outlived (see states)
     failure: Failure | None = None
     counts: str = ""  # which bound it uses up: failures | losses | kills | ""
     not_before: float = 0.0

@@ -3,12 +3,15 @@
 It does no IO and reads no clock. Whoever drives it (the Ray shell, the simulator, a test) tells it what happened and
 the time, and does what it says. Times are seconds on one time-line that never goes back.
 
-A task is in exactly one place: a lane (queued), an agent's `outstanding` (running), a back-off timer, or gone with an
-outcome. Every change of a task is a durable command, applied to the book as it is emitted; what else is kept here
-(lanes, loads, timers) can be made again from the book and from what the agents say they are running.
+A task is in exactly one place: a lane (queued), an agent's `outstanding` (running; where it is idempotent perhaps a
+second agent's as well, see `flowray.core.acting`), a back-off timer, or gone with an outcome. Every change of a task is
+a durable command, applied to the book as it is emitted; what else is kept here (lanes, loads, timers) can be made again
+from the book and from what the agents say they are running.
 
-Attempts are told apart by (attempt, epoch). An answer that is not from the current attempt changes nothing but the
-load of the agent that sent it, so late, duplicate and reordered answers need no special case.
+Attempts are told apart by (attempt, epoch). An answer that is not from a running attempt changes nothing but the
+load of the agent that sent it, so late, duplicate and reordered answers need no special case. Of two running attempts
+either may answer; the other is then told to stop. One that ends without an outcome while the other runs is over and
+counts, and that is all: only when none runs is the task tried again, or given up.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from typing import Any
 
 from msgspec import structs
 
+from flowray.core.acting import Acting, is_last, may_join
 from flowray.core.admission import Admission
-from flowray.core.asking import Asking, Candidate, tried_by
+from flowray.core.asking import Asking, Candidate, Standing, tried_by
 from flowray.core.book import Book, Entry, asked_of, outcome_of
 from flowray.core.commands import (
     AcceptTask,
@@ -62,11 +66,14 @@ from flowray.core.model import (
     Choice,
     Estimate,
     Failure,
+    Held,
+    Receipt,
     Running,
     Snapshot,
     Task,
     TaskId,
 )
+from flowray.core.naming import attempt_key
 from flowray.core.placement import choose_agent
 from flowray.core.policy import CorePolicy
 from flowray.core.queueing import Lane, Queue
@@ -78,6 +85,7 @@ from flowray.core.states import AgentState, TaskState
 from flowray.core.timers import Timers
 
 _LANES_LOOKED_AT = 4  # of those that wait for other classes, by an agent without work
+_SOON_S = 0.05  # an attempt that cannot be hedged now is not looked at again before
 
 
 class Coordination:
@@ -93,6 +101,7 @@ class Coordination:
         self.admission = Admission(self.policy.admission)
         self.timers = Timers()
         self.asking = Asking(self.policy.routing)
+        self.acting = Acting(self.policy.acting, self.policy.routing)
         self._rng = rng
         self._out: list[Command] = []
         self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
@@ -115,6 +124,7 @@ class Coordination:
             "deadline": self._deadline_passed,
             "backoff": self._backoff_over,
             "attempt": self._attempt_timed_out,
+            "hedge": self._hedge_due,
             "estimates": self._estimates_late,
             "grace": self._grace_over,
             "restart": self._restart_due,
@@ -194,14 +204,13 @@ class Coordination:
             if entry.deadline_at is not None:
                 core.timers.set("deadline", task_id, entry.deadline_at)
             if entry.state is TaskState.QUEUED:
-                if core.policy.routing.enabled:
-                    core.asking.leave_out(task_id, "recovered")
-                core._lane(entry.task).push(entry.task, entry.seq)
+                core._wait_recovered(entry)
             elif entry.state is TaskState.BACKING_OFF:
                 core.timers.set("backoff", task_id, entry.not_before)
             else:
-                core._claims.setdefault(entry.agent_id, {})[task_id] = None
-                core.timers.set("adoption", task_id, now + grace_s)
+                for held in entry.running():
+                    core._claims.setdefault(held.agent_id, {})[task_id] = None
+                    core.timers.set("adoption", attempt_key(task_id, held.attempt), now + grace_s)
         return core
 
     # ── tasks: in ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -222,6 +231,11 @@ class Coordination:
         lane = self._lane(task)
         if not lane.classes or all(one.hopeless for one in lane.classes):
             self._out.append(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
+            return
+        if task.fallback and not self._may_fall_back(task):
+            self._out.append(
+                RefuseTask(task.id, "unknown_capability", f"no agents called {task.fallback!r} (fallback)")
+            )
             return
         full = self.admission.full(task)
         if full:
@@ -246,11 +260,15 @@ class Coordination:
         """The lane where a waiting task is."""
         lane = self._lane(entry.task)
         standing = self.asking.standing(entry.task.id)
-        one = None if standing is None else self.registry.named(standing.receipt.chosen)
-        return lane if one is None else self.queue.bound(lane, one)
+        one = None if standing is None else self.registry.named(standing.chosen)
+        if standing is None or one is None:
+            return lane
+        return self.queue.of(one) if standing.policy == "fallback" else self.queue.bound(lane, one)
 
     def _place(self, entry: Entry, lane: Lane) -> None:
         """Find an agent for the task: at once, or with a router's help where there is a choice."""
+        if entry.failures and is_last(entry.task, entry.failures) and self._fall_back(entry, None):
+            return
         candidates = self.asking.about(lane, self._rng)
         if len(candidates) < 2:
             self._place_anywhere(entry, lane)
@@ -271,7 +289,8 @@ class Coordination:
             choice = structs.replace(chosen[1], unrouted=why, detail=detail) if why else chosen[1]
             self._start(entry, chosen[0], choice)
         elif lane.classes and all(one.hopeless for one in lane.classes):
-            self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
+            if not self._fall_back(entry, None):
+                self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
         else:
             if why:
                 self.asking.leave_out(entry.task.id, why, detail)
@@ -316,6 +335,12 @@ class Coordination:
         if not candidates:
             self._place_anywhere(entry, lane, "failed")
             return
+        if task.fallback:
+            expectations = [(each.estimate, each.wait_s) for each in candidates]
+            if self.acting.is_lost(expectations, entry.remaining_s(self.now)):
+                receipt = self.asking.given_up(task.fallback, candidates, event, took_s)
+                if self._fall_back(entry, receipt):
+                    return
         if entry.failures:
             failed = {name for name, _ in tried_by(entry)}
             candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
@@ -360,19 +385,81 @@ class Coordination:
                     self._place(entry, self._lane(entry.task))
 
     def _start(self, entry: Entry, agent: Agent, choice: Choice) -> None:
+        """Start the one attempt of a waiting task; where that is not enough, a second one beside it."""
+        self._start_on(
+            entry, agent, choice, "first" if not entry.attempts else "retry" if entry.failures else "failover"
+        )
         task = entry.task
-        reason = "first" if not entry.attempt else "retry" if entry.failures else "failover"
-        remaining_s = entry.remaining_s(self.now)
-        attempt = entry.attempt + 1
+        if choice.policy == "fallback" or not may_join(task, entry.failures):
+            return
+        self.acting.started()
+        remaining_s, tried = entry.remaining_s(self.now), {name for name, _ in tried_by(entry)}
+        second = self.acting.copy(self._lane(task), choice.receipt, agent.id, tried, remaining_s, self._rng)
+        if second is not None:
+            self._start_on(entry, second.agent, second.choice, "copy", beside=True)
+        else:
+            self._time_hedge(entry, agent, choice.receipt)
+
+    def _start_on(self, entry: Entry, agent: Agent, choice: Choice, reason: str, *, beside: bool = False) -> None:
+        task, attempt, remaining_s = entry.task, entry.attempts + 1, entry.remaining_s(self.now)
         self._commit(
             StartAttempt(
-                task.id, attempt, self.epoch, agent.id, agent.incarnation, self.now, reason, choice, remaining_s
+                task.id, attempt, self.epoch, agent.id, agent.incarnation, self.now, reason, choice, remaining_s, beside
             )
         )
-        if task.attempt_timeout_s is not None:
-            self.timers.set("attempt", task.id, self.now + task.attempt_timeout_s)
-        agent.outstanding[task.id] = attempt
+        self._hold(agent, task, attempt)
         agent.agent_class.update(agent)
+
+    def _hold(self, agent: Agent, task: Task, attempt: int) -> None:
+        """The agent has this attempt from now on."""
+        agent.outstanding[task.id] = attempt
+        if task.attempt_timeout_s is not None:
+            self.timers.set("attempt", attempt_key(task.id, attempt), self.now + task.attempt_timeout_s)
+
+    # ── tasks: a second attempt, and the fallback ────────────────────────────────────────────────────────────────
+
+    def _time_hedge(self, entry: Entry, agent: Agent, receipt: Receipt | None) -> None:
+        after_s = self.acting.hedge_after_s(receipt, agent.agent_class)
+        if after_s is not None:
+            self.timers.set("hedge", entry.task.id, self.now + after_s)
+
+    def _hedge_due(self, key: str) -> None:
+        """The attempt runs longer than was expected."""
+        entry = self.book.open[TaskId(key)]
+        choice = entry.choice()
+        tried = {name for name, _ in tried_by(entry)}
+        receipt = None if choice is None else choice.receipt
+        second = self.acting.hedge(self._lane(entry.task), receipt, entry.agent_id, tried, self._rng)
+        if second is not None:
+            self._start_on(entry, second.agent, second.choice, "hedge", beside=True)
+        else:  # looked at again when it has run for twice as long
+            self.timers.set("hedge", key, self.now + max(_SOON_S, self.now - entry.started_at))
+
+    def _fall_back(self, entry: Entry, receipt: Receipt | None) -> bool:
+        """Give the task to its fallback, or let it wait for that; False where there is none that will come."""
+        one = self._may_fall_back(entry.task)
+        if one is None:
+            return False
+        lane, standing = self.queue.of(one), Standing(receipt, "fallback", one.spec.name)
+        found = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self._rng)
+        if found is not None:
+            self._start(entry, found[0], standing.as_choice(found[1].considered))
+        else:
+            self.asking.decide(entry.task.id, standing)
+            lane.push(entry.task, entry.seq)
+        return True
+
+    def _may_fall_back(self, task: Task) -> AgentClass | None:
+        one = self.registry.named(task.fallback) if task.fallback else None
+        return None if one is None or one.hopeless else one
+
+    def _wait_recovered(self, entry: Entry) -> None:
+        """A task that waited when an earlier coordinator ended waits again; nobody is there yet to start it."""
+        if is_last(entry.task, entry.failures) and self._fall_back(entry, None):
+            return
+        if self.policy.routing.enabled:
+            self.asking.leave_out(entry.task.id, "recovered")
+        self._lane(entry.task).push(entry.task, entry.seq)
 
     def _fill(self, agent: Agent) -> None:
         """Give an agent with room the best of what waits for its class."""
@@ -407,18 +494,18 @@ class Coordination:
         if agent is not None:
             self._free_slot(agent, event, current, event.run_s)
         if entry is not None and current:
-            self.timers.clear("attempt", event.task_id)
-            self._unclaim(entry)
+            attempt = event.attempt
+            self._attempt_over(entry.task, attempt, event.agent_id)
             least = entry.task.least_quality
             if event.failure is None and least is not None and event.quality is not None and event.quality < least:
-                self._attempt_failed(entry, _not_enough(event.quality, least), event)
+                self._attempt_failed(entry, attempt, _not_enough(event.quality, least), event)
             elif event.failure is None:
                 self._resolve(entry, TaskState.SUCCEEDED, answer=event)
             elif event.failure.kind == "cancelled":
                 # Told to stop by an earlier coordinator, whose reason was in a lost tail: so there is none.
-                self._attempt_lost(entry, event.failure, "losses")
+                self._attempt_lost(entry, attempt, event.failure, "losses")
             else:
-                self._attempt_failed(entry, event.failure)
+                self._attempt_failed(entry, attempt, event.failure)
         if agent is not None:
             self._fill(agent)
 
@@ -428,7 +515,7 @@ class Coordination:
             and entry.attempt == event.attempt
             and entry.epoch == event.epoch
             and entry.agent_id == event.agent_id
-        )
+        ) or (entry.extra is not None and _is(entry.extra, event))
 
     def _on_returned(self, event: AttemptReturned) -> None:
         agent = self.registry.agent(event.agent_id)
@@ -441,10 +528,8 @@ class Coordination:
             agent.agent_class.update(agent)
             self._free_slot(agent, event, current, None)
         if entry is not None and current:
-            self.timers.clear("attempt", event.task_id)
-            self._unclaim(entry)
-            self._commit(RequeueTask(event.task_id, event.attempt, self.now, "requeued", None))
-            self._place(entry, self._lane(entry.task))
+            self._attempt_over(entry.task, event.attempt, event.agent_id)
+            self._go_on(entry, RequeueTask(event.task_id, event.attempt, self.now, "requeued", None))
         if agent is not None:
             self._fill(agent)
 
@@ -472,24 +557,45 @@ class Coordination:
         if agent.state is AgentState.DRAINING and not agent.held:
             self._stop(agent, "drained")
 
-    def _attempt_failed(self, entry: Entry, failure: Failure, answer: AttemptFinished | None = None) -> None:
+    def _attempt_over(self, task: Task, attempt: int, agent_id: str) -> None:
+        """Nothing is expected of this attempt any more: neither its end in time nor its agent's word that it has it."""
+        if task.attempt_timeout_s is not None:
+            self.timers.clear("attempt", attempt_key(task.id, attempt))
+        if task.idempotent:
+            self.timers.clear("hedge", task.id)
+        self._unclaim(task.id, attempt, agent_id)
+
+    def _attempt_failed(
+        self, entry: Entry, attempt: int, failure: Failure, answer: AttemptFinished | None = None
+    ) -> None:
         """The agent's own code failed, or its answer is not enough: retry or give up. Only a failure needs a pause."""
-        if not failure.retryable or entry.failures + 1 >= entry.task.max_attempts:
+        alone = entry.extra is None
+        if alone and (not failure.retryable or entry.failures + 1 >= entry.task.max_attempts):
             self._resolve(entry, TaskState.DEAD, answer=answer, failure=failure)
             return
         task_id, not_before = entry.task.id, self.now
-        if answer is None:
+        if alone and answer is None:
             not_before += self.policy.retry.delay_s(entry.failures + 1, self._rng)
-        failed = RequeueTask(task_id, entry.attempt, self.now, "failed", failure, "failures", not_before)
+        failed = RequeueTask(task_id, attempt, self.now, "failed", failure, "failures", not_before)
         if answer is not None:
             failed = structs.replace(failed, quality=answer.quality, cost_usd=answer.cost_usd, run_s=answer.run_s)
-        self._commit(failed)
-        self.timers.set("backoff", task_id, not_before)
+        self._go_on(entry, failed)
 
-    def _attempt_lost(self, entry: Entry, failure: Failure, counts: str) -> None:
+    def _go_on(self, entry: Entry, over: RequeueTask) -> None:
+        """An attempt is over without an outcome: the one beside it goes on, or the task waits for the next."""
+        if entry.extra is not None:
+            self._commit(structs.replace(over, arrow="outlived", not_before=0.0))
+            return
+        self._commit(over)
+        if over.arrow == "failed":
+            self.timers.set("backoff", entry.task.id, over.not_before)
+        else:
+            self._place(entry, self._lane(entry.task))
+
+    def _attempt_lost(self, entry: Entry, attempt: int, failure: Failure, counts: str) -> None:
         """The attempt ended without an answer, through no fault of the agent's code: again, elsewhere, at once."""
         retry = self.policy.retry
-        self.timers.clear("attempt", entry.task.id)
+        self._attempt_over(entry.task, attempt, entry.numbered(attempt).agent_id)
         if counts == "kills" and entry.kills + 1 >= retry.poison_kills:
             message = f"{entry.kills + 1} agents died while running it; the last: {failure.message}"
             self._give_up(entry, Failure(kind="poison", message=message))
@@ -497,8 +603,7 @@ class Coordination:
             message = f"{entry.losses + 1} attempts were lost; the last: {failure.message}"
             self._give_up(entry, Failure(kind="agent_lost", message=message))
         else:
-            self._commit(RequeueTask(entry.task.id, entry.attempt, self.now, "requeued", failure, counts))
-            self._place(entry, self._lane(entry.task))
+            self._go_on(entry, RequeueTask(entry.task.id, attempt, self.now, "requeued", failure, counts))
 
     def _give_up(self, entry: Entry, failure: Failure) -> None:
         self._resolve(entry, TaskState.DEAD, failure=failure)
@@ -518,6 +623,8 @@ class Coordination:
         self.admission.closed(task)
         if entry.deadline_at is not None:
             self.timers.clear("deadline", task.id)
+        if entry.extra is not None:
+            self._stop_attempts(entry)
 
     def _on_graded(self, event: GradeGiven) -> None:
         """An open task has no answer yet that a grade could be about."""
@@ -535,17 +642,13 @@ class Coordination:
     def _withdraw(self, entry: Entry, state: TaskState, failure: Failure) -> None:
         """End an open task from outside: take it from wherever it is."""
         task_id, was = entry.task.id, entry.state
-        agent = self.registry.agent(AgentId(entry.agent_id)) if was is TaskState.RUNNING else None
         if was is TaskState.QUEUED:
             self._leave_queue(entry)
         elif was is TaskState.BACKING_OFF:
             self.timers.clear("backoff", task_id)
-        else:
-            self.timers.clear("attempt", task_id)
-            self._unclaim(entry)
         self._resolve(entry, state, failure=failure)
-        if agent is not None:
-            self._stop_attempt(agent, entry)
+        if was is TaskState.RUNNING and entry.extra is None:
+            self._stop_attempts(entry)
 
     def _leave_queue(self, entry: Entry) -> None:
         """Take a waiting task from wherever it waits: in a lane, or for estimates."""
@@ -556,12 +659,19 @@ class Coordination:
         self._lane_of(entry).remove(task_id)
         self.asking.take(task_id)
 
-    def _stop_attempt(self, agent: Agent, entry: Entry) -> None:
-        """Tell an agent to stop an attempt. It holds its slot until the agent says that it is over."""
-        attempt = agent.outstanding.pop(entry.task.id, None)
-        if attempt is None:
+    def _stop_attempts(self, entry: Entry) -> None:
+        """The task has ended: what still runs of it shall stop."""
+        for held in entry.running():
+            self._attempt_over(entry.task, held.attempt, held.agent_id)
+            self._stop_attempt(entry.task.id, held)
+
+    def _stop_attempt(self, task_id: TaskId, held: Held) -> None:
+        """Tell its agent to stop an attempt. It holds its slot until the agent says that it is over."""
+        agent = self.registry.agent(AgentId(held.agent_id))
+        if agent is None or agent.outstanding.get(task_id) != held.attempt:
             return
-        self._tell_to_stop(agent, Running(entry.task.id, attempt, entry.epoch))
+        del agent.outstanding[task_id]
+        self._tell_to_stop(agent, Running(task_id, held.attempt, held.epoch))
         agent.agent_class.update(agent)
 
     def _tell_to_stop(self, agent: Agent, one: Running) -> None:
@@ -645,16 +755,16 @@ class Coordination:
         said = {(r.task_id, r.attempt, r.epoch): r for r in running}
         for task_id in self._held_or_claimed(agent):
             entry = self.book.open[task_id]
-            token = (task_id, entry.attempt, entry.epoch)
-            self._unclaim(entry)
-            if token in said and entry.incarnation == agent.incarnation:
+            held = entry.at(agent.id)
+            token = (task_id, held.attempt, held.epoch)
+            self._unclaim(task_id, held.attempt, agent.id)
+            if token in said and held.incarnation == agent.incarnation:
                 del said[token]
-                agent.outstanding[entry.task.id] = entry.attempt
-                if entry.task.attempt_timeout_s is not None:
-                    self.timers.set("attempt", entry.task.id, self.now + entry.task.attempt_timeout_s)
+                self._confirm(entry, agent, held.attempt)
             else:
-                agent.outstanding.pop(entry.task.id, None)
-                self._attempt_lost(entry, Failure(kind="agent_lost", message="its agent does not have it"), "losses")
+                agent.outstanding.pop(task_id, None)
+                failure = Failure(kind="agent_lost", message="its agent does not have it")
+                self._attempt_lost(entry, held.attempt, failure, "losses")
         for one in said.values():
             self._adopt_or_stop(agent, one)
 
@@ -662,17 +772,25 @@ class Coordination:
         """The attempts that the book has at this agent, whether the agent confirmed them or has yet to."""
         return [*agent.outstanding, *self._claims.get(agent.id, ())]
 
-    def _unclaim(self, entry: Entry) -> None:
+    def _confirm(self, entry: Entry, agent: Agent, attempt: int) -> None:
+        """The agent has what the book says. How long it has been at it is not known: its time begins now."""
+        self._hold(agent, entry.task, attempt)
+        if attempt == entry.attempt and entry.extra is None and may_join(entry.task, entry.failures):
+            choice = entry.choice()
+            if choice is not None and choice.policy != "fallback":
+                self._time_hedge(entry, agent, choice.receipt)
+
+    def _unclaim(self, task_id: TaskId, attempt: int, agent_id: str) -> None:
         """The attempt needs no confirmation any more."""
-        claims = self._claims.get(entry.agent_id)
-        if claims is not None and entry.task.id in claims:
-            del claims[entry.task.id]
-            self.timers.clear("adoption", entry.task.id)
+        claims = self._claims.get(agent_id)
+        if claims is not None and task_id in claims:
+            del claims[task_id]
+            self.timers.clear("adoption", attempt_key(task_id, attempt))
 
     def _adopt_or_stop(self, agent: Agent, one: Running) -> None:
         """The agent runs something that the book does not expect there: keep it if nobody else has it."""
         entry = self.book.open.get(one.task_id)
-        fresh = entry is not None and one.attempt > entry.attempt and one.epoch < self.epoch
+        fresh = entry is not None and one.attempt > entry.attempts and one.epoch < self.epoch
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
             self._tell_to_stop(agent, one)
             return
@@ -682,9 +800,7 @@ class Coordination:
         self._commit(
             StartAttempt(one.task_id, one.attempt, one.epoch, agent.id, agent.incarnation, self.now, "adopted", choice)
         )
-        if entry.task.attempt_timeout_s is not None:
-            self.timers.set("attempt", one.task_id, self.now + entry.task.attempt_timeout_s)
-        agent.outstanding[one.task_id] = one.attempt
+        self._confirm(entry, agent, one.attempt)
 
     def _on_agent_lost(self, event: AgentLost) -> None:
         agent = self.registry.agent(event.agent_id)
@@ -708,12 +824,13 @@ class Coordination:
 
     def _give_up_hopeless(self, one: AgentClass) -> None:
         """A class lost an agent for good: end what waits for nobody else."""
-        for lane in one.lanes:
+        for lane in list(one.lanes):
             if all(served_by.hopeless for served_by in lane.classes):
                 for task_id in sorted(lane.ids()):
                     entry = self.book.open[task_id]
                     self._leave_queue(entry)
-                    self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
+                    if not self._fall_back(entry, None):
+                        self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
 
     def _lose(self, agent: Agent, cause: str) -> None:
         """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving."""
@@ -738,10 +855,10 @@ class Coordination:
         agent.outstanding.clear()
         for position, task_id in enumerate(held):
             entry = self.book.open[task_id]
-            self._unclaim(entry)
             # An agent takes its attempts in order: only as many as it has slots can have been running.
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
-            self._attempt_lost(entry, Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}"), counts)
+            failure = Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}")
+            self._attempt_lost(entry, entry.at(agent.id).attempt, failure, counts)
 
     def _on_memory_told(self, event: MemoryTold) -> None:
         touched: dict[AgentClass, None] = {}
@@ -770,12 +887,18 @@ class Coordination:
         self._place(entry, self._lane(entry.task))
 
     def _attempt_timed_out(self, key: str) -> None:
-        entry = self.book.open[TaskId(key)]
-        agent = self.registry.agent(AgentId(entry.agent_id))
-        message = f"attempt {entry.attempt} did not end within {entry.task.attempt_timeout_s:g} s"
-        if agent is not None:
-            self._stop_attempt(agent, entry)
-        self._attempt_failed(entry, Failure(kind="timeout", type="TimeoutError", message=message, retryable=True))
+        entry, held = self._meant(key)
+        message = f"attempt {held.attempt} did not end within {entry.task.attempt_timeout_s:g} s"
+        self._attempt_over(entry.task, held.attempt, held.agent_id)
+        self._stop_attempt(entry.task.id, held)
+        failure = Failure(kind="timeout", type="TimeoutError", message=message, retryable=True)
+        self._attempt_failed(entry, held.attempt, failure)
+
+    def _meant(self, key: str) -> tuple[Entry, Held]:
+        """The attempt that a timer of this key is about."""
+        task_id, _, attempt = key.rpartition("#")
+        entry = self.book.open[TaskId(task_id)]
+        return entry, entry.numbered(int(attempt))
 
     def _grace_over(self, key: str) -> None:
         """An attempt that was told to stop still holds its slot: end the process."""
@@ -807,10 +930,10 @@ class Coordination:
             self._lose_quietly(agent, "it was not ready in time")
 
     def _adoption_over(self, key: str) -> None:
-        entry = self.book.open[TaskId(key)]
-        self._unclaim(entry)
-        failure = Failure(kind="agent_lost", message=f"{entry.agent_id} did not report after a coordinator restart")
-        self._attempt_lost(entry, failure, "losses")
+        entry, held = self._meant(key)
+        self._unclaim(entry.task.id, held.attempt, held.agent_id)
+        failure = Failure(kind="agent_lost", message=f"{held.agent_id} did not report after a coordinator restart")
+        self._attempt_lost(entry, held.attempt, failure, "losses")
 
     def _hopeless_found(self, key: str) -> None:
         for one in self.registry.classes():
@@ -823,6 +946,10 @@ class Coordination:
         """Emit a durable command: applied to the book here, to the journal by the driver."""
         self.book.apply(command)
         self._out.append(command)
+
+
+def _is(held: Held, event: AttemptFinished | AttemptReturned) -> bool:
+    return (held.attempt, held.epoch, held.agent_id) == (event.attempt, event.epoch, event.agent_id)
 
 
 def _not_enough(quality: float, least: float) -> Failure:

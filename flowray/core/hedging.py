@@ -43,13 +43,35 @@ class HedgePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ConfigError("hedge.burst", f"must not be negative, got {self.burst}")
 
 
+class Credits:
+    """What may be done beside the usual: each usual thing earns a share of one, and some can be saved up."""
+
+    __slots__ = ("_burst", "_left", "_share")
+
+    def __init__(self, share: float, burst: float) -> None:
+        self._share, self._burst, self._left = share, burst, burst
+
+    def earn(self) -> None:
+        """A usual thing was done."""
+        self._left = min(self._burst, self._left + self._share)
+
+    @property
+    def enough(self) -> bool:
+        """Are there enough for one?"""
+        return self._left >= 1.0
+
+    def pay(self) -> None:
+        """One was done. There must be enough."""
+        self._left -= 1.0
+
+
 class Hedging:
     """The waits and the credits of one caller."""
 
     def __init__(self, policy: HedgePolicy) -> None:
         self._policy = policy
         self._latencies_s: deque[float] = deque(maxlen=policy.window)
-        self._credits = policy.burst
+        self._credits = Credits(policy.share, policy.burst)
 
     def wait_s(self) -> float:
         """How long to wait for an answer before a further question."""
@@ -62,13 +84,13 @@ class Hedging:
 
     def asked(self) -> None:
         """A first question was asked."""
-        self._credits = min(self._policy.burst, self._credits + self._policy.share)
+        self._credits.earn()
 
     def may_hedge(self) -> bool:
         """May there be a further one? Then it is paid for."""
-        if self._credits < 1.0:
+        if not self._credits.enough:
             return False
-        self._credits -= 1.0
+        self._credits.pay()
         return True
 
     def took(self, latency_s: float) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flowray.core.naming import attempt_key
 from flowray.core.states import AgentState, TaskState
 from flowray.errors import InvariantBroken
 
 if TYPE_CHECKING:
+    from flowray.core.book import Entry
     from flowray.core.coordination import Coordination
 
 
@@ -33,7 +35,10 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
         in_lane = [lane for lane in core.queue.lanes() if task_id in lane]
         held_by = holders.pop(task_id, [])
         backing_off = ("backoff", task_id) in core.timers
-        unconfirmed = ("adoption", task_id) in core.timers
+        running = entry.running() if entry.state is TaskState.RUNNING else ()
+        unconfirmed = [
+            one.agent_id for one in running if ("adoption", attempt_key(task_id, one.attempt)) in core.timers
+        ]
         _hold(not entry.state.terminal, f"{task_id} is open and {entry.state.value}")
         asked = core.asking.is_asked(task_id)
         waits = entry.state is TaskState.QUEUED and not asked
@@ -43,10 +48,10 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
         decided = core.asking.standing(task_id)
         _hold(decided is None or waits, f"{task_id} {entry.state.value}: decided and does not wait")
         _hold(backing_off == (entry.state is TaskState.BACKING_OFF), f"{task_id} {entry.state.value}: back-off timer")
-        if entry.state is TaskState.RUNNING:
-            _hold(unconfirmed or held_by == [entry.agent_id], f"{task_id} runs on {entry.agent_id}, held by {held_by}")
-        else:
-            _hold(not held_by and not unconfirmed, f"{task_id} {entry.state.value} but held by {held_by}")
+        runs_on = [one.agent_id for one in running]
+        holders_known = sorted(held_by + unconfirmed) == sorted(runs_on)
+        _hold(holders_known, f"{task_id} {entry.state.value} on {runs_on}, held by {held_by}, awaited {unconfirmed}")
+        _check_second_attempt(core, entry, runs_on)
         timed = ("deadline", task_id) in core.timers
         _hold(timed == (entry.deadline_at is not None), f"{task_id}: deadline timer")
         _hold(entry.failures < entry.task.max_attempts, f"{task_id}: {entry.failures} failures and still open")
@@ -54,6 +59,15 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
     _hold(len(core.asking) <= len(core.book.open), f"{len(core.asking)} questions for {len(core.book.open)} tasks")
     for lane in core.queue.lanes():
         _hold(all(task_id in core.book.open for task_id in lane.ids()), f"lane {lane.key} holds closed tasks")
+
+
+def _check_second_attempt(core: Coordination, entry: Entry, runs_on: list[str]) -> None:
+    name = entry.task.id
+    _hold(entry.extra is None or len(runs_on) == 2, f"{name} {entry.state.value}: a second attempt and no first")
+    _hold(entry.extra is None or entry.task.idempotent, f"{name} has two attempts and is not idempotent")
+    _hold(len(set(runs_on)) == len(runs_on), f"{name} has two attempts on {runs_on}")
+    alone = len(runs_on) == 1 and entry.task.idempotent
+    _hold(alone or ("hedge", name) not in core.timers, f"{name}: will be hedged, and runs on {runs_on}")
 
 
 def _check_counts(core: Coordination) -> None:

@@ -49,6 +49,8 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     least_quality: float | None = None  # 0..1; an answer that its agent reports to be worth less is a failed attempt
     max_cost_usd: float | None = None  # what one attempt should cost at most, > 0; None for no limit
     weights: dict[str, float] = {}  # of the routing policy, for this task alone (`flowray.core.routing.WEIGHTS`)
+    idempotent: bool = False  # running it twice does no harm: only then may two attempts run at the same time
+    fallback: str = ""  # class of agents that gets it when the others are not up to it; "" for none
 
     @property
     def size_bytes(self) -> int:
@@ -122,7 +124,8 @@ class Receipt(Struct, frozen=True, array_like=True):
 class Choice(Struct, frozen=True, array_like=True):
     """Why this agent: what `explain()` says of one attempt."""
 
-    # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed | taken_over
+    # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed | taken_over,
+    # hedge | copy (a second attempt beside a running one), fallback
     policy: str
     candidates: int  # agents that had the capabilities and room
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
@@ -204,6 +207,16 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_bytes: int = 0  # reserved (Ray admits by it, it is no limit); 0 means none
 
 
+class Held(Struct, frozen=True, array_like=True):
+    """An attempt that the book has at an agent."""
+
+    attempt: int
+    epoch: int  # of the coordinator that started it
+    agent_id: str
+    incarnation: int
+    started_at: float
+
+
 class Running(Struct, frozen=True, array_like=True):
     """What an agent says it is running, when a new coordinator asks."""
 
@@ -231,6 +244,8 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()
     not_enough: tuple[NotEnough, ...] = ()
+    attempts: int = 0  # started so far, where that is more than `attempt`
+    extra: Held | None = None  # a second attempt that runs beside the current one
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):

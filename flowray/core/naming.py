@@ -1,4 +1,4 @@
-"""Names of classes of agents: from the ids of their agents, and from those that agents have in other systems."""
+"""Names: of classes of agents, from the ids of their agents and from those in other systems; and of attempts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ _MAX_NAME = 80  # characters of a class's name, and room for a number
 def class_of(agent_id: str) -> str:
     """The class of an agent, which is called "<class>-<number>"."""
     return agent_id.rpartition("-")[0]
+
+
+def attempt_key(task_id: str, attempt: int) -> str:
+    """What an attempt is called: two of one task may run at once."""
+    return f"{task_id}#{attempt}"
 
 
 def class_names(agent_ids: Iterable[str]) -> list[str]:

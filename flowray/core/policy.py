@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from flowray.core.acting import ActingPolicy
 from flowray.core.admission import AdmissionPolicy
 from flowray.core.placement import PlacementPolicy
 from flowray.core.registry import RestartPolicy
@@ -20,6 +21,7 @@ class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     placement: PlacementPolicy = PlacementPolicy()
     routing: RoutingPolicy = RoutingPolicy()
     restart: RestartPolicy = RestartPolicy()
+    acting: ActingPolicy = ActingPolicy()
     cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
     adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running
     start_timeout_s: float = 120.0  # an agent asked for must be ready within this, or it is asked for again

@@ -135,6 +135,17 @@ class Queue:
             lane.waiting[one.spec.name] = found
         return found
 
+    def of(self, one: AgentClass) -> Lane:
+        """The lane of what goes to this class whatever it needs: tasks whose fallback it is."""
+        key = LaneKey("", one.spec.name, ())
+        found = self._lanes.get(key)
+        if found is None:
+            if len(self._lanes) >= MAX_IDLE_LANES:
+                self._drop_idle()
+            found = self._lanes[key] = Lane(key)
+            one.join(found)
+        return found
+
     def find(self, task: Task) -> Lane | None:
         """The lane of a task, if it exists."""
         return self._lanes.get(LaneKey(task.tier, task.agent, task.needs))

@@ -15,7 +15,7 @@ from flowray.errors import InvalidTransition
 
 class TaskState(str, Enum):
     QUEUED = "queued"  # accepted and waiting for an agent
-    RUNNING = "running"  # one attempt is with an agent
+    RUNNING = "running"  # an attempt is with an agent; where it may do no harm, a second one with another
     BACKING_OFF = "backing_off"  # an attempt failed; waiting before the next
     SUCCEEDED = "succeeded"
     DEAD = "dead"  # a dead letter: failed for good, kept with its story, can be replayed
@@ -33,7 +33,9 @@ _S = TaskState
 TASK_TRANSITIONS: dict[tuple[TaskState, str], TaskState] = {
     (_S.QUEUED, "started"): _S.RUNNING,  # placement chose an agent
     (_S.BACKING_OFF, "started"): _S.RUNNING,  # an agent of an earlier epoch turns out to be running it: adopted
-    (_S.RUNNING, "answered"): _S.SUCCEEDED,  # the current attempt returned a value
+    (_S.RUNNING, "joined"): _S.RUNNING,  # a second attempt was started beside it
+    (_S.RUNNING, "outlived"): _S.RUNNING,  # one of two attempts ended without an outcome; the other goes on
+    (_S.RUNNING, "answered"): _S.SUCCEEDED,  # the current attempt, or one of the two, returned a value
     (_S.RUNNING, "requeued"): _S.QUEUED,  # its agent was lost, hung, or handed it back unstarted
     (_S.RUNNING, "failed"): _S.BACKING_OFF,  # the agent's code raised something worth another attempt
     (_S.RUNNING, "gave_up"): _S.DEAD,  # not retryable, attempts used up, or it kills its agents

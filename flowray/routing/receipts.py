@@ -236,13 +236,17 @@ def attempts(kept: Recorded) -> Iterator[Attempt]:
     """The attempts of a task that has ended, in their order, those without a receipt too."""
     outcome = kept.outcome
     started = [line for line in outcome.story if line.what == "started"]
+    end = outcome.story[-1] if outcome.story else None  # names the attempt that answered: not always the last started
+    ended = end.attempt if end is not None and end.what == outcome.state.value else outcome.attempts
     if len(started) != len(outcome.choices):  # a long story loses its middle: then who is who is not known
         started = []
     failed = {line.attempt: class_of(line.agent_id) for line in outcome.story if line.what == "attempt_failed"}
     short = {one.attempt: one for one in outcome.not_enough}
     for place in range(len(outcome.choices)):
         attempt = started[place].attempt if started else place + 1
-        last = attempt == outcome.attempts and outcome.agent_id != ""  # it ran when the task ended
+        last = (
+            attempt == ended and outcome.agent_id != ""
+        )  # it ran when the task ended, and was not stopped for another
         known: dict[str, Any] = {"reward": 0.0 if attempt in failed else None}
         if last and outcome.state is TaskState.SUCCEEDED:
             known = _answer(kept)

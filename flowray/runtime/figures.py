@@ -14,11 +14,15 @@ class Figures:
     attempts: int = 0
     failovers: int = 0  # attempts lost with their agent
     retries: int = 0  # attempts that failed and are tried again
+    hedges: int = 0  # attempts beside one that took long
+    copies: int = 0  # attempts at the same time as another
     restarts: int = 0  # agents started again
 
     def __call__(self, command: Command) -> None:
         if isinstance(command, StartAttempt):
             self.attempts += 1
+            self.hedges += command.reason == "hedge"
+            self.copies += command.reason == "copy"
         elif isinstance(command, RequeueTask):
             self.retries += command.arrow == "failed"
             self.failovers += command.counts in ("kills", "losses")
@@ -31,5 +35,7 @@ class Figures:
             "attempts": self.attempts,
             "failovers": self.failovers,
             "retries": self.retries,
+            "hedges": self.hedges,
+            "copies": self.copies,
             "restarts": self.restarts,
         }

@@ -25,7 +25,8 @@ TIER_ORDER = ("orchestrator", "primary", "secondary", "specialist")
 TONES = ("plain", "good", "busy", "bad", "faint", "strong")  # what a drawer must know how to colour
 _AGENT_TONES = {"ready": "good", "starting": "busy", "draining": "busy", "waiting": "faint", "stopped": "faint"}
 _TASK_TONES = {"succeeded": "good", "running": "busy", "dead": "bad", "expired": "bad", "cancelled": "faint"}
-_LINE_TONES = {**_TASK_TONES, "accepted": "faint", "attempt_failed": "bad", "requeued": "bad", "started": "plain"}
+_LINE_TONES = {**_TASK_TONES, "accepted": "faint", "started": "plain"}
+_LINE_TONES |= {"attempt_failed": "bad", "requeued": "bad", "outlived": "bad"}
 
 
 @dataclass(frozen=True, slots=True)

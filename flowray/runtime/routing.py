@@ -185,7 +185,7 @@ class RoutingDesk:
                 self._learn(
                     router,
                     command.task_id,
-                    class_of(entry.story[-1].agent_id),
+                    class_of(entry.agent_of(command.attempt)),
                     False,
                     quality=command.quality,
                     run_s=command.run_s or None,

@@ -295,6 +295,8 @@ class Runtime:
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
         weights: Mapping[str, float] | None = None,
+        idempotent: bool = False,
+        fallback: str = "",
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
@@ -308,6 +310,12 @@ class Runtime:
         is what an attempt should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than
         `least_quality` is a failed attempt: another class of agents is asked, as long as `max_attempts` allows, and
         then without thrift.
+
+        `idempotent=True` says that running the task twice does no harm. Then, and only then, a second attempt may run
+        beside the first on another agent: later, when that takes much longer than expected, or at once, where a router
+        is unsure who can do it (`core.acting`). The first good answer counts and the other attempt is told to stop.
+        `fallback` names the class of agents (a stronger one, a desk of people) that gets the task when the router gives
+        all others up, and gets the last of `max_attempts` when theirs failed; it needs none of the `needs`.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -334,6 +342,8 @@ class Runtime:
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
             weights=weights,
+            idempotent=idempotent,
+            fallback=fallback,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 

@@ -12,10 +12,13 @@ _REASONS = {
     "retry": "another try",
     "failover": "its last agent was lost or gave it back",
     "adopted": "found running there by a restarted coordinator",
+    "hedge": "beside an attempt that takes longer than expected",
+    "copy": "at the same time as another attempt",
 }
 _PLAIN = {
     "attempt_failed": "attempt {attempt} failed on {agent}",
     "requeued": "attempt {attempt} was lost with {agent}; waiting again",
+    "outlived": "attempt {attempt} was lost with {agent}; the other one goes on",
     "succeeded": "succeeded on {agent}",
     "dead": "gave up: a dead letter",
     "cancelled": "cancelled",
@@ -51,6 +54,8 @@ def choice_of(story: Story, line: StoryLine) -> Choice | None:
 
 def why(choice: Choice, agent_id: str) -> str:
     """Why this agent, in a few words."""
+    if choice.policy == "fallback":
+        return "the task's fallback"
     if choice.receipt is not None:
         return _routed_briefly(choice.receipt)
     said = _why(choice, agent_id)
@@ -64,6 +69,8 @@ def _why(choice: Choice, agent_id: str) -> str:
     among = f"{choice.candidates} candidates"
     if choice.policy == "only_one":
         return "the only agent with room"
+    if choice.policy in ("hedge", "copy"):
+        return "it had nothing to do"
     if choice.policy == "next_free":
         return "the first agent to get free"
     if choice.policy == "adopted":
@@ -91,7 +98,7 @@ def sentence(story: Story, line: StoryLine) -> str:
         said = list(dict.fromkeys(reason for reason in reasons if reason))
         return f"started on {line.agent_id}" + (f" ({'; '.join(said)})" if said else "")
     form = _PLAIN.get(line.what, line.what.replace("_", " "))
-    if not line.agent_id and line.what in ("succeeded", "requeued", "attempt_failed"):
+    if not line.agent_id and line.what in ("succeeded", "requeued", "outlived", "attempt_failed"):
         form = form.replace(" on {agent}", "").replace(" with {agent}", "")
     text = form.format(attempt=line.attempt, agent=line.agent_id)
     return f"{text}: {line.detail}" if line.detail else text
@@ -117,7 +124,7 @@ def explain(story: Story) -> str:
     for line in story.lines:
         if line.what == "started":
             text.append(_started(story, line))
-        elif line.what in ("attempt_failed", "requeued"):
+        elif line.what in ("attempt_failed", "requeued", "outlived"):
             ended = "failed" if line.what == "attempt_failed" else "ended without an answer"
             text.append(f"Attempt {line.attempt} {ended}" + (f" ({line.detail})." if line.detail else "."))
     if not any(line.what == "started" for line in story.lines):
@@ -135,10 +142,17 @@ def explain(story: Story) -> str:
 
 def _started(story: Story, line: StoryLine) -> str:
     choice = choice_of(story, line)
-    again = {"retry": ", as another try", "failover": ", because its last agent was lost or gave it back"}
+    again = {
+        "retry": ", as another try",
+        "failover": ", because its last agent was lost or gave it back",
+        "hedge": " as well, because the one before it took longer than expected",
+        "copy": " as well, at the same time, because it was not sure who can do it",
+    }
     text = f"Attempt {line.attempt} went to {line.agent_id}{again.get(line.detail, '')}"
     if choice is None:
         return f"{text}."
+    if choice.policy == "fallback":
+        return f"{text}: it is the task's fallback, and nobody else was expected to do it, or all others had failed."
     if choice.receipt is not None:
         return f"{text}: {_routed(choice)}"
     said = _placed(text, choice, line)
@@ -168,7 +182,9 @@ def _routed(choice: Choice) -> str:
         best = " and ".join(f"{estimate.candidate} ({_expected(estimate)})" for _, estimate in others[:2])
         more = f", and {len(others) - 2} more" if len(others) > 2 else ""
         said.append(f"the best other candidates were {best}{more}")
-    if choice.policy == "taken_over":
+    if choice.policy in ("hedge", "copy"):
+        said.append("it had a free slot at that moment, and whoever answers first counts")
+    elif choice.policy == "taken_over":
         said.append("it waited for another class, and by then an idle agent of this one was worth as much")
     elif receipt.explored:
         said.append("it was not among the best by value and was tried to learn of it")
@@ -193,6 +209,8 @@ def _expected(estimate: Estimate) -> str:
 
 def _placed(text: str, choice: Choice, line: StoryLine) -> str:
     loads = dict(choice.considered)
+    if choice.policy == "hedge":
+        return f"{text}: it had a free slot at that moment, and whoever answers first counts."
     if choice.policy == "only_one":
         return f"{text}: no other agent that can do it had room."
     if choice.policy == "next_free":

@@ -17,17 +17,19 @@ those of the reliability contract:
 20  and nothing is left behind
 P7  retries are bounded, and wait as long as they must
 O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
+C1  at most two attempts of one task run at once, on two agents, only if it is idempotent, and within a budget
 G1  only answers are graded, and a grade that was acknowledged stays or gives way to a newer one
 R1  whom a router's estimates chose could be chosen, with a known probability
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from flowray.core.book import Book
+from flowray.core.book import Book, Entry
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
@@ -46,7 +48,7 @@ from flowray.core.commands import (
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
 from flowray.core.model import Choice, Outcome, Task, TaskId
-from flowray.core.naming import class_of
+from flowray.core.naming import attempt_key, class_of
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
 
@@ -56,7 +58,14 @@ if TYPE_CHECKING:
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
 _EPSILON = 1e-6
-_REASONS_TO_DIE = frozenset({"application", "agent_lost", "timeout", "poison", "no_agent"})
+_REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
+
+
+_ACTED = {
+    "hedge": "a second attempt after a while",
+    "copy": "a second attempt at once",
+    "fallback": "given to the fallback",
+}
 
 
 class Violation(InvariantBroken):
@@ -93,6 +102,7 @@ class Observer:
         self._lanes: dict[tuple[str, str, tuple[str, ...]], dict[TaskId, tuple[int, int]]] = {}
         self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
         self._until_check = 0
+        self._doubled: Counter[tuple[int, str]] = Counter()  # (epoch, hedge | copy | one) -> starts
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -157,17 +167,24 @@ class Observer:
         task, name = entry.task, f"{command.task_id} attempt {command.attempt}"
         lane = self._lanes.setdefault((task.tier, task.agent, task.needs), {})
         adopted = command.reason == "adopted"
+        if command.beside:
+            self._join(command, entry, name)
         if adopted:
             hold(command.epoch < epoch, "3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
         else:
             best = min(lane.values(), default=None)
             routed = self._world.policy.routing.enabled  # then tasks wait for estimates, and for different classes
+            # With fallbacks they do so as well: the last attempt of one waits for a class of its own.
+            routed = routed or command.beside or any(self.book.open[other].task.fallback for other in lane)
             hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
             hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
-        hold(command.attempt > entry.attempt, "3", f"{name} was started after attempt {entry.attempt}")
+        hold(command.attempt > entry.attempts, "3", f"{name} was started after attempt {entry.attempts}")
         spec = self.book.specs[class_of(command.agent_id)]
         fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
-        hold(fits and task.agent in ("", spec.name), "5", f"{name} went to {command.agent_id}, which cannot do it")
+        fits = fits and task.agent in ("", spec.name)
+        if command.choice.policy == "fallback" or adopted:
+            fits = fits or task.fallback == spec.name
+        hold(fits, "5", f"{name} went to {command.agent_id}, which cannot do it")
         lane.pop(task.id, None)
         self._apply(command)
         held = self._holds[command.agent_id] = self._holds.get(command.agent_id, 0) + 1
@@ -175,17 +192,33 @@ class Observer:
         bound = spec.slots + (placement.max_prefetch if placement.prefetch_s else 0)
         hold(held <= bound or adopted, "5", f"{command.agent_id} holds {held} attempts, {bound} are allowed")
 
+    def _join(self, command: StartAttempt, entry: Entry, name: str) -> None:
+        """A second attempt beside one that runs."""
+        hold(entry.task.idempotent, "C1", f"{name} runs beside another one, and running it twice may do harm")
+        runs_on = [held.agent_id for held in entry.running()] if entry.state is TaskState.RUNNING else []
+        hold(len(runs_on) == 1, "C1", f"{name} was started beside the attempts on {runs_on}")
+        hold(command.agent_id not in runs_on, "C1", f"{name} was started on {runs_on}, which is at it already")
+
     def _leave(self, task_id: TaskId) -> None:
         entry = self.book.open.get(task_id)
         hold(entry is not None, "2", f"{task_id} changed and is not open (ended: {task_id in self.resolved})")
         assert entry is not None
         if entry.state is TaskState.RUNNING:
-            self._holds[entry.agent_id] -= 1
+            for held in entry.running():
+                self._holds[held.agent_id] -= 1
         elif entry.state is TaskState.QUEUED:
             self._lanes[entry.task.tier, entry.task.agent, entry.task.needs].pop(task_id, None)
 
     def _requeue(self, command: RequeueTask) -> None:
-        self._leave(command.task_id)
+        before = self.book.open.get(command.task_id)
+        if command.arrow == "outlived" and before is not None:
+            over = [held.agent_id for held in before.running() if held.attempt == command.attempt]
+            hold(len(over) == 1 and before.extra is not None, "C1", f"{command.task_id}: nothing outlives {command}")
+            self._holds[over[0]] -= 1
+        else:
+            alone = before is None or before.extra is None
+            hold(alone, "C1", f"{command.task_id} waits again while an attempt of it goes on")
+            self._leave(command.task_id)
         self._apply(command)
         entry, retry = self.book.open[command.task_id], self._world.policy.retry
         name = command.task_id
@@ -205,15 +238,19 @@ class Observer:
         self._leave(name)
         entry = self.book.open[name]
         if outcome.state is TaskState.SUCCEEDED:
-            where = (outcome.attempts, outcome.agent_id)
-            hold(where == (entry.attempt, entry.agent_id), "3", f"{name}: {where} answered, not the current attempt")
-            token = value_of(name, entry.attempt, entry.epoch, entry.agent_id, entry.incarnation)
+            where = (outcome.story[-1].attempt, outcome.agent_id)
+            answered = [held for held in entry.running() if where == (held.attempt, held.agent_id)]
+            hold(len(answered) == 1, "3", f"{name}: {where} answered, which is not running")
+            one = answered[0]
+            token = value_of(name, one.attempt, one.epoch, one.agent_id, one.incarnation)
             data = outcome.value.data if outcome.value is not None else None
             if data is not None and data.startswith(b"answer|"):
-                hold(data == token, "3", f"{name}: the value is {data!r}, the current attempt's is {token!r}")
+                hold(data == token, "3", f"{name}: the value is {data!r}, the answering attempt's is {token!r}")
         if outcome.state is TaskState.DEAD:
             kind = outcome.failure.kind if outcome.failure is not None else ""
             hold(kind in _REASONS_TO_DIE, "8", f"{name} is a dead letter because of {kind!r}")
+            over = entry.extra is None or kind in ("poison", "agent_lost")
+            hold(over, "C1", f"{name} is a dead letter because of {kind!r} while {entry.running()} go on")
         deadline_at = entry.deadline_at
         if outcome.state is TaskState.EXPIRED:
             hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
@@ -224,7 +261,7 @@ class Observer:
             )
             late_s -= max(0.0, self._world.up_since(outcome.resolved_at) - deadline_at)
             hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
-        failures = entry.failures + (outcome.failure is not None and outcome.failure.kind == "application")
+        failures = entry.failures + (outcome.failure is not None and outcome.failure.kind in ("application", "quality"))
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
         self._apply(command)
         self.resolved[name] = outcome
@@ -288,17 +325,18 @@ class Observer:
                 outcome = self.resolved.get(event.task_id)
                 ended = outcome.state.value if outcome is not None else ""
                 note("cancel raced with answer" if ended == "cancelled" else "answer of an ended task")
-            elif entry is not None and (entry.attempt, entry.epoch) != (event.attempt, event.epoch):
+            elif entry is not None and all(
+                (held.attempt, held.epoch) != (event.attempt, event.epoch) for held in entry.running()
+            ):
                 note("commit arrived after re-queue")
-            elif entry is not None and ("adoption", event.task_id) in core.timers:
+            elif ("adoption", attempt_key(event.task_id, event.attempt)) in core.timers:
                 note("answer before the report")
         elif isinstance(event, EstimatesReady):
             if not any(core.asking.is_asked(task_id) for task_id, _ in event.answers):
                 note("estimates came too late")
         elif isinstance(event, AgentReady):
             for one in event.running:
-                entry = core.book.open.get(one.task_id)
-                if entry is not None and ("adoption", one.task_id) in core.timers:
+                if ("adoption", attempt_key(one.task_id, one.attempt)) in core.timers:
                     note("attempt confirmed after restart")
 
     def handled(self, coordinator: CoordinatorProcess, event: Event, commands: Sequence[Command]) -> None:
@@ -307,6 +345,7 @@ class Observer:
         world.trace.step(coordinator.epoch, event, commands)
         for command in commands:
             if isinstance(command, StartAttempt):
+                self._count_second(coordinator.epoch, command)
                 if command.reason != "first":
                     world.note(f"{command.reason} attempt")
                 elif command.choice.policy == "prefetch":
@@ -316,6 +355,8 @@ class Observer:
                 elif command.choice.policy == "recent":
                     world.note("kept with few agents")
                 self._note_routing(command.choice)
+            elif isinstance(command, RequeueTask) and command.arrow == "outlived":
+                world.note("an attempt was outlived by the one beside it")
             elif isinstance(command, ResolveTask):
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):
@@ -335,8 +376,23 @@ class Observer:
         if self._rng.random() < 0.004:
             self.compare(coordinator)
 
+    def _count_second(self, epoch: int, command: StartAttempt) -> None:
+        """Second attempts stay within their shares of those that may have one, and what can be saved up."""
+        started, policy = self._doubled, self._world.policy.acting
+        started[epoch, command.reason if command.beside else "one"] += 1
+        for reason, share, burst in (
+            ("hedge", policy.hedge_share, policy.hedge_burst),
+            ("copy", policy.copy_share, policy.copy_burst),
+        ):
+            allowed = burst + share * started[epoch, "one"] if share else 0.0
+            count = started[epoch, reason]
+            hold(count <= allowed + _EPSILON, "C1", f"{count} attempts were started as {reason}, {allowed} are allowed")
+
     def _note_routing(self, choice: Choice) -> None:
         note, receipt = self._world.note, choice.receipt
+        if choice.policy in _ACTED:
+            note(_ACTED[choice.policy])
+            return
         if choice.unrouted == "late":
             note("waited for estimates in vain")
         if receipt is None:

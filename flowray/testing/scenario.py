@@ -12,6 +12,7 @@ gives the whole text back with the answers that the core gives now, so equal tex
 
     policy retry.backoff_s=1 cancel_grace_s=2 ...   only at the beginning
     agents NAME count= slots= tier= needs=a,b       submit ID priority= deadline= timeout= attempts= key= print= needs=
+                                                    idempotent=yes fallback=
     ready AGENT [TASK/ATTEMPT[/EPOCH] ...]          lost AGENT      start_failed AGENT
     answer AGENT TASK [attempt= epoch= run=]        fail AGENT TASK [attempt= epoch= retryable=no]
     hand_back AGENT TASK [attempt= epoch=]          cancel ID       at SECONDS      restart      tail_lost N
@@ -25,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from flowray.core.book import Entry
 from flowray.core.commands import Command, DurableCommand
 from flowray.core.coordination import Coordination
 from flowray.core.events import (
@@ -133,7 +135,7 @@ class Scenario:
 
     def _state(self) -> list[str]:
         book = self._core.book.open
-        tasks = [f"{task_id} {e.state.value}{' on ' + e.agent_id if e.agent_id else ''}" for task_id, e in book.items()]
+        tasks = [f"{task_id} {e.state.value}{_where(e)}" for task_id, e in book.items()]
         agents = [f"{a.id}#{a.incarnation} {a.state.value} {a.held}/{a.slots}" for a in self._core.registry.agents()]
         return [", ".join(tasks) or "no open tasks", ", ".join(agents) or "no agents"]
 
@@ -171,6 +173,8 @@ class Scenario:
             max_attempts=int(named.get("attempts", "3")),
             key=named.get("key", ""),
             fingerprint=named.get("print", ""),
+            idempotent=named.get("idempotent", "no") == "yes",
+            fallback=named.get("fallback", ""),
         )
         return self._tell(TaskSubmitted(task))
 
@@ -211,6 +215,11 @@ class Scenario:
 
     def _hand_back(self, words: list[str], named: Mapping[str, str]) -> list[str]:
         return self._tell(AttemptReturned(*self._token(words, named)))
+
+
+def _where(entry: Entry) -> str:
+    names = " and ".join(held.agent_id for held in entry.running())
+    return f" on {names}" if names else ""
 
 
 def _list(text: str) -> tuple[str, ...]:

@@ -125,6 +125,8 @@ class Simulation:
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
         weights: Mapping[str, float] | None = None,
+        idempotent: bool = False,
+        fallback: str = "",
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
 
@@ -150,6 +152,8 @@ class Simulation:
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
             weights=weights,
+            idempotent=idempotent,
+            fallback=fallback,
         )
         handle = Handle(self, self._caller(task, resubmits=0))
         self._accepted([handle])

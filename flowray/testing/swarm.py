@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from time import perf_counter
 
+from msgspec import structs
+
+from flowray.core.acting import ActingPolicy
 from flowray.core.admission import AdmissionPolicy
 from flowray.core.commands import StartAttempt
 from flowray.core.model import AgentSpec, Failure, Payload, Task, TaskId
@@ -44,10 +47,13 @@ from flowray.testing.world import World
 CAPABILITIES = ("code", "read", "see", "write")
 # What a large run must come by, or it proves less than it seems to.
 SOMETIMES = (
+    "a second attempt after a while",
+    "a second attempt at once",
     "adopted attempt",
     "agent hung",
     "agent start failed",
     "agent start hung",
+    "an attempt was outlived by the one beside it",
     "answer before the report",
     "answer kept for a new coordinator",
     "answer of an ended task",
@@ -62,12 +68,14 @@ SOMETIMES = (
     "dead: application",
     "dead: no_agent",
     "dead: poison",
+    "dead: quality",
     "dead: timeout",
     "estimates came too late",
     "expired while running",
     "expired while waiting",
     "explored",
     "failover attempt",
+    "given to the fallback",
     "older epoch refused by an agent",
     "prefetched",
     "refused: conflict",
@@ -135,6 +143,7 @@ class RandomWork:
 
     def __init__(self, seed: int, median_s: float) -> None:
         self._rng = Random(f"{seed}/work")
+        self._quality = Random(f"{seed}/quality")
         self._median_s = median_s
 
     def construct(self, process: AgentProcess) -> Failure | None:
@@ -153,7 +162,9 @@ class RandomWork:
             failure = Failure(kind="application", type="ValueError", message="odd", retryable=retryable)
             return Run(duration_s=duration_s, failure=failure, heeds_cancel=heeds)
         token = value_of(task.id, command.attempt, command.epoch, process.id, process.incarnation)
-        return Run(duration_s=duration_s, value=Payload(data=token, size_bytes=len(token)), heeds_cancel=heeds)
+        value = Payload(data=token, size_bytes=len(token))
+        quality = self._quality.random() if task.least_quality is not None else None
+        return Run(duration_s=duration_s, value=value, quality=quality, heeds_cancel=heeds)
 
 
 # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,16 +176,17 @@ def draw_options(seed: int) -> Options:
     specs = _draw_specs(rng)
     safety_s = rng.choice((5.0, 15.0, 40.0))
     count = int(20 * 15 ** (rng.random() ** 2))
+    doubled = Random(f"{seed}/doubled")  # draws of its own: so the seeds of before tell the same stories
     slots = sum(s.count * s.slots for s in specs)
     # Between hardly any load and about twice what the team can do.
     median_s = min(5.0, rng.choice((0.001, 0.05, 0.2, 1.0)) * (1.0 + slots * safety_s / count / 4.0))
     return Options(
         seed=seed,
         specs=specs,
-        plans=_draw_plans(rng, specs, count, safety_s, median_s),
+        plans=_doubled(doubled, specs, _draw_plans(rng, specs, count, safety_s, median_s)),
         rescales=_draw_rescales(rng, specs, safety_s),
         faults=_draw_faults(rng, safety_s),
-        policy=_draw_policy(rng),
+        policy=structs.replace(_draw_policy(rng), acting=_draw_acting(doubled)),
         safety_s=safety_s,
         median_s=median_s,
     )
@@ -235,6 +247,35 @@ def _draw_plans(
             )
         )
     return tuple(plans)
+
+
+def _doubled(rng: Random, specs: tuple[AgentSpec, ...], plans: tuple[Plan, ...]) -> tuple[Plan, ...]:
+    """The same plans, with tasks that may have two attempts, or a fallback, or want an answer of some quality."""
+    idempotent, fallen, judged = rng.choice((0.0, 0.5, 1.0)), rng.choice((0.0, 0.0, 0.3)), rng.random() * 0.3
+    found = []
+    for plan in plans:
+        task = structs.replace(
+            plan.task,
+            idempotent=rng.random() < idempotent,
+            fallback=rng.choice(specs).name if rng.random() < fallen else "",
+            least_quality=0.4 if rng.random() < judged else None,
+        )
+        found.append(replace(plan, task=task))
+    return tuple(found)
+
+
+def _draw_acting(rng: Random) -> ActingPolicy:
+    return ActingPolicy(
+        hedge_factor=rng.choice((1.0, 3.0)),
+        hedge_least_s=rng.choice((0.0, 0.05)),
+        hedge_share=rng.choice((0.0, 0.1, 1.0)),
+        hedge_burst=rng.choice((1.0, 10.0)),
+        unsure=rng.choice((0.0, 0.9, 1.0, 1.0)),
+        apart=rng.choice((0.5, 1.0, 1.0)),
+        copy_gain=rng.choice((0.0, 0.1)),
+        copy_share=rng.choice((0.1, 1.0)),
+        lost=rng.choice((0.0, 0.1, 0.5)),
+    )
 
 
 def _draw_rescales(rng: Random, specs: tuple[AgentSpec, ...], safety_s: float) -> tuple[tuple[float, AgentSpec], ...]:

@@ -119,6 +119,8 @@ def command_text(command: Command) -> str:
     if isinstance(command, RequeueTask):
         until = f" until {command.not_before:.3f}" if command.not_before else ""
         counts = f" counts as {command.counts}" if command.counts else ""
+        if command.arrow == "outlived":
+            return f"over: {command.task_id} attempt {command.attempt}; the other one goes on ({counts.strip()})"
         return f"requeue {command.task_id} ({command.arrow}{counts}){until}"
     if isinstance(command, WakeTask):
         return f"wake {command.task_id}"

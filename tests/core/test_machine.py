@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from flowray.core.acting import ActingPolicy
 from flowray.core.admission import AdmissionPolicy
 from flowray.core.commands import AcceptTask, DurableCommand, ResolveTask, StartAttempt
 from flowray.core.coordination import Coordination
@@ -35,6 +36,7 @@ POLICY = CorePolicy(
     admission=AdmissionPolicy(max_open_tasks=6, max_recent=3),
     retry=RetryPolicy(max_losses=3, poison_kills=2),
     placement=PlacementPolicy(prefetch_s=0.5, max_prefetch=2),
+    acting=ActingPolicy(hedge_factor=1.0, hedge_share=1.0),
 )
 CAN = {"reader": ("read",), "writer": ("write",), "both": ("read", "write")}
 TASKS = st.sampled_from([f"t{n}" for n in range(8)])
@@ -87,7 +89,8 @@ class AnyOrder(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(["", "", "k1", "k2"]))
         one = task(
             name, needs=needs, priority=priority, deadline_s=deadline_s, attempt_timeout_s=timeout_s, key=key,
-            fingerprint=data.draw(st.sampled_from("fg")), max_attempts=2,
+            fingerprint=data.draw(st.sampled_from("fg")), max_attempts=data.draw(st.integers(2, 3)),
+            idempotent=data.draw(st.booleans()), fallback=data.draw(st.sampled_from(["", "", "reader", "both"])),
         )  # fmt: skip
         self.tell(TaskSubmitted(one))
 

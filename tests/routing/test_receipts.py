@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec import structs
 
-from flowray.core.model import Asked, Choice, Grade, NotEnough, Recorded, TaskId
+from flowray.core.model import Asked, Choice, Grade, NotEnough, Recorded, StoryLine, TaskId
 from flowray.core.states import TaskState
 from flowray.routing import receipts
 from flowray.routing.tables import SchemaError
@@ -105,6 +106,18 @@ def test_each_attempt_earns_what_came_of_itself():
     assert [row["reward"] for row in made] == [0.0, None, 0.9]
     assert [row["cost_usd"] for row in made] == [None, None, 0.5]
     assert [row["started_at"] for row in made] == [1.25, 2.25, 3.25]
+
+
+def test_of_two_attempts_the_one_that_answered_earned_it():
+    """The second was started beside the first, which answered: nobody knows what the second would have earned."""
+    first, second = routed("small"), structs.replace(routed("large"), policy="copy")
+    made = outcome(choices=(first, second), quality=0.9)
+    end = StoryLine(made.resolved_at, "succeeded", 1, "small-0")
+    made = structs.replace(made, agent_id="small-0", story=(*made.story[:-1], end))
+    assert [(row["attempt"], row["agent_id"], row["reward"]) for row in rows(made)] == [
+        (1, "small-0", 0.9),
+        (2, "large-0", None),
+    ]
 
 
 def test_a_task_given_up_while_it_waited_keeps_what_its_attempts_earned():

@@ -18,9 +18,12 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
+from flowray.core import acting, book, coordination
 from flowray.core.admission import Admission
+from flowray.core.book import Book
 from flowray.core.commands import StartAgent
 from flowray.core.coordination import Coordination
+from flowray.core.hedging import Credits
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass
 from flowray.testing.coordinator import CoordinatorProcess
@@ -40,8 +43,8 @@ class Killed:
     wall_s: float
 
 
-def swap(owner: type, method: str, old: str, new: str) -> Callable[[], None]:
-    """A mutant: in the source of a method, one text becomes another."""
+def swap(owner: Any, method: str, old: str, new: str) -> Callable[[], None]:
+    """A mutant: in the source of a method, or of a module's function, one text becomes another."""
 
     def plant() -> None:
         found = inspect.getattr_static(owner, method)
@@ -78,7 +81,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "retries unbounded": swap(C, "_attempt_failed", "or entry.failures + 1 >= entry.task.max_attempts", ""),
     "retries what is not retryable": swap(C, "_attempt_failed", "not failure.retryable or ", ""),
     "back-off cut short": swap(
-        C, "_attempt_failed", 'set("backoff", task_id, not_before)', 'set("backoff", task_id, self.now)'
+        C, "_go_on", 'set("backoff", entry.task.id, over.not_before)', 'set("backoff", entry.task.id, self.now)'
     ),
     "poison never found": swap(C, "_attempt_lost", 'counts == "kills" and', "False and"),
     "losses unbounded": swap(C, "_attempt_lost", "elif counts and", "elif False and"),
@@ -89,7 +92,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "deadline forgotten": swap(C, "_on_submitted", "if entry.deadline_at is not None:", "if False:"),
     "deadline forgotten by recovery": swap(C, "recover", "if entry.deadline_at is not None:", "if False:"),
     "running attempts forgotten by recovery": swap(
-        C, "recover", 'core.timers.set("adoption", task_id, now + grace_s)', "pass"
+        C, "recover", 'core.timers.set("adoption", attempt_key(task_id, held.attempt), now + grace_s)', "pass"
     ),
     "cancel answered, task goes on": swap(
         C, "_on_cancel", "self._withdraw(entry, TaskState.CANCELLED,", "(lambda *_: None)(entry, TaskState.CANCELLED,"
@@ -112,8 +115,33 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
     "capabilities ignored": swap(AgentClass, "serves", "self.capabilities.issuperset(key.needs)", "True"),
     "hung agents are kept": swap(C, "_grace_over", "due > self.now", "(due := self.now + 1e6)"),
+    # two attempts at once
+    "the other attempt is not told to stop": swap(C, "_resolve", "if entry.extra is not None:", "if False:"),
+    "both answers count": swap(
+        Book,
+        "_resolved",
+        "self.open.pop(outcome.task_id)",
+        "self.open[outcome.task_id]\n    if entry.extra is None:\n        del self.open[outcome.task_id]",
+    ),
+    "the second answer does not count": swap(
+        C, "_is_current", " or (entry.extra is not None and _is(entry.extra, event))", ""
+    ),
+    "tried again while the other attempt goes on": swap(C, "_go_on", "if entry.extra is not None:", "if False:"),
+    "given up while the other attempt goes on": swap(C, "_attempt_failed", "if alone and (", "if ("),
+    "the surviving attempt is forgotten": swap(Book, "_requeued", "if command.attempt == entry.attempt:", "if False:"),
+    "second attempt on the same agent": swap(acting, "_free_agent", "if found.id != busy:", "if True:"),
+    "second attempt of what is not idempotent": swap(coordination, "may_join", "task.idempotent and ", ""),
+    "second attempt where one failure is allowed": swap(
+        coordination, "may_join", "failures + 2 <= task.max_attempts", "True"
+    ),
+    "second attempt not in the snapshot": swap(book, "_frozen", "extra=entry.extra", "extra=None"),
+    "second attempt forgotten by recovery": swap(C, "recover", "entry.running():", "entry.running()[:1]:"),
+    "number of an attempt used twice": swap(C, "_start_on", "entry.attempts + 1", "entry.attempt + 1"),
+    "hedge timer outlives its attempt": swap(C, "_attempt_over", "if task.idempotent:", "if False:"),
+    "second attempts cost nothing": put(Credits, "pay", lambda self: None),
+    "task stays with a fallback that is gone": swap(C, "_may_fall_back", "one is None or one.hopeless", "one is None"),
     # bugs that the simulation found
-    "found: claim outlives its answer": swap(C, "_on_finished", "self._unclaim(entry)", "pass"),
+    "found: claim outlives its answer": swap(C, "_attempt_over", "self._unclaim(task.id, attempt, agent_id)", "pass"),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
     "found: draining agents are not kept": swap(C, "_on_agents_added", "agent not in surplus", "False"),
@@ -151,6 +179,10 @@ RARE = frozenset(
         "answers of earlier epochs count",
         "adopts what runs elsewhere",
         "fingerprint not compared",
+        "given up while the other attempt goes on",
+        "second attempt not in the snapshot",
+        "second attempts cost nothing",
+        "task stays with a fallback that is gone",
         "found: draining agents are not kept",
         "found: a late report revives the dead",
         "found: an old answer frees the new slot",

@@ -1,0 +1,233 @@
+"""What a second attempt is worth, computed from recorded outcomes with the estimates that a coordinator has.
+
+Each task of a set is done four ways. Everybody chooses by expected success alone; agents' past is the set's `train`.
+
+    one       the class that the router expects most of, once
+    copies    a second class at the same time where `flowray.core.acting` says so; whoever succeeds counts. Paid from
+              credits, in the order of the set, as the core does
+    retry     the same first class; when it has failed the best of the others, of which the router knows that
+    ladder    as retry, but the first class is the cheapest one good enough
+
+    *_success            mean success
+    *_mended_ratio       of the tasks at which `one` failed and some class would have succeeded, the share that succeeds
+    *_extra_cost_ratio   dollars beyond those of `one`, relative to these
+    *_seconds_ratio      mean seconds of tasks that both ways succeed at, relative to `retry` (where they are recorded)
+    copies_share_ratio   share of tasks that were copied
+
+Nothing is chosen on the judged split: `chosen_*` are the thresholds that the `val` split gives, as the best of a grid
+by success gained less `DOUBLING` times the share of money added, over the sets together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.workers.common import main
+from flowray.core.acting import ActingPolicy, gains
+from flowray.core.hedging import Credits
+from flowray.core.model import Estimate, Receipt
+from flowray.core.naming import class_names
+from flowray.core.routing import RoutingPolicy, draw
+from flowray.routing import data, estimator
+from flowray.routing.judge import filled_costs
+from flowray.routing.live import LiveRouter
+from flowray.routing.queries import Query
+
+DOUBLING = 0.05  # of success, that doubling the money must bring
+UNSURE = (0.3, 0.5, 0.7, 0.9, 1.0)
+GAINS = (0.0, 0.025, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125)
+SUCCESS_ALONE = RoutingPolicy(explore=0.0, good=0.0, slowdown=0.0, second=0.0, usd=0.0, use_quality=0.0)
+Numbers = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
+
+
+def work(settings: dict[str, Any]) -> dict[str, float]:
+    artifact = Path(settings["artifact"]).resolve()
+    sets = {Path(each).name: Recorded(artifact, Path(each).resolve()) for each in settings["sets"]}
+    valued = {name: Decided.of(each, "val") for name, each in sets.items()}
+    figures: dict[str, float] = {}
+    best = max(itertools.product(UNSURE, GAINS), key=lambda pair: sum(one.net(*pair) for one in valued.values()))
+    figures["chosen_unsure"], figures["chosen_copy_gain"] = best
+    added = [each.added() for each in valued.values()]
+    figures["chosen_apart"] = sum(real for real, _ in added) / sum(expected for _, expected in added)
+    for name, each in sets.items():
+        judged = Decided.of(each, settings["split"])
+        found = judged.figures(each, settings["quality"])
+        figures |= {f"{metric}_{name}": value for metric, value in found.items()}
+    return figures
+
+
+class Split(NamedTuple):
+    """Tasks, what was recorded of the classes that can be chosen, and what is asked about them."""
+
+    success: Numbers  # [tasks, classes]
+    cost_usd: Numbers
+    latency_s: Numbers
+    queries: list[Query]
+
+
+class Recorded:
+    """One set, and the router that knows its past."""
+
+    def __init__(self, artifact: Path, directory: Path) -> None:
+        self._recorded = data.load(directory)
+        self._estimator = estimator.load(artifact, "float32")
+        self._router = LiveRouter(self._estimator, self._recorded)
+
+    def split(self, name: str) -> Split:
+        judged, histories = self._recorded.split(name), self._recorded.histories()
+        pool = np.flatnonzero(judged.pool)
+        names = class_names(judged.agents.agent_ids)
+        candidates = tuple(names[at] for at in pool)
+        tasks, outcomes = judged.tasks, judged.outcomes
+        queries = [
+            Query(text, candidates, choices=choices, tools=tools, n_tools=None if np.isnan(count) else float(count))
+            for text, choices, tools, count in zip(tasks.texts, tasks.choices, tasks.tools, tasks.n_tools, strict=True)
+        ]
+        usual = filled_costs(self._estimator.estimate(tasks, judged.agents, histories), judged.agents, histories)
+        cost_usd = np.where(np.isfinite(outcomes.cost_usd), outcomes.cost_usd, usual)
+        success = np.nan_to_num(outcomes.success[:, pool]).astype(np.float64)
+        return Split(success, cost_usd[:, pool].astype(float), outcomes.latency_s[:, pool].astype(float), queries)
+
+    def estimates(self, queries: list[Query]) -> list[tuple[Estimate, ...]]:
+        ids = [str(number) for number in range(len(queries))]
+        found = self._router.estimate(ids, queries)
+        for task_id in ids:
+            self._router.forget(task_id)
+        return found
+
+
+class Decided(NamedTuple):
+    """A split, the class that is chosen for each task, and what the best second one would add by the estimates."""
+
+    of_set: Split
+    estimates: list[tuple[Estimate, ...]]
+    first: Places  # [tasks]
+    confidence: Numbers
+    second: Places  # [tasks]
+    gain: Numbers  # as if failures were independent
+
+    @classmethod
+    def of(cls, recorded: Recorded, split: str) -> Decided:
+        of_set = recorded.split(split)
+        estimates = recorded.estimates(of_set.queries)
+        free = ActingPolicy(apart=1.0)
+        first, confidence, second, gain = [], [], [], []
+        for row in estimates:
+            drawn = draw(row, [0.0] * len(row), None, SUCCESS_ALONE, random.Random(0))
+            receipt = _receipt(row, drawn.place, drawn.confidence)
+            adds = gains(receipt, receipt.chosen, None, free, SUCCESS_ALONE)
+            other = max(adds, key=adds.__getitem__)
+            first.append(drawn.place)
+            confidence.append(drawn.confidence)
+            second.append([each.candidate for each in row].index(other))
+            gain.append(adds[other])
+        return cls(of_set, estimates, np.array(first), np.array(confidence), np.array(second), np.array(gain))
+
+    def added(self) -> tuple[float, float]:
+        """Mean success that the second class adds everywhere: what it was, and what independence would give."""
+        rows = np.arange(len(self.first))
+        success = self.of_set.success
+        real = (1.0 - success[rows, self.first]) * success[rows, self.second]
+        return float(real.mean()), float(self.gain.mean())
+
+    def copied(self, policy: ActingPolicy) -> npt.NDArray[np.bool_]:
+        """[tasks] where two run at once: what the core decides, credits and all."""
+        account = Credits(policy.copy_share, policy.copy_burst)
+        found = []
+        for confidence, gain in zip(self.confidence, self.gain, strict=True):
+            account.earn()
+            wanted = confidence < policy.unsure and policy.apart * gain >= policy.copy_gain and account.enough
+            if wanted:
+                account.pay()
+            found.append(wanted)
+        return np.array(found)
+
+    def net(self, unsure: float, copy_gain: float) -> float:
+        """What thresholds are worth."""
+        two = self.copied(ActingPolicy(unsure=unsure, copy_gain=copy_gain, copy_share=1.0))
+        rows, success, cost_usd = np.arange(len(two)), self.of_set.success, self.of_set.cost_usd
+        mended = two & (success[rows, self.first] == 0) & (success[rows, self.second] > 0)
+        extra = cost_usd[rows, self.second][two].sum() / cost_usd[rows, self.first].sum()
+        return float(mended.mean() - DOUBLING * extra)
+
+    def figures(self, recorded: Recorded, quality: float) -> dict[str, float]:
+        """All four ways, with the policy as it is shipped."""
+        success, cost_usd, latency_s, queries = self.of_set
+        rows = np.arange(len(self.first))
+        one = success[rows, self.first]
+        two = self.copied(ActingPolicy())
+        copies = np.where(two, np.maximum(one, success[rows, self.second]), one)
+        copies_usd = cost_usd[rows, self.first] + np.where(two, cost_usd[rows, self.second], 0.0)
+        firsts = {"retry": self.first, "ladder": self._thrifty(quality)}
+        ways = {"copies": (copies, copies_usd)}
+        seconds = {"copies": self._first_good(two)}
+        for name, first in firsts.items():
+            again = _again(recorded, queries, first, success[rows, first])
+            failed = success[rows, first] == 0
+            ways[name] = (
+                np.where(failed, success[rows, again], 1.0),
+                cost_usd[rows, first] + np.where(failed, cost_usd[rows, again], 0.0),
+            )
+            seconds[name] = latency_s[rows, first] + np.where(failed, latency_s[rows, again], 0.0)
+        mendable = (one == 0) & (success.max(axis=1) > 0)
+        spent = cost_usd[rows, self.first].sum()
+        found = {"one_success": float(one.mean()), "copies_share_ratio": float(two.mean())}
+        for name, (done, usd) in ways.items():
+            found[f"{name}_success"] = float(done.mean())
+            found[f"{name}_mended_ratio"] = float(done[mendable].mean())
+            found[f"{name}_extra_cost_ratio"] = float((usd.sum() - spent) / spent)
+        both = two & (copies > 0) & (ways["retry"][0] > 0) & np.isfinite(seconds["copies"] + seconds["retry"])
+        if both.any():
+            found["copies_seconds_ratio"] = float(seconds["copies"][both].mean() / seconds["retry"][both].mean())
+        return found
+
+    def _thrifty(self, quality: float) -> Places:
+        chosen = []
+        for row in self.estimates:
+            drawn = draw(row, [0.0] * len(row), None, SUCCESS_ALONE, random.Random(0), quality=quality)
+            chosen.append(drawn.place)
+        return np.array(chosen)
+
+    def _first_good(self, two: npt.NDArray[np.bool_]) -> Numbers:
+        """[tasks] seconds until the first good answer, infinite without one."""
+        success, latency_s, rows = self.of_set.success, self.of_set.latency_s, np.arange(len(self.first))
+        times = [
+            np.where(success[rows, place] > 0, latency_s[rows, place], np.inf) for place in (self.first, self.second)
+        ]
+        return np.where(two, np.minimum(*times), times[0])
+
+
+def _again(recorded: Recorded, queries: list[Query], first: Places, ended: Numbers) -> Places:
+    """[tasks] who is asked after the first failed, and the router knows that; the first itself where it did not."""
+    failed = np.flatnonzero(ended == 0)
+    asked = [
+        Query(
+            each.text,
+            each.candidates,
+            choices=each.choices,
+            tools=each.tools,
+            n_tools=each.n_tools,
+            tried=((each.candidates[first[row]], 0.0),),
+        )
+        for row, each in ((row, queries[row]) for row in failed)
+    ]
+    chosen = first.copy()
+    for row, estimates in zip(failed, recorded.estimates(asked), strict=True):
+        ranked = sorted(range(len(estimates)), key=lambda at: -estimates[at].success)
+        chosen[row] = next(at for at in ranked if at != first[row])
+    return chosen
+
+
+def _receipt(row: tuple[Estimate, ...], place: int, confidence: float) -> Receipt:
+    return Receipt("local", "", row, (), (), row[place].candidate, False, confidence, 0.0, 0.0)
+
+
+if __name__ == "__main__":
+    main(work)
