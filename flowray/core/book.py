@@ -13,6 +13,7 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     Command,
+    RecordVersion,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -26,6 +27,7 @@ from flowray.core.model import (
     Failure,
     OpenTask,
     Outcome,
+    RouterRecord,
     Snapshot,
     StoryLine,
     Task,
@@ -33,6 +35,7 @@ from flowray.core.model import (
 )
 from flowray.core.states import TaskState, next_task_state
 
+ROUTER_RECORDS = 256  # decisions about the router that are kept: the newest
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
 _RESOLVED_ARROW = {
     TaskState.SUCCEEDED: "answered",
@@ -96,13 +99,14 @@ class Entry:
 class Book:
     """Open tasks, agent specs and incarnations, as the journal has them."""
 
-    __slots__ = ("_apply", "incarnations", "next_seq", "open", "specs")
+    __slots__ = ("_apply", "incarnations", "next_seq", "open", "routers", "specs")
 
     def __init__(self) -> None:
         self.open: dict[TaskId, Entry] = {}
         self.specs: dict[str, AgentSpec] = {}
         self.incarnations: dict[str, int] = {}
         self.next_seq = 0
+        self.routers: list[RouterRecord] = []
         self._apply: dict[type, Callable[[Any], None]] = {
             AcceptTask: self._accepted,
             StartAttempt: self._started,
@@ -111,6 +115,7 @@ class Book:
             ResolveTask: self._resolved,
             AddAgents: self._agents_added,
             StartAgent: self._agent_started,
+            RecordVersion: self._version_recorded,
         }
 
     def apply(self, command: Command) -> None:
@@ -168,6 +173,11 @@ class Book:
     def _agent_started(self, command: StartAgent) -> None:
         self.incarnations[command.agent_id] = command.incarnation
 
+    def _version_recorded(self, command: RecordVersion) -> None:
+        if self.routers and self.routers[-1].arrow == "noted":
+            self.routers.pop()  # how a trial stood then is of no interest any more
+        self.routers = [*self.routers, command.record][-ROUTER_RECORDS:]
+
     def snapshot(self, at: float) -> Snapshot:
         """Everything durable, at this moment."""
         return Snapshot(
@@ -176,6 +186,7 @@ class Book:
             tasks=tuple(_frozen(entry) for entry in self.open.values()),
             specs=tuple(self.specs.values()),
             incarnations=dict(self.incarnations),
+            routers=tuple(self.routers),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -183,6 +194,7 @@ class Book:
         self.next_seq = snapshot.next_seq
         self.specs = {spec.name: spec for spec in snapshot.specs}
         self.incarnations = dict(snapshot.incarnations)
+        self.routers = list(snapshot.routers)
         for open_task in snapshot.tasks:
             self.open[open_task.task.id] = _thawed(open_task)
 

@@ -29,6 +29,7 @@ from flowray.core.commands import (
     Command,
     DurableCommand,
     KnownTask,
+    RecordVersion,
     RefuseTask,
     RequestEstimates,
     RequeueTask,
@@ -51,6 +52,7 @@ from flowray.core.events import (
     Event,
     TaskSubmitted,
     Ticked,
+    VersionDecided,
 )
 from flowray.core.invariants import check_coordination
 from flowray.core.model import (
@@ -104,6 +106,7 @@ class Coordination:
             AgentReady: self._on_agent_ready,
             AgentLost: self._on_agent_lost,
             AgentStartFailed: self._on_start_failed,
+            VersionDecided: self._on_version,
             Ticked: self._on_tick,
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
@@ -788,6 +791,11 @@ class Coordination:
         for one in self.registry.classes():
             if one.spec.name == key:
                 self._give_up_hopeless(one)
+
+    # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_version(self, event: VersionDecided) -> None:
+        self._commit(RecordVersion(structs.replace(event.record, at=self.now)))
 
     # ── the one way out ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from flowray.core.model import AgentId, AgentSpec, Estimate, Failure, Payload, Running, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Estimate, Failure, Payload, RouterRecord, Running, Task, TaskId
 
 
 class TaskSubmitted(Struct, frozen=True):
@@ -87,6 +87,12 @@ class AgentStartFailed(Struct, frozen=True):
     failure: Failure
 
 
+class VersionDecided(Struct, frozen=True):
+    """Another version of the router is in force, or on trial, or its trial is over."""
+
+    record: RouterRecord  # its time is when the core hears of it
+
+
 class Ticked(Struct, frozen=True):
     """Time has passed. Whatever is due by `now` happens."""
 
@@ -102,5 +108,6 @@ Event = (
     | AgentReady
     | AgentLost
     | AgentStartFailed
+    | VersionDecided
     | Ticked
 )
