@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 
 from flowray.bridges.config import BridgeConfig
 from flowray.core.policy import CorePolicy
+from flowray.core.rollout import RolloutPolicy
 from flowray.errors import ConfigError
 from flowray.mesh.lanes import TalkLimits
 from flowray.store.config import StoreConfig
@@ -129,6 +130,7 @@ class RouterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     artifact: str = ""  # directory of a trained router; "" for one that knows only what it learns here
     history: str = ""  # a set of outcomes: what the agents did before, by the names of their classes; "" for nothing
+    rollout: RolloutPolicy = RolloutPolicy()  # how another version of it comes into force
 
     def __post_init__(self) -> None:
         if self.history and not self.artifact:

@@ -154,10 +154,13 @@ class StartAgent(Struct, frozen=True, tag="start_agent"):
 
 
 class RecordVersion(Struct, frozen=True, tag="router_version"):
-    """Which version of the router is in force from now on, and why. The shell takes it into service once on disk."""
+    """Which version of the router is in force from now on, and why.
+
+    The shell has done so by then: if this is lost, the next coordinator goes on with the version before.
+    """
 
     durable: ClassVar[bool] = True
-    waits: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
     record: RouterRecord
 
     @property

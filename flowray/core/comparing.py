@@ -1,4 +1,4 @@
-"""Two routers asked about the same task: would they choose differently, and what does an outcome say of which is better?
+"""Two routers asked about the same task: would they choose otherwise, and which of them does an outcome speak for?
 
 The older one is what was in force first, the newer one what is to take its place; which of them answered the task is
 another matter. A router's choice is taken for what the policy would do if nobody had to wait (`routing.draw`).

@@ -191,6 +191,13 @@ class Rollout:
             return None
         return self._follow("rolled_back" if self._stage is _S.WATCHED else "rejected", why)
 
+    def older_broke(self, why: str) -> Decision | None:
+        """The earlier version can no longer be asked, so there is nothing to hold the one in force against.
+
+        None where the older version is itself in force: its trouble is not the other one's.
+        """
+        return self._follow("settled", why) if self._stage is _S.WATCHED else None
+
     def saw(self, seen: Seen) -> Decision | None:
         """One outcome of a task that both were asked about; what follows from it, if anything does."""
         if self._stage is _S.IDLE:
@@ -273,7 +280,8 @@ class Rollout:
             why = f"as a canary it earned {self._more.mean:+.3f} in {pairs} pairs of tasks on which the two differ"
             return self._follow("promoted", why)
         if self._canaries >= policy.canary_most:
-            why = f"it was not shown to be better in {self._canaries} canary outcomes: {self._more.mean:+.3f}, {pairs} pairs"
+            found = f"{self._more.mean:+.3f}, {pairs} pairs"
+            why = f"it was not shown to be better in {self._canaries} canary outcomes: {found}"
             return self._follow("rejected", why)
         return None
 
@@ -306,7 +314,7 @@ class Rollout:
         self._begin(Evidence())
         return Decision(arrow, self._stage, why)
 
-    _judges: dict[RolloutStage, Callable[[Rollout], Decision | None]] = {  # noqa: RUF012 - never changed
+    _judges: dict[RolloutStage, Callable[[Rollout], Decision | None]] = {
         _S.SHADOW: _judge_shadow,
         _S.CANARY: _judge_canary,
         _S.WATCHED: _judge_watched,

@@ -40,7 +40,7 @@ from flowray.core.coordination import Coordination
 from flowray.core.events import AgentLost
 from flowray.core.model import Outcome
 from flowray.core.states import AgentState
-from flowray.errors import MeshError, PayloadError, StoreError
+from flowray.errors import MeshError, PayloadError, RouterRefused, StoreError
 from flowray.mesh.doors import OUTSIDE
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
@@ -78,7 +78,8 @@ from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Observer, Pump, time_line
 from flowray.runtime.questions import Questions
 from flowray.runtime.retention import sweep_for_ever
-from flowray.runtime.routing import RoutingDesk, load_router
+from flowray.runtime.rollout import load_versions
+from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.standin import StandIn
 from flowray.runtime.subscribers import SubscriberFile
 from flowray.store import PayloadStore, SqliteStore
@@ -181,7 +182,7 @@ class Coordinator:
         observers: list[Observer] = [figures]
         if self._config.core.routing.enabled:
             self._routing = RoutingDesk(
-                partial(load_router, self._config.router),
+                partial(load_versions, self._config.router, self._config.core.routing, tuple(core.book.routers)),
                 lambda event: self._pump.put(event),
                 core.book.open.get,
                 core.asking.is_asked,
@@ -238,6 +239,7 @@ class Coordinator:
             overview,
             introduce=self._introduction,
             stop=self._stop,
+            offer=self._offer_router,
         )
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -486,6 +488,14 @@ class Coordinator:
         self._store.close()
         self._clients.tell_all(messages.encode(Farewell("the runtime was stopped")))
         self._doorway.close()
+
+    async def _offer_router(self, artifact: str, history: str) -> str:
+        """For a client: begin the trial of another version of the router, once that is on disk."""
+        if self._routing is None:
+            raise RouterRefused(artifact, "this runtime asks no router: core.routing.enabled is off")
+        version = await self._routing.offer(artifact, history)
+        await self._pump.synced()
+        return version
 
     async def _stop(self) -> bool:
         """For a client: it hears of the end before this process ends itself."""

@@ -81,6 +81,8 @@ class Question(Struct, frozen=True, array_like=True, tag="question"):
     spec: AgentSpec | None = None
     agent_id: str = ""
     number: int = 0  # of this request; its answer has the same
+    artifact: str = ""  # directory of a router, as the coordinator sees it,
+    history: str = ""  # and of a set of outcomes
 
 
 class Reply(Struct, frozen=True, array_like=True, tag="reply"):

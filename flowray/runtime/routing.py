@@ -9,20 +9,17 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 from flowray.core.book import Entry
 from flowray.core.commands import Command, RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady, Event
-from flowray.core.model import AGENTS_FAULT, Outcome, Task, TaskId
+from flowray.core.model import AGENTS_FAULT, Choice, Estimate, Outcome, RouterPlace, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
+from flowray.errors import RouterRefused
 from flowray.routing.queries import Query
-
-if TYPE_CHECKING:
-    from flowray.config import RouterConfig
-    from flowray.routing.live import LiveRouter
+from flowray.runtime.rollout import Router, VersionedRouter, place_of, read
 
 BATCH = 64  # questions answered together at most: bounds how long the event loop is held
 
@@ -32,7 +29,7 @@ class RoutingDesk:
 
     def __init__(
         self,
-        load: Callable[[], LiveRouter],
+        load: Callable[[], Router],
         put: Callable[[Event], None],
         find: Callable[[TaskId], Entry | None],
         is_asked: Callable[[TaskId], bool],
@@ -45,7 +42,8 @@ class RoutingDesk:
         self._put = put
         self._find = find
         self._is_asked = is_asked
-        self._router: LiveRouter | None = None
+        self._router: Router | None = None
+        self._versions: VersionedRouter | None = None  # the router, where it has versions
         self._trouble = ""
         self._asked: deque[RequestEstimates] = deque()
         self._loading: asyncio.Task[None] | None = None
@@ -60,16 +58,43 @@ class RoutingDesk:
         """Why the router could not be loaded; "" where it was, or is not yet."""
         return self._trouble
 
+    @property
+    def versions(self) -> VersionedRouter | None:
+        """What is in force and on trial; None until it is loaded."""
+        return self._versions
+
+    async def offer(self, artifact: str, history: str) -> str:
+        """Load another version and begin its trial; gives the version.
+
+        Raises:
+            RouterRefused: it cannot be loaded, or another trial is under way.
+        """
+        if self._versions is None:
+            raise RouterRefused(artifact, self._trouble or "the router in force is not loaded yet")
+        kept = self._versions.place.version
+        try:
+            place: RouterPlace = await asyncio.to_thread(place_of, artifact, history)
+            router = await asyncio.to_thread(read, place)
+        except Exception as error:
+            raise RouterRefused(artifact, f"{type(error).__name__}: {error}", kept) from error
+        self._versions.offer(router, place)
+        return place.version
+
     def begin(self) -> None:
         """Load the router beside everything else."""
         self._loading = asyncio.get_running_loop().create_task(self._begin())
 
     async def _begin(self) -> None:
         try:
-            self._router = await asyncio.to_thread(self._load)
+            router = await asyncio.to_thread(self._load)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an artifact, tasks go on without it
             self._trouble = f"{type(error).__name__}: {error}"
             print(f"flowray coordinator: the router could not be loaded: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
+            return
+        self._router = router
+        if isinstance(router, VersionedRouter):
+            self._versions = router
+            router.begin(self._put)
 
     def ask(self, command: RequestEstimates) -> None:
         """The core wants estimates."""
@@ -98,7 +123,17 @@ class RoutingDesk:
             print(f"flowray coordinator: no estimates: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
             self._fail(batch, f"{type(error).__name__}: {error}")
             return
-        self._put(EstimatesReady(tuple(zip(task_ids, found, strict=True)), "local", self._router.version))
+        for version, answers in self._by_version(self._router, task_ids, found):
+            self._put(EstimatesReady(answers, "local", version))
+
+    def _by_version(
+        self, router: Router, task_ids: list[TaskId], found: list[tuple[Estimate, ...]]
+    ) -> Iterator[tuple[str, tuple[tuple[TaskId, tuple[Estimate, ...]], ...]]]:
+        if self._versions is None or self._versions.other_place is None:
+            yield router.version, tuple(zip(task_ids, found, strict=True))
+            return
+        for version, rows in self._versions.answered(task_ids):
+            yield version, tuple((task_ids[row], found[row]) for row in rows)
 
     def _fail(self, batch: Sequence[RequestEstimates], reason: str) -> None:
         self._put(EstimatesFailed(tuple(command.task_id for command in batch), reason))
@@ -122,8 +157,15 @@ class RoutingDesk:
                     run_s=command.run_s or None,
                     cost_usd=command.cost_usd,
                 )
+                self._on_trial(command.task_id, entry.story[-1].agent_id, False, command.quality, entry.choices)
 
-    def _resolved(self, router: LiveRouter, outcome: Outcome) -> None:
+    def _on_trial(
+        self, task_id: TaskId, agent_id: str, succeeded: bool, quality: float | None, choices: Sequence[Choice]
+    ) -> None:
+        if self._versions is not None:
+            self._versions.saw(task_id, class_of(agent_id), succeeded, quality, choices)
+
+    def _resolved(self, router: Router, outcome: Outcome) -> None:
         succeeded, failure = outcome.state is TaskState.SUCCEEDED, outcome.failure
         if succeeded or (failure is not None and failure.kind in AGENTS_FAULT):
             router.learn(
@@ -134,6 +176,7 @@ class RoutingDesk:
                 run_s=outcome.run_s or None,
                 cost_usd=outcome.cost_usd,
             )
+            self._on_trial(outcome.task_id, outcome.agent_id, succeeded, outcome.quality, outcome.choices)
         router.forget(outcome.task_id)
 
 
@@ -146,14 +189,3 @@ def _query(task: Task, asked: RequestEstimates) -> Query:
         n_tools=float(len(task.tools.split(" ; "))) if task.tools else None,
         tried=asked.tried,
     )
-
-
-def load_router(config: RouterConfig) -> LiveRouter:
-    """What the configuration names. Takes seconds: the past is read, and the network gets acquainted with it.
-
-    Raises:
-        MissingExtra: torch is not installed. ArtifactError, ConfigError: the router or the history cannot be read.
-    """
-    from flowray.routing import live
-
-    return live.load(config.artifact, config.history) if config.artifact else live.LiveRouter()

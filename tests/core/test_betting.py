@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flowray.core.betting import STAKES, Bet
 
-RUNS, LENGTH = 300, 1_000
+RUNS, LENGTH = 200, 500
 
 
 def ever_shown(numbers, alpha: float, null: float = 0.0) -> int:
