@@ -72,7 +72,7 @@ from flowray.core.queueing import Lane, Queue
 from flowray.core.refusal import retry_after_s, why_nobody
 from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
-from flowray.core.routing import usual_run_s
+from flowray.core.routing import run_times
 from flowray.core.states import AgentState, TaskState
 from flowray.core.timers import Timers
 
@@ -254,7 +254,8 @@ class Coordination:
             return
         task_id = entry.task.id
         self.asking.ask(task_id, self.now)
-        self.timers.set("estimates", task_id, self.now + self.policy.routing.within_s)
+        if ("estimates", "") not in self.timers:
+            self.timers.set("estimates", "", self.now + self.policy.routing.within_s)
         self._out.append(RequestEstimates(task_id, candidates, tried_by(entry)))
 
     def _place_anywhere(self, entry: Entry, lane: Lane, why: str = "") -> None:
@@ -276,40 +277,44 @@ class Coordination:
         for task_id, estimates in event.answers:
             asked_at = self.asking.answered(task_id)
             if asked_at is not None:
-                self.timers.clear("estimates", task_id)
                 self._route(self.book.open[task_id], estimates, event, self.now - asked_at)
+        self._forget_late()
 
     def _on_no_estimates(self, event: EstimatesFailed) -> None:
         for task_id in event.task_ids:
             if self.asking.answered(task_id) is not None:
-                self.timers.clear("estimates", task_id)
                 entry = self.book.open[task_id]
                 self._place_anywhere(entry, self._lane(entry.task), "failed")
+        self._forget_late()
 
     def _estimates_late(self, key: str) -> None:
-        entry = self.book.open[TaskId(key)]
-        self.asking.answered(entry.task.id)
-        self._place_anywhere(entry, self._lane(entry.task), "late")
+        for task_id in self.asking.late(self.now):
+            entry = self.book.open[task_id]
+            self._place_anywhere(entry, self._lane(entry.task), "late")
+        if (at := self.asking.next_late()) is not None:
+            self.timers.set("estimates", "", at)
+
+    def _forget_late(self) -> None:
+        """One timer serves all questions: it is not wanted while none is under way."""
+        if self.asking.next_late() is None:
+            self.timers.clear("estimates", "")
 
     def _route(self, entry: Entry, estimates: tuple[Estimate, ...], event: EstimatesReady, took_s: float) -> None:
         """Choose a class of agents, and start the task on one of them or let it wait for one."""
         task, lane = entry.task, self._lane(entry.task)
         candidates: list[Candidate] = []
-        usual_s = usual_run_s(estimates)
-        for estimate in estimates:
+        for estimate, run_s in zip(estimates, run_times(estimates), strict=True):
             one = lane.by_name.get(estimate.candidate)
             if one is not None and one.ready_slots:
                 queued = lane.waiting.get(estimate.candidate)
-                wait_s = one.wait_s(
-                    len(queued) if queued is not None else 0,
-                    usual_s if estimate.latency_s is None else estimate.latency_s,
-                )
-                candidates.append(Candidate(estimate, one, wait_s))
+                wait_s = one.wait_s(len(queued) if queued is not None else 0, run_s)
+                candidates.append(Candidate(estimate, one, run_s, wait_s))
         if not candidates:
             self._place_anywhere(entry, lane, "failed")
             return
-        failed = {name for name, _ in tried_by(entry)} if entry.failures else set()
-        candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
+        if entry.failures:
+            failed = {name for name, _ in tried_by(entry)}
+            candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
         chosen, standing = self.asking.choose(entry, candidates, event, self.now, took_s, self._rng)
         bound = self.queue.bound(lane, chosen)
         found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self._rng)
@@ -536,7 +541,7 @@ class Coordination:
         """Take a waiting task from wherever it waits: in a lane, or for estimates."""
         task_id = entry.task.id
         if self.asking.answered(task_id) is not None:
-            self.timers.clear("estimates", task_id)
+            self._forget_late()
             return
         self._lane_of(entry).remove(task_id)
         self.asking.take(task_id)

@@ -271,3 +271,15 @@ class TestManyClasses:
             seen |= set(asked.candidates)
             it.tell(CancelRequested(TaskId(f"t{number}")))
         assert len(seen) == 20
+
+
+def test_a_tier_may_be_worth_less_than_another():
+    it = Team(CorePolicy(routing=RoutingPolicy(enabled=True, good=0.0, explore=0.0, tiers={"spare": -0.3})))
+    it.ready(name="own")
+    it.tell(AgentsAdded(spec(name="hired", tier="spare")))
+    it.up("hired-0")
+    it.submit("a")
+    assert starts(tell(it, "a", own=0.6, hired=0.8)) == [("a", "own-0")]
+    it.submit("b")
+    (start,) = tell(it, "b", own=0.6, hired=0.95)
+    assert start.agent_id == "hired-0" and start.choice.receipt.values[1] == pytest.approx(0.65, abs=0.01)
