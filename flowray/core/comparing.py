@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from flowray.core.model import Estimate, Receipt
 from flowray.core.rollout import Seen
-from flowray.core.routing import RoutingPolicy, draw
+from flowray.core.routing import RoutingPolicy, draw, run_times
 
 
 class Pair(Struct, frozen=True):
@@ -45,9 +45,7 @@ class _Lowest:
 
 def compare(older: Sequence[Estimate], newer: Sequence[Estimate], policy: RoutingPolicy, *, by_newer: bool) -> Pair:
     """Of the same candidates, at least one, in the same order."""
-    there, idle = _Lowest(), [0.0] * len(older)
-    before = draw(older, idle, None, policy, there).propensities
-    after = draw(newer, idle, None, policy, there).propensities
+    before, after = chances(older, policy), chances(newer, policy)
     return Pair(
         by_newer=by_newer,
         older={each.candidate: each for each in older},
@@ -56,6 +54,11 @@ def compare(older: Sequence[Estimate], newer: Sequence[Estimate], policy: Routin
         newer_choice=newer[max(range(len(newer)), key=after.__getitem__)].candidate,
         apart=min(1.0, 0.5 * sum(abs(one - other) for one, other in zip(before, after, strict=True))),
     )
+
+
+def chances(estimates: Sequence[Estimate], policy: RoutingPolicy) -> tuple[float, ...]:
+    """With which probability each would be chosen if nobody had to wait."""
+    return draw(estimates, run_times(estimates), [0.0] * len(estimates), None, policy, _Lowest()).propensities
 
 
 def seen(
@@ -103,10 +106,10 @@ def _gain(pair: Pair, agent: str, reward: float, graded: bool, receipt: Receipt,
     if pair.older_choice == pair.newer_choice or not receipt.propensities or receipt.chosen != agent:
         return None
     names = [each.candidate for each in receipt.estimates]
-    chances = dict(zip(names, receipt.propensities, strict=True))
-    if min(chances.get(pair.older_choice, 0.0), chances.get(pair.newer_choice, 0.0)) < least:
+    drawn = dict(zip(names, receipt.propensities, strict=True))
+    if min(drawn.get(pair.older_choice, 0.0), drawn.get(pair.newer_choice, 0.0)) < least:
         return None
     believed = {name: expected(pair.older[name], graded) for name in (pair.newer_choice, pair.older_choice)}
-    weight = ((agent == pair.newer_choice) - (agent == pair.older_choice)) / chances[agent] if agent in believed else 0
+    weight = ((agent == pair.newer_choice) - (agent == pair.older_choice)) / drawn[agent] if agent in believed else 0
     model = believed[pair.newer_choice] - believed[pair.older_choice]
     return model + (weight * (reward - believed[agent]) if weight else 0.0)

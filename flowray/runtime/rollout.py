@@ -53,6 +53,8 @@ class Router(Protocol):
 
     def forget(self, task_id: str) -> None: ...
 
+    def settle(self) -> None: ...
+
 
 class VersionedRouter:
     """See the module. Use only from the coordinator's event loop."""
@@ -260,9 +262,23 @@ class VersionedRouter:
         cost_usd: float | None = None,
     ) -> bool:
         """See `LiveRouter.learn`: both learn, each of what it was asked about."""
-        if self._other is not None:
-            self._other.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd)
+        if (other := self._other) is not None:
+            self._spare(lambda: other.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd))
         return self._live.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd)
+
+    def settle(self) -> None:
+        """See `LiveRouter.settle`."""
+        if self._other is not None:
+            self._spare(self._other.settle)
+        self._live.settle()
+
+    def _spare(self, teach: Callable[[], object]) -> None:
+        """Teach the router that is not in force; if it cannot learn, its trial is over and nobody else notices."""
+        try:
+            teach()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the router in force goes on
+            broke = self._rollout.older_broke if self.stage is RolloutStage.WATCHED else self._rollout.broke
+            self._follow(broke(_raised(error)))
 
     def saw(self, task_id: str, agent: str, succeeded: bool, quality: float | None, choices: Sequence[Choice]) -> None:
         """What came of an attempt, for the trial; `choices` are those of the task so far."""

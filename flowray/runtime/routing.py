@@ -185,7 +185,7 @@ class RoutingDesk:
 
     def _learn(
         self,
-        router: LiveRouter,
+        router: Router,
         task_id: TaskId,
         agent: str,
         succeeded: bool,

@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flowray.core.comparing import compare, seen, sound
+from flowray.core.comparing import chances, compare, seen, sound
 from flowray.core.model import Estimate, Receipt
 from flowray.core.rollout import Evidence, Rollout, RolloutPolicy, RolloutStage, Seen
-from flowray.core.routing import RoutingPolicy, draw
+from flowray.core.routing import RoutingPolicy
 from flowray.errors import ConfigError, InvalidTransition
 
 S = RolloutStage
@@ -203,7 +203,12 @@ class World:
         """(arrow, stage before it) of the end of the trial, or of the promotion. Tasks that say nothing are counted."""
         rollout, stage, number = Rollout(policy), S.SHADOW, 0
         rollout.offered("v2")
-        compared = [compare(self.older[kind], self.newer[kind], ROUTING, by_newer=False) for kind in range(KINDS)]
+        said = {False: self.older, True: self.newer}
+        odds = {by: [chances(each, ROUTING) for each in said[by]] for by in said}
+        pairs = {
+            by: [compare(*both, ROUTING, by_newer=by) for both in zip(self.older, self.newer, strict=True)]
+            for by in said
+        }
         while self.tasks < most:
             number += 1
             self.tasks += 1
@@ -212,16 +217,12 @@ class World:
                 continue
             self.touched += part.by_newer
             kind = self.rng.randrange(KINDS)
-            said = (self.newer if part.by_newer else self.older)[kind]
-            drawn = draw(said, [0.0] * len(AGENTS), None, ROUTING, self.rng)
-            chosen = AGENTS[drawn.place]
-            receipt = Receipt(
-                "local", "v", said, drawn.values, drawn.propensities, chosen, drawn.explored, 1.0, 0.0, 0.0
-            )
-            pair = compared[kind]
-            if part.by_newer:
-                pair = compare(self.older[kind], self.newer[kind], ROUTING, by_newer=True)
-            good = self.rng.random() < self.truth[kind][drawn.place]
+            estimates, propensities = said[part.by_newer][kind], odds[part.by_newer][kind]
+            (place,) = self.rng.choices(range(len(AGENTS)), propensities)
+            chosen = AGENTS[place]
+            receipt = Receipt("local", "v", estimates, (), propensities, chosen, False, 1.0, 0.0, 0.0)
+            pair = pairs[part.by_newer][kind]
+            good = self.rng.random() < self.truth[kind][place]
             found = seen(pair, chosen, good, None, receipt, least_propensity=policy.least_propensity, first=True)
             decision = rollout.saw(found)
             if decision is not None:

@@ -34,7 +34,7 @@ class Says:
         self.asked: list[str] = []
         self.learned: list[str] = []
         self.forgotten: list[str] = []
-        self.raises = False
+        self.raises, self.settled = False, 0
 
     @property
     def version(self) -> str:
@@ -55,6 +55,11 @@ class Says:
 
     def forget(self, task_id):
         self.forgotten.append(task_id)
+
+    def settle(self):
+        self.settled += 1
+        if self.raises:
+            raise ValueError("odd")
 
 
 class World:
@@ -83,7 +88,7 @@ class World:
         return found
 
     def end(self, task_id: str, estimates, version: str) -> None:
-        drawn = draw(estimates, [0.0] * len(estimates), None, ROUTING, self.rng)
+        drawn = draw(estimates, [1.0] * len(NAMES), [0.0] * len(NAMES), None, ROUTING, self.rng)
         agent = estimates[drawn.place].candidate
         good = self.rng.random() < self.truth[agent]
         receipt = Receipt(
@@ -197,6 +202,14 @@ class TestTrouble:
         world.batch(20)
         assert world.decided[-1].arrow == "settled"
         assert world.versions.place == NEW
+
+    def test_while_learning_ends_the_trial_alone(self):
+        world = World(a=0.8, b=0.4)
+        world.versions.offer(world.new, NEW)
+        world.new.raises = True
+        world.versions.settle()
+        assert world.old.settled == 1
+        assert world.decided[-1].arrow == "rejected"
 
     def test_of_the_one_in_force_is_not_the_candidates(self):
         world = World(a=0.8, b=0.4)
