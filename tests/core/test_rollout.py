@@ -174,8 +174,8 @@ class TestComparing:
 
     def test_no_gain_where_a_choice_had_hardly_a_chance_or_nothing_was_drawn(self):
         pair = compare(self.older, self.newer, ROUTING, by_newer=False)
-        for chances in ((0.99, 0.01), (1.0, 0.0), ()):
-            receipt = Receipt("local", "v", self.older, (0.9, 0.5), chances, "a", False, 1.0, 0.0, 0.0)
+        for drawn in ((0.99, 0.01), (1.0, 0.0), ()):
+            receipt = Receipt("local", "v", self.older, (0.9, 0.5), drawn, "a", False, 1.0, 0.0, 0.0)
             assert seen(pair, "a", True, None, receipt, least_propensity=0.05, first=True).gain is None
 
     @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def worlds(seed: int, points: float):
 
 
 # More canaries than by default, so that a trial is soon over: what is shown is of the tests alone.
-SIMULATED = RolloutPolicy(canary_share=0.3, shadow_share=0.7, canary_most=600)
+SIMULATED = RolloutPolicy(canary_share=0.3, shadow_share=0.7, canary_most=600, margin=0.05)
 
 
 def test_one_that_is_no_better_is_promoted_at_most_as_often_as_alpha_says():
