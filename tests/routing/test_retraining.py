@@ -79,7 +79,7 @@ def test_a_past_that_is_no_more_true_is_left_behind(base, tmp_path):
     assert card["tasks"] == {"new": 400, "all": 400, "held_out": 60}
     assert card["outcomes"] == {"new": 400, "all": 400}
     router = live.load(found.artifact, found.history)
-    (answer,) = router.estimate(["t"], [Query("add multiply number total", ("counter", "poet"))])
+    (answer,) = router.estimate(["t"], [Query("add multiply number total fraction add", ("counter", "poet"))])
     assert answer[0].success > answer[1].success + 0.2, "it learned who counts"
 
 
