@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 
 from flowray.bridges.config import BridgeConfig
 from flowray.core.policy import CorePolicy
+from flowray.core.retraining import RetrainConfig
 from flowray.core.rollout import RolloutPolicy
 from flowray.errors import ConfigError
 from flowray.mesh.lanes import TalkLimits
@@ -131,8 +132,11 @@ class RouterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     artifact: str = ""  # directory of a trained router; "" for one that knows only what it learns here
     history: str = ""  # a set of outcomes: what the agents did before, by the names of their classes; "" for nothing
     rollout: RolloutPolicy = RolloutPolicy()  # how another version of it comes into force
+    retrain: RetrainConfig = RetrainConfig()  # whether and when such versions are made of what its tasks came to
 
     def __post_init__(self) -> None:
+        if self.retrain.enabled and not self.artifact:
+            raise ConfigError("retrain.enabled", "needs a trained router to go on from", "name one in router.artifact")
         if self.history and not self.artifact:
             raise ConfigError("history", "is read by a trained router alone", "name one in router.artifact")
 

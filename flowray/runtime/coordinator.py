@@ -78,10 +78,12 @@ from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Observer, Pump, time_line
 from flowray.runtime.questions import Questions
 from flowray.runtime.retention import sweep_for_ever
+from flowray.runtime.retraining import Retrainer
 from flowray.runtime.rollout import load_versions
 from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.standin import StandIn
 from flowray.runtime.subscribers import SubscriberFile
+from flowray.runtime.trainer import train_on_ray
 from flowray.store import PayloadStore, SqliteStore
 
 _FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
@@ -244,6 +246,7 @@ class Coordinator:
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._keeper: Any = None  # for clients outside
+        self._retraining: asyncio.Task[None] | None = None
         self._running = loop.create_task(self._run())
         self._sweeping = loop.create_task(
             sweep_for_ever(
@@ -283,6 +286,10 @@ class Coordinator:
         await self._doorway.open(listen)
         if self._routing is not None:
             self._routing.begin()
+            if self._config.router.retrain.enabled:
+                train = partial(train_on_ray, self._journal, self._node_id)
+                retrainer = Retrainer(self._config.router.retrain, self._routing, train)
+                self._retraining = asyncio.get_running_loop().create_task(retrainer.run())
 
     async def _run(self) -> None:
         try:
@@ -481,6 +488,8 @@ class Coordinator:
             return
         self._stopping = True
         self._sweeping.cancel()
+        if self._retraining is not None:
+            self._retraining.cancel()
         self._pump.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running

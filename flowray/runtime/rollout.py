@@ -53,6 +53,9 @@ class Router(Protocol):
 
     def forget(self, task_id: str) -> None: ...
 
+    @property
+    def drifted(self) -> int: ...
+
     def settle(self) -> None: ...
 
 
@@ -77,6 +80,7 @@ class VersionedRouter:
         self._other_place: RouterPlace | None = None
         self._rollout = Rollout(policy)
         self._pairs: dict[str, Pair] = {}
+        self.learned = 0  # outcomes, whichever version was in force
         self._parts: list[Part] = []  # of the tasks asked about last
         self._seconds = [0.0, 0.0]  # that the older and the newer one took for the same questions
         self._put: Callable[[VersionDecided], None] | None = None
@@ -96,6 +100,16 @@ class VersionedRouter:
     def other_place(self) -> RouterPlace | None:
         """The version on trial; while watched, the one that was in force before."""
         return self._other_place
+
+    @property
+    def configured(self) -> RouterPlace:
+        """What the configuration names."""
+        return self._configured
+
+    @property
+    def drifted(self) -> int:
+        """See `LiveRouter.drifted`, of the router in force."""
+        return self._live.drifted
 
     @property
     def stage(self) -> RolloutStage:
@@ -264,7 +278,9 @@ class VersionedRouter:
         """See `LiveRouter.learn`: both learn, each of what it was asked about."""
         if (other := self._other) is not None:
             self._spare(lambda: other.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd))
-        return self._live.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd)
+        learned = self._live.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd)
+        self.learned += learned
+        return learned
 
     def settle(self) -> None:
         """See `LiveRouter.settle`."""

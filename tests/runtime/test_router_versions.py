@@ -56,6 +56,8 @@ class Says:
     def forget(self, task_id):
         self.forgotten.append(task_id)
 
+    drifted = 0
+
     def settle(self):
         self.settled += 1
         if self.raises:
