@@ -115,6 +115,10 @@ class VersionedRouter:
     def stage(self) -> RolloutStage:
         return self._rollout.stage
 
+    def part(self, task_id: str) -> Part:
+        """What this task is for the trial."""
+        return self._rollout.part(task_id)
+
     def begin(self, put: Callable[[VersionDecided], None]) -> None:
         """From now on `put` hears what is decided; first what was decided before."""
         self._put = put
