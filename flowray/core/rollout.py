@@ -66,7 +66,7 @@ class RolloutPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shadow_most: int = 5_000  # within which it must
     canary_share: float = 0.01  # that the version on trial answers; after its promotion, the earlier one
     canary_least: int = 30  # pairs of canary and control before a promotion
-    canary_most: int = 5_000  # canary outcomes within which it must come
+    canary_most: int = 2_000  # canary outcomes within which it must come
     watch: int = 5_000  # of tasks that both were asked about, after which a promoted version stays
     alpha: float = 0.05  # the probability of each kind of error
     margin: float = 0.01  # of squared error, that is no reason to keep a version out of the canary
