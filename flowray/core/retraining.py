@@ -15,7 +15,7 @@ from flowray.errors import ConfigError
 class RetrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When and how the router in force is trained further on what its tasks came to."""
 
-    enabled: bool = False
+    enabled: bool = False  # train the router further on what its tasks came to
     every_s: float = 86_400.0  # at the latest, where there are new outcomes; 0: by outcomes and changes alone
     outcomes: int = 20_000  # new ones, after which it is time; 0: by time and changes alone
     least: int = 1_000  # new outcomes, below which nothing is begun
@@ -25,7 +25,7 @@ class RetrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     epochs: int = 4  # over these tasks, at most
     deadline_s: float = 900.0  # after which weights that are not done are given up; the history is kept
     wait_s: float = 60.0  # after a failure, before the next attempt; doubles with each
-    longest_wait_s: float = 3_600.0
+    longest_wait_s: float = 3_600.0  # and no longer than this
     keep: int = 4  # candidates on disk, besides those in force or on trial
     seed: int = 0  # of every random draw
 

@@ -20,7 +20,8 @@ once that is shown to earn more; settled after `watch` outcomes.
 "Shown" is a bet (`flowray.core.betting`) that reached 1 / alpha: a version that is not better is promoted with a
 probability of at most `alpha`, and one that is not worse rejected, by any one test, or rolled back with no more than
 that, however often one looks. What is not shown within `most` outcomes counts as not so: nothing is promoted on noise.
-A version that raises, answers with nonsense or takes far too long is out at once (`broke`).
+Nor is what hardly differs: a version that was wrong and learned better as a canary says what the other one says by
+then. A version that raises, answers with nonsense or takes far too long is out at once (`broke`).
 
 Which tasks are whose is a hash of the task's id and of the version: the same after a restart, and for every attempt.
 Nothing here reads a clock or draws a number.
@@ -67,6 +68,7 @@ class RolloutPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     canary_share: float = 0.01  # that the version on trial answers; after its promotion, the earlier one
     canary_least: int = 30  # pairs of canary and control before a promotion
     canary_most: int = 2_000  # canary outcomes within which it must come
+    canary_idle: float = 0.05  # share of canaries on which the versions differ, below which there is nothing to gain
     watch: int = 5_000  # of tasks that both were asked about, after which a promoted version stays
     alpha: float = 0.05  # the probability of each kind of error
     margin: float = 0.01  # of squared error, that is no reason to keep a version out of the canary
@@ -78,7 +80,7 @@ class RolloutPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in ("shadow_share", "canary_share", "alpha", "least_propensity"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("margin", "differing"):
+        for name in ("margin", "differing", "canary_idle"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name}", f"must be at least 0 and below 1, got {getattr(self, name)}")
         if self.shadow_share + self.canary_share > 1:
@@ -133,6 +135,7 @@ class Decision(Struct, frozen=True):
 
 
 _ONE = Part(False, False)
+_TO_DIFFER = 10  # times `canary_least` canaries, after which it is asked how often the versions differ
 
 
 class Rollout:
@@ -279,6 +282,8 @@ class Rollout:
         if pairs >= policy.canary_least and self._more.shown(policy.alpha):
             why = f"as a canary it earned {self._more.mean:+.3f} in {pairs} pairs of tasks on which the two differ"
             return self._follow("promoted", why)
+        if self._canaries >= _TO_DIFFER * policy.canary_least and pairs < policy.canary_idle * self._canaries:
+            return self._follow("rejected", f"the two chose otherwise in {pairs} of {self._canaries} canary outcomes")
         if self._canaries >= policy.canary_most:
             found = f"{self._more.mean:+.3f}, {pairs} pairs"
             why = f"it was not shown to be better in {self._canaries} canary outcomes: {found}"

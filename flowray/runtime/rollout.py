@@ -141,7 +141,7 @@ class VersionedRouter:
             raise RouterRefused(place.artifact, "this version is in force already", self._place.version)
         self._other, self._other_place = router, place
         self._fresh()
-        self._tell(self._rollout.offered(place.version))
+        self._tell(self._rollout.offered(place.version), place)
 
     def resume(self, router: Router, record: RouterRecord) -> None:
         """Go on with a trial that an earlier coordinator began; `router` is the record's other one."""
@@ -172,22 +172,23 @@ class VersionedRouter:
         """Exchange or drop routers, as was decided."""
         if decision is None:
             return
+        tried = self._place if decision.arrow in ("settled", "rolled_back") else self._other_place
+        assert tried is not None
         if decision.arrow in ("promoted", "rolled_back"):
             assert self._other is not None
             assert self._other_place is not None
             self._live, self._other = self._other, self._live
             self._place, self._other_place = self._other_place, self._place
-        left = self._other_place
         if decision.stage is RolloutStage.IDLE:
             self._other = self._other_place = None
             self._fresh()
-        self._tell(decision, left)
+        self._tell(decision, tried)
 
-    def _tell(self, decision: Decision, left: RouterPlace | None = None) -> None:
-        why = decision.why if left is None or self._other_place is not None else f"{left.version}: {decision.why}"
-        about = f"the router's version {(left or self._other_place or self._place).version}"
-        print(f"flowray coordinator: {about}: {decision.arrow}: {decision.why}", file=sys.stderr, flush=True)  # noqa: T201
-        self.record(decision.arrow, why, trial=False)
+    def _tell(self, decision: Decision, tried: RouterPlace) -> None:
+        told = f"the router's version {tried.version} was {decision.arrow.replace('_', ' ')}: {decision.why}"
+        print(f"flowray coordinator: {told}", file=sys.stderr, flush=True)  # noqa: T201
+        gone = tried not in (self._place, self._other_place)
+        self.record(decision.arrow, f"{tried.version}: {decision.why}" if gone else decision.why, trial=False)
 
     def _fresh(self) -> None:
         self._pairs.clear()

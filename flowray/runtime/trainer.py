@@ -55,9 +55,9 @@ class Trainer:
 
     def __init__(self, journal: str, export: Export) -> None:
         os.nice(_LOWEST - os.nice(0))
-        import torch
+        from flowray.routing import scoring
 
-        torch.set_num_threads(1)
+        scoring.use_one_thread()
         self._journal, self._export = Path(journal), export
 
     def train(self, body: bytes) -> bytes:

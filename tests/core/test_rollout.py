@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec import structs
 
 from flowray.core.comparing import chances, compare, seen, sound
 from flowray.core.model import Estimate, Receipt
@@ -71,6 +72,12 @@ class TestWays:
         decision = until(at(S.CANARY), Seen(True, 1.0, apart=1.0), Seen(False, 1.0, apart=1.0))
         assert decision.arrow == "rejected"
         assert "not shown to be better in 40 canary outcomes" in decision.why
+
+    def test_a_trial_of_two_that_hardly_differ_is_given_up(self):
+        policy = structs.replace(QUICK, canary_most=1_000)
+        decision = until(at(S.CANARY, policy), Seen(True, 1.0, apart=0.01), Seen(False, 1.0, apart=0.01))
+        assert decision.arrow == "rejected"
+        assert "the two chose otherwise in 0 of 50 canary outcomes" in decision.why
 
     def test_two_that_choose_alike_are_not_told_apart_by_luck(self):
         decision = until(at(S.CANARY), Seen(True, 1.0, apart=0.01), Seen(False, 0.0, apart=0.01))
