@@ -195,16 +195,21 @@ def _trained_on(
 
 
 def _surprise(router: RouterEstimator, of_set: OutcomeSet, split: str, past: int | None = None) -> float:
-    """Mean log loss of a split's outcomes, with what came before it as the past; or its first `past` tasks alone."""
+    """Mean log loss of a split's outcomes, with what came before it as the past; or its first `past` tasks alone.
+
+    Of their quality, which is their success where none was reported: it is what routing counts by, and an answer that
+    came is a success whatever it was worth.
+    """
     asked = of_set.split(split)
     before = of_set.split(*(("train",) if split == "val" else ("train", "val")))
     if past is not None:
         before = of_set.take(slice(0, past))
     histories = before.histories("train", "val", "test", agents=of_set.agents)
-    said = router.estimate(asked.tasks, of_set.agents, histories).success
+    said = router.estimate(asked.tasks, of_set.agents, histories).quality
     known = asked.outcomes.known
     p = np.clip(said[known].astype(np.float64), _PROBABLE, 1 - _PROBABLE)
-    return float(-np.log(np.where(asked.outcomes.success[known] > 0, p, 1 - p)).mean())
+    worth = asked.outcomes.quality[known].astype(np.float64)
+    return float(-(worth * np.log(p) + (1.0 - worth) * np.log(1.0 - p)).mean())
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
