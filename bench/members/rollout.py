@@ -31,7 +31,7 @@ class Rollouts:
             "router": str(ROOT / "models" / "router" / "v1"),
             "set": "llmrouter_mix",
             "candidates": CANDIDATES[:3] if plan.quick else CANDIDATES,
-            "most": 60_000 if plan.quick else 200_000,
+            "most": 60_000 if plan.quick else 250_000,
             "seeds": plan.repeats or (1 if plan.quick else 5),
         }
         say("reading the set, and what the router says of it")

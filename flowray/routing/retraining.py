@@ -20,6 +20,7 @@ Labels are not trained: outcomes have none. Nothing is drawn without the seed, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -102,7 +103,7 @@ def retrain(
         FileExistsError: there is something in `out`.
     """
     begun, out = time.monotonic(), Path(out)
-    new = _newest(_read(Path(receipts)), config.newest)
+    new = _graded(_newest(_read(Path(receipts)), config.newest))
     if (known := new.tasks.num_rows) < config.least:
         raise NothingLearned(f"{receipts} has {known} tasks to learn from; at least {config.least} are wanted")
     old = _read(Path(history)) if str(history) else None
@@ -244,6 +245,29 @@ def _newest(whole: _Tables, most: int) -> _Tables:
 def _of_tasks(whole: _Tables, tasks: pa.Table) -> _Tables:
     outcomes = whole.outcomes.filter(pc.is_in(whole.outcomes["prompt_id"], value_set=_values(tasks, "prompt_id")))
     return _Tables(tasks=tasks, outcomes=outcomes, agents=whole.agents)
+
+
+def _graded(new: _Tables) -> _Tables:
+    """Where a quality was reported, it decides about success: of answers worth 0.3 each, three in ten are successes.
+
+    In a runtime an answer that came is a success whatever it was worth, and what a router remembers of agents is their
+    success. Which answers are the three is a hash: the same each time, and on average what they were worth.
+    """
+    if "score" not in new.outcomes.column_names:
+        return new
+    columns = (new.outcomes[name].to_pylist() for name in ("prompt_id", "agent_id", "success", "score"))
+    success = [
+        came if score is None else float(_place(f"{task}/{agent}") < score)
+        for task, agent, came, score in zip(*columns, strict=True)
+    ]
+    at = new.outcomes.column_names.index("success")
+    outcomes = new.outcomes.set_column(at, "success", pa.array(success, _NUMBER))
+    return _Tables(tasks=new.tasks, outcomes=outcomes, agents=new.agents)
+
+
+def _place(name: str) -> float:
+    """Where a name lies between 0 and 1."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2.0**64
 
 
 def _as_in(old: _Tables, new: _Tables) -> _Tables:
