@@ -70,6 +70,7 @@ bench: $(VENV)/.dev  ## measure flowray beside plain Ray, gRPC, xoscar and AutoG
 	$(BIN)/python -m bench payloads
 	$(BIN)/python -m bench routing
 	$(BIN)/python -m bench shift
+	$(BIN)/python -m bench rollout
 
 docs: $(VENV)/.dev  ## run every command and example of README, ARCHITECTURE and CHANGELOG; remake the editor schema
 	$(BIN)/flowray config schema > clusters/flowray.schema.json

@@ -18,6 +18,7 @@ _PLACES = {
     "core": "bench.members.core:Core",
     "journal": "bench.members.journal:JournalAlone",
     "shift": "bench.members.shift:Shift",
+    "rollout": "bench.members.rollout:Rollouts",
 }
 
 

@@ -23,6 +23,8 @@ from msgspec import Struct, structs
 
 from flowray.bridges.config import BridgeConfig
 from flowray.core.policy import CorePolicy
+from flowray.core.retraining import RetrainConfig
+from flowray.core.rollout import RolloutPolicy
 from flowray.errors import ConfigError
 from flowray.mesh.lanes import TalkLimits
 from flowray.routing.config import AskingConfig
@@ -137,12 +139,26 @@ class RouterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     served: str = "flowray-router"  # name of the Serve application
     serve_from: int = 0  # "local": questions at once from which Serve is asked before the copy; 0 for never
     asking: AskingConfig = AskingConfig()  # of Serve; its deadline is at most half of core.routing.within_s
+    rollout: RolloutPolicy = RolloutPolicy()  # how another version of it comes into force
+    retrain: RetrainConfig = RetrainConfig()  # whether and when such versions are made of what its tasks came to
+
+    @property
+    def asks_serve(self) -> bool:
+        """Is Serve ever asked? Then the versions are those that are deployed there."""
+        return self.through == "serve" or self.serve_from > 0
 
     def __post_init__(self) -> None:
         if not self.served:
             raise ConfigError("served", "must not be empty", "name what deploy_router deploys: flowray-router")
         if self.serve_from < 0:
             raise ConfigError("serve_from", f"must not be negative, got {self.serve_from}")
+        if self.retrain.enabled and not self.artifact:
+            raise ConfigError("retrain.enabled", "needs a trained router to go on from", "name one in router.artifact")
+        if self.retrain.enabled and self.asks_serve:
+            hint = (
+                "deploy new versions with deploy_router, or let the coordinator answer: through: local, serve_from: 0"
+            )
+            raise ConfigError("retrain.enabled", "is for routers that no Serve is asked for", hint)
         if self.history and not self.artifact:
             raise ConfigError("history", "is read by a trained router alone", "name one in router.artifact")
 

@@ -299,6 +299,13 @@ class RouterRefused(FlowrayError):
             f"version {self.kept} stays" if self.kept else "there are no estimates"
         )
 
+    @classmethod
+    def told(cls, text: str) -> RouterRefused:
+        """From what `str` made of one, elsewhere."""
+        router, _, rest = text.partition(" was not taken: ")
+        detail, _, end = rest.rpartition("; ")
+        return cls(router, detail, end.removeprefix("version ").removesuffix(" stays") if " stays" in end else "")
+
 
 class NotConnected(FlowrayError):
     """The runtime is stopped, or there is none to connect to."""

@@ -1,4 +1,4 @@
-"""Commands about what a router chose: router export, replay, report."""
+"""Commands about what a router chose, and which version of it: router export, replay, report, versions."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def add_to(group: typer.Typer) -> None:
     group.command("export")(export)
     group.command("replay")(replay)
     group.command("report")(report)
+    group.command("versions")(versions)
 
 
 def export(
@@ -183,6 +184,22 @@ def _decisions(file: Path) -> Decisions:
 def _check_place(out: Path) -> None:
     if not out.parent.is_dir():
         raise ConfigError("--out", f"there is no directory {out.parent}", "make it first")
+
+
+def versions(
+    journal: Annotated[
+        Path, typer.Option("--journal", metavar="DIR", help="The journal's directory; a runtime may be using it.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show which version of the router was in force when, what was tried beside it, and why that ended as it did."""
+    from flowray.runtime.views import RouterVersions
+    from flowray.store import schema
+    from flowray.store.decisions import router_records
+
+    if not (journal / schema.FILE_NAME).is_file():
+        raise ConfigError("--journal", f"there is no journal in {journal}", "name the directory of a runtime's journal")
+    Screen(as_json=as_json).view(RouterVersions(records=router_records(journal)))
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Commands about the routing network: router train, prune, quantize, evaluate, ablate, inspect, explain.
 
-Those about what it chose, export, replay and report, are in `flowray.cli.receipts`.
+Those about what it chose, export, replay, report and versions, are in `flowray.cli.receipts`.
 """
 
 from __future__ import annotations

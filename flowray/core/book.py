@@ -19,6 +19,7 @@ from flowray.core.commands import (
     AddAgents,
     Command,
     GradeTask,
+    RecordVersion,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -35,6 +36,7 @@ from flowray.core.model import (
     NotEnough,
     OpenTask,
     Outcome,
+    RouterRecord,
     Snapshot,
     StoryLine,
     Task,
@@ -42,6 +44,7 @@ from flowray.core.model import (
 )
 from flowray.core.states import TaskState, next_task_state
 
+ROUTER_RECORDS = 256  # decisions about the router that are kept: the newest
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
 _RESOLVED_ARROW = {
     TaskState.SUCCEEDED: "answered",
@@ -136,13 +139,14 @@ class Entry:
 class Book:
     """Open tasks, agent specs and incarnations, as the journal has them."""
 
-    __slots__ = ("_apply", "incarnations", "next_seq", "open", "specs")
+    __slots__ = ("_apply", "incarnations", "next_seq", "open", "routers", "specs")
 
     def __init__(self) -> None:
         self.open: dict[TaskId, Entry] = {}
         self.specs: dict[str, AgentSpec] = {}
         self.incarnations: dict[str, int] = {}
         self.next_seq = 0
+        self.routers: list[RouterRecord] = []
         self._apply: dict[type, Callable[[Any], None]] = {
             AcceptTask: self._accepted,
             StartAttempt: self._started,
@@ -152,6 +156,7 @@ class Book:
             AddAgents: self._agents_added,
             StartAgent: self._agent_started,
             GradeTask: self._graded,
+            RecordVersion: self._version_recorded,
         }
 
     def apply(self, command: Command) -> None:
@@ -231,6 +236,11 @@ class Book:
     def _graded(self, command: GradeTask) -> None:
         """Nothing open changes: a grade is about a task that has ended, and lies beside its outcome."""
 
+    def _version_recorded(self, command: RecordVersion) -> None:
+        if self.routers and self.routers[-1].arrow == "noted":
+            self.routers.pop()  # how a trial stood then is of no interest any more
+        self.routers = [*self.routers, command.record][-ROUTER_RECORDS:]
+
     def snapshot(self, at: float) -> Snapshot:
         """Everything durable, at this moment."""
         return Snapshot(
@@ -239,6 +249,7 @@ class Book:
             tasks=tuple(_frozen(entry) for entry in self.open.values()),
             specs=tuple(self.specs.values()),
             incarnations=dict(self.incarnations),
+            routers=tuple(self.routers),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -246,6 +257,7 @@ class Book:
         self.next_seq = snapshot.next_seq
         self.specs = {spec.name: spec for spec in snapshot.specs}
         self.incarnations = dict(snapshot.incarnations)
+        self.routers = list(snapshot.routers)
         for open_task in snapshot.tasks:
             self.open[open_task.task.id] = _thawed(open_task)
 

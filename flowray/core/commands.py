@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from flowray.core.model import AgentId, AgentSpec, Asked, Choice, Failure, Outcome, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Asked, Choice, Failure, Outcome, RouterRecord, Task, TaskId
 from flowray.core.states import TaskState
 
 
@@ -169,6 +169,22 @@ class StartAgent(Struct, frozen=True, tag="start_agent"):
     at: float
 
 
+class RecordVersion(Struct, frozen=True, tag="router_version"):
+    """Which version of the router is in force from now on, and why.
+
+    The shell has done so by then: if this is lost, the next coordinator goes on with the version before.
+    """
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    record: RouterRecord
+
+    @property
+    def at(self) -> float:
+        """When it was decided."""
+        return self.record.at
+
+
 class StopAgent(Struct, frozen=True, tag="stop_agent"):
     """End one agent's process: it hangs, is not wanted any more, or belongs to an earlier incarnation."""
 
@@ -194,6 +210,17 @@ Command = (
     | AddAgents
     | StartAgent
     | StopAgent
+    | RecordVersion
 )
 
-DurableCommand = AcceptTask | StartAttempt | RequeueTask | WakeTask | ResolveTask | AddAgents | StartAgent | GradeTask
+DurableCommand = (
+    AcceptTask
+    | StartAttempt
+    | RequeueTask
+    | WakeTask
+    | ResolveTask
+    | AddAgents
+    | StartAgent
+    | GradeTask
+    | RecordVersion
+)

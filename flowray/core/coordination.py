@@ -34,6 +34,7 @@ from flowray.core.commands import (
     DurableCommand,
     GradeTask,
     KnownTask,
+    RecordVersion,
     RefuseTask,
     RequestEstimates,
     RequeueTask,
@@ -58,6 +59,7 @@ from flowray.core.events import (
     MemoryTold,
     TaskSubmitted,
     Ticked,
+    VersionDecided,
 )
 from flowray.core.invariants import check_coordination
 from flowray.core.model import (
@@ -118,6 +120,7 @@ class Coordination:
             AgentLost: self._on_agent_lost,
             AgentStartFailed: self._on_start_failed,
             MemoryTold: self._on_memory_told,
+            VersionDecided: self._on_version,
             Ticked: self._on_tick,
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
@@ -939,6 +942,11 @@ class Coordination:
         for one in self.registry.classes():
             if one.spec.name == key:
                 self._give_up_hopeless(one)
+
+    # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_version(self, event: VersionDecided) -> None:
+        self._commit(RecordVersion(structs.replace(event.record, at=self.now)))
 
     # ── the one way out ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from flowray.core.model import AgentId, AgentSpec, Estimate, Failure, Payload, Running, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Estimate, Failure, Payload, RouterRecord, Running, Task, TaskId
 
 
 class TaskSubmitted(Struct, frozen=True):
@@ -103,6 +103,12 @@ class MemoryTold(Struct, frozen=True):
     agent_ids: tuple[AgentId, ...]
 
 
+class VersionDecided(Struct, frozen=True):
+    """Another version of the router is in force, or on trial, or its trial is over."""
+
+    record: RouterRecord  # its time is when the core hears of it
+
+
 class Ticked(Struct, frozen=True):
     """Time has passed. Whatever is due by `now` happens."""
 
@@ -120,5 +126,6 @@ Event = (
     | AgentLost
     | AgentStartFailed
     | MemoryTold
+    | VersionDecided
     | Ticked
 )

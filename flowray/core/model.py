@@ -11,6 +11,7 @@ from typing import NewType
 
 from msgspec import Struct
 
+from flowray.core.rollout import Evidence, RolloutStage
 from flowray.core.states import TaskState
 
 TaskId = NewType("TaskId", str)
@@ -248,6 +249,27 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra: Held | None = None  # a second attempt that runs beside the current one
 
 
+class RouterPlace(Struct, frozen=True, array_like=True):
+    """One version of the router, and where it lies."""
+
+    version: str  # as `flowray.routing.versions` makes it; "none" of a router that was never trained
+    artifact: str = ""  # directory; "" for one that knows only what it learns
+    history: str = ""  # directory; "" for none
+
+
+class RouterRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A decision about which version of the router is in force, and what was so from then on."""
+
+    at: float
+    arrow: str  # configured | noted | what `flowray.core.rollout` says: offered, passed, promoted ...
+    stage: RolloutStage
+    live: RouterPlace  # answers all tasks, or nearly all
+    other: RouterPlace | None = None  # on trial; while watched, the version that was in force before
+    why: str = ""
+    configured: RouterPlace | None = None  # what the configuration named: when it names another, that one is in force
+    evidence: Evidence | None = None  # of the stage, so that a restarted coordinator goes on with it
+
+
 class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The durable part of the core at a moment: what a restarted coordinator must know again."""
 
@@ -256,3 +278,4 @@ class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tasks: tuple[OpenTask, ...] = ()
     specs: tuple[AgentSpec, ...] = ()
     incarnations: dict[str, int] = {}  # agent id -> highest incarnation ever asked for
+    routers: tuple[RouterRecord, ...] = ()  # the newest decisions about the router, oldest first

@@ -123,6 +123,12 @@ class LiveRouter:
         self.settle()
         return self._strangers
 
+    @property
+    def drifted(self) -> int:
+        """Grows when an agent is found to have changed; 0 while none was."""
+        found = (posteriors.detections() for posteriors in (self.known, self.strangers))
+        return sum(max((each.at_outcome for each in changes), default=0) for changes in found)
+
     def estimate(self, task_ids: Sequence[str], queries: Sequence[Query]) -> list[tuple[Estimate, ...]]:
         """Of each task its candidates, in their order; `task_ids` are what outcomes will be told by."""
         if not queries:

@@ -13,7 +13,7 @@ import gc
 import os
 import random
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from flowray.core.coordination import Coordination
 from flowray.core.events import AgentLost
 from flowray.core.model import Outcome
 from flowray.core.states import AgentState
-from flowray.errors import MeshError, PayloadError, StoreError
+from flowray.errors import MeshError, PayloadError, RouterRefused, StoreError
 from flowray.mesh.doors import OUTSIDE
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
@@ -79,9 +79,12 @@ from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Observer, Pump, time_line
 from flowray.runtime.questions import Questions
 from flowray.runtime.retention import sweep_for_ever
-from flowray.runtime.routing import RoutingDesk, load_router
+from flowray.runtime.retraining import Retrainer
+from flowray.runtime.rollout import Router, load_alone, load_versions
+from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.standin import StandIn
 from flowray.runtime.subscribers import SubscriberFile
+from flowray.runtime.trainer import train_on_ray
 from flowray.store import PayloadStore, SqliteStore
 
 _FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
@@ -189,12 +192,19 @@ class Coordinator:
         self._routing: RoutingDesk | None = None
         observers: list[Observer] = [figures]
         if self._config.core.routing.enabled:
+            paths = paths_of(self._config.router, self._config.core.routing.within_s)
+            load: Callable[[], Router]
+            if paths is not None:
+                load = partial(load_alone, self._config.router)
+            else:
+                records = tuple(core.book.routers)
+                load = partial(load_versions, self._config.router, self._config.core.routing, records)
             self._routing = RoutingDesk(
-                partial(load_router, self._config.router),
+                load,
                 lambda event: self._pump.put(event),
                 core.book.open.get,
                 core.asking.is_asked,
-                paths_of(self._config.router, self._config.core.routing.within_s),
+                paths,
             )
             observers.append(self._routing)
         self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, observers)
@@ -248,10 +258,12 @@ class Coordinator:
             overview,
             introduce=self._introduction,
             stop=self._stop,
+            offer=self._offer_router,
         )
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._keeper: Any = None  # for clients outside
+        self._retraining: asyncio.Task[None] | None = None
         self._running = loop.create_task(self._run())
         self._sweeping = loop.create_task(
             sweep_for_ever(
@@ -291,6 +303,10 @@ class Coordinator:
         await self._doorway.open(listen)
         if self._routing is not None:
             self._routing.begin()
+            if self._config.router.retrain.enabled:
+                train = partial(train_on_ray, self._journal, self._node_id)
+                retrainer = Retrainer(self._config.router.retrain, self._routing, train)
+                self._retraining = asyncio.get_running_loop().create_task(retrainer.run())
 
     async def _run(self) -> None:
         try:
@@ -501,6 +517,8 @@ class Coordinator:
         self._sweeping.cancel()
         if self._routing is not None:
             self._routing.end()
+        if self._retraining is not None:
+            self._retraining.cancel()
         self._pump.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running
@@ -508,6 +526,14 @@ class Coordinator:
         self._store.close()
         self._clients.tell_all(messages.encode(Farewell("the runtime was stopped")))
         self._doorway.close()
+
+    async def _offer_router(self, artifact: str, history: str) -> str:
+        """For a client: begin the trial of another version of the router, once that is on disk."""
+        if self._routing is None:
+            raise RouterRefused(artifact, "this runtime asks no router: core.routing.enabled is off")
+        version = await self._routing.offer(artifact, history)
+        await self._pump.synced()
+        return version
 
     async def _stop(self) -> bool:
         """For a client: it hears of the end before this process ends itself."""

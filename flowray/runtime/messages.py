@@ -83,6 +83,8 @@ class Question(Struct, frozen=True, array_like=True, tag="question"):
     number: int = 0  # of this request; its answer has the same
     quality: float | None = None  # of a grade,
     by: str = ""  # and who or what gives it
+    artifact: str = ""  # directory of a router, as the coordinator sees it,
+    history: str = ""  # and of a set of outcomes
 
 
 class Reply(Struct, frozen=True, array_like=True, tag="reply"):

@@ -12,7 +12,7 @@ from flowray.core.states import TaskState
 from flowray.runtime.lookout import Lookout
 from flowray.runtime.pools import Pools
 from flowray.runtime.routing import RoutingDesk
-from flowray.runtime.views import AgentView, Status, Story, story_between, story_of
+from flowray.runtime.views import AgentView, RouterVersions, Status, Story, story_between, story_of
 from flowray.store import SqliteStore
 
 
@@ -62,7 +62,18 @@ class Overview:
             node=self._node_id,
             router=self._routing.version if self._routing is not None else "",
             router_failed=self._routing.trouble if self._routing is not None else "",
+            router_trial=self._trial(),
         )
+
+    def router_versions(self) -> RouterVersions:
+        """What was decided about the router, oldest first."""
+        return RouterVersions(records=tuple(self._core.book.routers))
+
+    def _trial(self) -> str:
+        versions = self._routing.versions if self._routing is not None else None
+        if versions is None or versions.other_place is None:
+            return ""
+        return f"{versions.stage.value}: {versions.other_place.version}"
 
     def story(self, task_id: str) -> Story | None:
         """The log of a task, open or ended; None where nobody has heard of it."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from flowray.core.model import RouterRecord
 from flowray.runtime.sentences import timeline
 from flowray.runtime.views import (
     AgentsView,
@@ -16,6 +18,7 @@ from flowray.runtime.views import (
     DeadLetter,
     DeadLetters,
     NodeView,
+    RouterVersions,
     Status,
     Story,
     View,
@@ -25,6 +28,7 @@ TIER_ORDER = ("orchestrator", "primary", "secondary", "specialist")
 TONES = ("plain", "good", "busy", "bad", "faint", "strong")  # what a drawer must know how to colour
 _AGENT_TONES = {"ready": "good", "starting": "busy", "draining": "busy", "waiting": "faint", "stopped": "faint"}
 _TASK_TONES = {"succeeded": "good", "running": "busy", "dead": "bad", "expired": "bad", "cancelled": "faint"}
+_ARROW_TONES = {"promoted": "good", "settled": "good", "rejected": "bad", "rolled_back": "bad", "noted": "faint"}
 _LINE_TONES = {**_TASK_TONES, "accepted": "faint", "started": "plain"}
 _LINE_TONES |= {"attempt_failed": "bad", "requeued": "bad", "outlived": "bad"}
 
@@ -84,6 +88,8 @@ def picture(view: View) -> Picture:
             return _dead_letter(view)
         case DeadLetters(letters=letters):
             return _dead_letters(letters)
+        case RouterVersions(records=records):
+            return _versions(records)
     raise TypeError(f"no picture of {type(view).__name__}")
 
 
@@ -207,6 +213,8 @@ def _status(status: Status) -> Picture:
         blocks.append(Line((Cell("journal failed", "bad"), Cell(status.journal_failed))))
     if status.router:
         blocks.append(Line((Cell("router", "faint"), Cell(status.router))))
+    if status.router_trial:
+        blocks.append(Line((Cell("on trial", "faint"), Cell(status.router_trial))))
     if status.router_failed:
         blocks.append(Line((Cell("no router", "bad"), Cell(status.router_failed))))
     waiting = sorted(status.blocks.items())
@@ -215,6 +223,23 @@ def _status(status: Status) -> Picture:
     if status.nodes:
         blocks.append(_nodes(status.nodes))
     return tuple(blocks)
+
+
+def _versions(records: Sequence[RouterRecord]) -> Picture:
+    if not records:
+        return (Line((Cell("nothing was decided about the router", "faint"),)),)
+    rows = tuple(
+        (
+            Cell(datetime.fromtimestamp(one.at, UTC).isoformat(" ", "seconds"), "faint"),
+            Cell(one.arrow, _ARROW_TONES.get(one.arrow, "plain")),
+            Cell(one.live.version, "strong"),
+            Cell(f"{one.stage.value} {one.other.version}" if one.other is not None else "", "busy"),
+            Cell(one.why),
+        )
+        for one in records
+    )
+    columns = ("at (UTC)", "what", "in force", "beside it", "why")
+    return (Table(columns, (("", rows),), flexible=frozenset({"why"})),)
 
 
 def _story(story: Story) -> Picture:

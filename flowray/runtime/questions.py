@@ -52,8 +52,12 @@ class Questions:
         *,
         introduce: Callable[[str], Awaitable[Introduction]],
         stop: Callable[[], Awaitable[bool]],
+        offer: Callable[[str, str], Awaitable[str]],
     ) -> None:
-        """`introduce` says to the client of this name who the coordinator is; `stop` ends the runtime."""
+        """`introduce` says to the client of this name who the coordinator is; `stop` ends the runtime.
+
+        `offer` begins the trial of the router in one directory with the history in another.
+        """
         self._core = core
         self._store = store
         self._pump = pump
@@ -63,6 +67,7 @@ class Questions:
         self._grades = GradeBook(core, store, pump)
         self._introduce = introduce
         self._stop = stop
+        self._offer = offer
         self._cancels: dict[str, list[asyncio.Future[str]]] = {}  # task -> those who wait for what comes of it
 
     async def reply(self, client: str, question: Question, *, outside: bool) -> Reply:
@@ -118,6 +123,10 @@ class Questions:
             return await self._purge(task_id)
         if what == "figures":
             return {**self._figures.counts(), "warm": self._pools.warm()}
+        if what == "offer_router":
+            return await self._offer(question.artifact, question.history)
+        if what == "router_versions":
+            return self._overview.router_versions()
         if what == "add_agents" and question.spec is not None:
             return await self._add_agents(question.spec)
         if what == "process":

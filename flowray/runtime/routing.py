@@ -10,21 +10,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 from flowray.core.book import Entry
 from flowray.core.commands import Command, GradeTask, RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady, Event
-from flowray.core.model import AGENTS_FAULT, Outcome, Task, TaskId
+from flowray.core.model import AGENTS_FAULT, Choice, Estimate, Outcome, RouterPlace, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
+from flowray.errors import RouterRefused
 from flowray.routing.queries import Queries, Query, count_tools
 from flowray.runtime.paths import Paths
+from flowray.runtime.rollout import Router, VersionedRouter, place_of, read
 from flowray.runtime.scorers import Failed, Scored
 
 if TYPE_CHECKING:
-    from flowray.config import RouterConfig
     from flowray.routing.live import LiveRouter
 
 BATCH = 64  # questions answered together at most: bounds how long the event loop is held
@@ -36,13 +37,14 @@ class RoutingDesk:
 
     def __init__(
         self,
-        load: Callable[[], LiveRouter],
+        load: Callable[[], Router],
         put: Callable[[Event], None],
         find: Callable[[TaskId], Entry | None],
         is_asked: Callable[[TaskId], bool],
         paths: Paths | None = None,
     ) -> None:
-        """`load` makes the router, in a thread; `put` hands an event to the core; `find` finds an open task.
+        """`load` makes the router, in a thread (a `LiveRouter` where there are `paths`); `put` hands an event to the
+        core; `find` finds an open task.
 
         `is_asked` tells whether the core still waits for the estimates of a task: if not, none are made. `paths` says
         what Serve is asked; without it everything is answered here.
@@ -52,7 +54,8 @@ class RoutingDesk:
         self._find = find
         self._is_asked = is_asked
         self._paths = paths
-        self._router: LiveRouter | None = None  # that answered last, and learns
+        self._router: Router | None = None  # that answered last, and learns
+        self._versions: VersionedRouter | None = None  # the router, where it has versions
         self._trouble = ""
         self._asked: deque[RequestEstimates] = deque()
         self._asked_at = 0.0  # the first of these, by the event loop's clock
@@ -69,6 +72,30 @@ class RoutingDesk:
         """Why the router could not be loaded; "" where it was, or is not yet."""
         return self._trouble or (self._paths.trouble if self._paths is not None else "")
 
+    @property
+    def versions(self) -> VersionedRouter | None:
+        """What is in force and on trial; None until it is loaded."""
+        return self._versions
+
+    async def offer(self, artifact: str, history: str) -> str:
+        """Load another version and begin its trial; gives the version.
+
+        Raises:
+            RouterRefused: it cannot be loaded, or another trial is under way.
+        """
+        if self._paths is not None:
+            raise RouterRefused(artifact, "Ray Serve is asked here: deploy_router brings another version into force")
+        if self._versions is None:
+            raise RouterRefused(artifact, self._trouble or "the router in force is not loaded yet")
+        kept = self._versions.place.version
+        try:
+            place: RouterPlace = await asyncio.to_thread(place_of, artifact, history)
+            router = await asyncio.to_thread(read, place)
+        except Exception as error:
+            raise RouterRefused(artifact, f"{type(error).__name__}: {error}", kept) from error
+        self._versions.offer(router, place)
+        return place.version
+
     def begin(self) -> None:
         """Load the router beside everything else, and look for Serve where it is to be asked."""
         if self._paths is not None:
@@ -83,16 +110,20 @@ class RoutingDesk:
     async def _begin(self) -> None:
         try:
             router = await asyncio.to_thread(self._load)
-            if self._paths is None:
-                self._router = router
-            else:
-                self._paths.adopt(router)
-                self._router = self._router or self._paths.copy  # Serve may have answered before
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an artifact, tasks go on without it
             self._trouble = f"{type(error).__name__}: {error}"
             if self._paths is not None:
                 self._paths.adopt(None)
             print(f"flowray coordinator: the router could not be loaded: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
+            return
+        if self._paths is not None:
+            self._paths.adopt(cast("LiveRouter", router))
+            self._router = self._router or self._paths.copy  # Serve may have answered before
+            return
+        self._router = router
+        if isinstance(router, VersionedRouter):
+            self._versions = router
+            router.begin(self._put)
 
     def ask(self, command: RequestEstimates) -> None:
         """The core wants estimates."""
@@ -163,7 +194,17 @@ class RoutingDesk:
             self._fail(batch, f"{type(error).__name__}: {error}")
             return
         self._router = router
-        self._put(EstimatesReady(tuple(zip(task_ids, found, strict=True)), "local", router.version, detail))
+        for version, answers in self._by_version(router, task_ids, found):
+            self._put(EstimatesReady(answers, "local", version, detail))
+
+    def _by_version(
+        self, router: Router, task_ids: list[TaskId], found: list[tuple[Estimate, ...]]
+    ) -> Iterator[tuple[str, tuple[tuple[TaskId, tuple[Estimate, ...]], ...]]]:
+        if self._versions is None or self._versions.other_place is None:
+            yield router.version, tuple(zip(task_ids, found, strict=True))
+            return
+        for version, rows in self._versions.answered(task_ids):
+            yield version, tuple((task_ids[row], found[row]) for row in rows)
 
     def _fail(self, batch: Sequence[RequestEstimates], reason: str) -> None:
         self._put(EstimatesFailed(tuple(command.task_id for command in batch), reason))
@@ -191,8 +232,15 @@ class RoutingDesk:
                     run_s=command.run_s or None,
                     cost_usd=command.cost_usd,
                 )
+                self._on_trial(command.task_id, entry.story[-1].agent_id, False, command.quality, entry.choices)
 
-    def _resolved(self, router: LiveRouter, outcome: Outcome) -> None:
+    def _on_trial(
+        self, task_id: TaskId, agent_id: str, succeeded: bool, quality: float | None, choices: Sequence[Choice]
+    ) -> None:
+        if self._versions is not None:
+            self._versions.saw(task_id, class_of(agent_id), succeeded, quality, choices)
+
+    def _resolved(self, router: Router, outcome: Outcome) -> None:
         succeeded, failure = outcome.state is TaskState.SUCCEEDED, outcome.failure
         if succeeded or (failure is not None and failure.kind in AGENTS_FAULT):
             self._learn(
@@ -204,11 +252,12 @@ class RoutingDesk:
                 run_s=outcome.run_s or None,
                 cost_usd=outcome.cost_usd,
             )
+            self._on_trial(outcome.task_id, outcome.agent_id, succeeded, outcome.quality, outcome.choices)
         router.forget(outcome.task_id)
 
     def _learn(
         self,
-        router: LiveRouter,
+        router: Router,
         task_id: TaskId,
         agent: str,
         succeeded: bool,
@@ -238,14 +287,3 @@ def _query(task: Task, asked: RequestEstimates) -> Query:
         n_tools=count_tools(task.tools),
         tried=asked.tried,
     )
-
-
-def load_router(config: RouterConfig) -> LiveRouter:
-    """What the configuration names. Takes seconds: the past is read, and the network gets acquainted with it.
-
-    Raises:
-        MissingExtra: torch is not installed. ArtifactError, ConfigError: the router or the history cannot be read.
-    """
-    from flowray.routing import live
-
-    return live.load(config.artifact, config.history) if config.artifact else live.LiveRouter()

@@ -24,6 +24,7 @@ from flowray.errors import (
     FlowrayError,
     GradeRefused,
     NotConnected,
+    RouterRefused,
     StoreError,
     UnknownTask,
     WaitTimeout,
@@ -38,7 +39,7 @@ from flowray.runtime.link import Way
 from flowray.runtime.messages import Introduction, Question, Reply
 from flowray.runtime.payloads import PayloadDesk, Shelf
 from flowray.runtime.specs import make_spec
-from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, Status, Story
+from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, RouterVersions, Status, Story
 from flowray.store import PayloadStore
 from flowray.tasks import make_task, new_task_id
 
@@ -474,6 +475,24 @@ class Runtime:
         """The runtime at this moment."""
         return self._ask(Question("status"), Status)
 
+    def offer_router(self, artifact: Path | str, history: Path | str = "") -> str:
+        """Begin the trial of another version of the router; gives the version.
+
+        Args:
+            artifact: directory of a trained router, on the coordinator's node.
+            history: directory of a set of outcomes there; "" for none.
+
+        Raises:
+            RouterRefused: it cannot be loaded, is in force already, or another trial is under way.
+        """
+        where = [str(Path(place).absolute()) if place else "" for place in (artifact, history)]
+        return str(self._ask(Question("offer_router", artifact=where[0], history=where[1]), str))
+
+    def router_versions(self) -> RouterVersions:
+        """What was decided about the router's versions, oldest first."""
+        found: RouterVersions = self._ask(Question("router_versions"), RouterVersions)
+        return found
+
     def figures(self) -> dict[str, int]:
         """Counts since the coordinator began: attempts, failovers, retries, restarts (of agents).
 
@@ -539,6 +558,8 @@ def _error_named(reply: Reply, question: Question) -> FlowrayError:
     if reply.error == "ConfigError":
         field, _, problem = reply.detail.partition(": ")
         return ConfigError(field, problem)
+    if reply.error == "RouterRefused":
+        return RouterRefused.told(reply.detail)
     kind = getattr(errors, reply.error, FlowrayError)
     if isinstance(kind, type) and issubclass(kind, StoreError):
         return kind(reply.detail)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from flowray.core.model import Choice, Grade, Outcome, StoryLine, Task
+from flowray.core.model import Choice, Grade, Outcome, RouterRecord, StoryLine, Task
 
 
 class View(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,6 +82,13 @@ class Status(View, frozen=True, kw_only=True, omit_defaults=True):
     node: str = ""
     router: str = ""  # version of the router in use, and how many outcomes it learned; "" where none is
     router_failed: str = ""  # why there are no estimates; "" while there are, or where nobody routes
+    router_trial: str = ""  # stage and version of the router's trial: shadow | canary | watched; "" while there is none
+
+
+class RouterVersions(View, frozen=True, kw_only=True):
+    """What was decided about the router, oldest first. The last one stands."""
+
+    records: tuple[RouterRecord, ...] = ()
 
 
 class Story(View, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,14 +6,16 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from flowray.core.commands import RequestEstimates
-from flowray.core.events import EstimatesFailed, EstimatesReady
-from flowray.core.model import Estimate
+from flowray.core.events import EstimatesFailed, EstimatesReady, VersionDecided
+from flowray.core.model import Estimate, RouterPlace, RouterRecord
+from flowray.core.rollout import ROLLOUT_TRANSITIONS, RolloutStage
 
 if TYPE_CHECKING:
     from flowray.testing.coordinator import CoordinatorProcess
 
 _IN_TIME, _LATE, _TWICE, _FAILED, _NEVER = range(5)
 _OFTEN = (80, 6, 4, 6, 4)
+_DECIDES = 0.02  # share of questions beside which something is decided about versions of the router
 
 
 class SimulatedRouter:
@@ -21,10 +23,14 @@ class SimulatedRouter:
 
     def __init__(self, seed: int) -> None:
         self._rng = Random(f"{seed}/router")
+        self._versions = Random(f"{seed}/router versions")
+        self._stage, self._trials = RolloutStage.IDLE, 0
 
     def ask(self, by: CoordinatorProcess, command: RequestEstimates) -> None:
         """Answer some time, or not at all."""
         rng, clock = self._rng, by.world.clock
+        if self._versions.random() < _DECIDES:
+            by.hear(VersionDecided(self._decided()))
         within_s = by.world.policy.routing.within_s
         kind = rng.choices(range(5), _OFTEN)[0]
         after_s = within_s * rng.random() * (0.5 if kind != _LATE else 4.0)
@@ -39,6 +45,24 @@ class SimulatedRouter:
         ready = EstimatesReady(((command.task_id, estimates),), "local", "simulated")
         for _ in range(2 if kind == _TWICE else 1):
             clock.at(clock.now + after_s, lambda: by.hear(ready))
+
+    def _decided(self) -> RouterRecord:
+        """Some step of some trial."""
+        arrow, stage = self._versions.choice(
+            [
+                ("noted", self._stage),
+                *((arrow, to) for (of, arrow), to in ROLLOUT_TRANSITIONS.items() if of is self._stage),
+            ]
+        )
+        self._stage, self._trials = stage, self._trials + (arrow == "offered")
+        return RouterRecord(
+            at=0.0,
+            arrow=arrow,
+            stage=stage,
+            live=RouterPlace("v0"),
+            other=RouterPlace(f"v{self._trials}"),
+            why="simulated",
+        )
 
     def _estimate(self, name: str) -> Estimate:
         rng = self._rng

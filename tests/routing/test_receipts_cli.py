@@ -1,4 +1,4 @@
-"""`flowray router export | replay | report`: from a journal to a page."""
+"""`flowray router export | replay | report | versions`: from a journal to a page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flowray.core.commands import AddAgents, GradeTask, ResolveTask
-from flowray.core.model import AgentSpec, Asked
+from flowray.core.book import Book
+from flowray.core.commands import AddAgents, GradeTask, RecordVersion, ResolveTask
+from flowray.core.model import AgentSpec, Asked, RouterPlace, RouterRecord
+from flowray.core.rollout import RolloutStage as S
 from flowray.routing import data, receipts
 from flowray.store import SqliteStore, StoreConfig
 
@@ -116,3 +118,48 @@ def test_wrong_usage_is_a_sentence(router, log, tmp_path, arguments, words):
     code, out, err = router(*arguments)
     assert (code, out) == (2, "")
     assert words in err
+
+
+def test_versions_are_told_from_a_journal_that_is_in_use(router, tmp_path):
+    """Before and after a snapshot took the rows away, as lines and as a document."""
+    places = [RouterPlace("v1", "/a"), RouterPlace("v2", "/b")]
+    steps = [("configured", S.IDLE), ("offered", S.SHADOW), ("noted", S.SHADOW), ("passed", S.CANARY)]
+    store = SqliteStore.open(tmp_path / "journal", ANYWHERE)
+    store.begin_epoch("test")
+    book, written = Book(), threading.Event()
+    records = [
+        RecordVersion(
+            RouterRecord(at=1e9 + n, arrow=arrow, stage=stage, live=places[0], other=places[1], why=f"why {n}")
+        )
+        for n, (arrow, stage) in enumerate(steps)
+    ]
+    for record in records:
+        book.apply(record)
+    store.append(records, lambda error: written.set())
+    assert written.wait(20)
+    for _ in range(2):
+        code, out, err = router("versions", "--journal", tmp_path / "journal", "--json")
+        assert code == 0, err
+        told = json.loads(out)["records"]
+        assert [(each["arrow"], each["stage"]) for each in told] == [
+            ("configured", "idle"), ("offered", "shadow"), ("passed", "canary"),
+        ]  # fmt: skip
+        assert told[-1]["other"]["version"] == "v2"
+        written.clear()
+        store.save_snapshot(book.snapshot(1e9), lambda error: written.set())
+        assert written.wait(20)
+    code, out, _ = router("versions", "--journal", tmp_path / "journal")
+    store.close()
+    assert code == 0
+    assert "2001-09-09 01:46:43+00:00" in out and "canary v2" in out and "why 3" in out
+    code, _, err = router("versions", "--journal", tmp_path)
+    assert code != 0 and "there is no journal" in err
+
+
+def test_a_runtime_that_never_routed_has_no_versions(router, tmp_path):
+    store = SqliteStore.open(tmp_path / "journal", ANYWHERE)
+    store.begin_epoch("test")
+    code, out, err = router("versions", "--journal", tmp_path / "journal")
+    store.close()
+    assert code == 0, err
+    assert out == "nothing was decided about the router\n"

@@ -53,10 +53,14 @@ class Desk(Shell):
             Overview("team", 1, "node", directory, core, self.store, pools, None),
             introduce=self.introduce,
             stop=self.stop,
+            offer=self.offer,
         )
 
     async def introduce(self, client: str) -> Introduction:
         return Introduction(client.encode(), "node", "journal")
+
+    async def offer(self, artifact: str, history: str) -> str:
+        return f"{artifact}+{history}"
 
     async def stop(self) -> bool:
         self.stops += 1
