@@ -188,7 +188,7 @@ def test_on_the_command_line(router, log, saved, tmp_path):
     document = json.loads(out)
     assert document["policy"].startswith("routed by router ")
     assert document["without_waits"] == 10 and document["without_text"] == 0  # they lack both: told once
-    assert document["differing_share"] == pytest.approx(expected_differing(), abs=1e-9)
+    assert document["differing_share"] == pytest.approx(expected_differing(), abs=1e-5)  # batches of other sizes
     code, out, err = router(*common, "--router", saved, "--history", history, "--policy", "greedy")
     assert code == 0, err
     assert "10 receipts without text are left out" in out
