@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from flowray.core.admission import Admission
-from flowray.core.commands import StartAgent
+from flowray.core.commands import GradeTask, StartAgent
 from flowray.core.coordination import Coordination
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass
@@ -112,6 +112,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
     "capabilities ignored": swap(AgentClass, "serves", "self.capabilities.issuperset(key.needs)", "True"),
     "hung agents are kept": swap(C, "_grace_over", "due > self.now", "(due := self.now + 1e6)"),
+    "grades answered before they are on disk": put(GradeTask, "waits", False),
     # bugs that the simulation found
     "found: claim outlives its answer": swap(C, "_on_finished", "self._unclaim(entry)", "pass"),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
