@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from msgspec import structs
+
 from flowray.core.model import Payload, Task, TaskId
-from flowray.errors import InvalidTask
+from flowray.core.routing import WEIGHTS, RoutingPolicy
+from flowray.errors import ConfigError, InvalidTask
 
 _MAX_PROMPT = 1 << 20  # characters; longer texts are payloads
 _MAX_NEEDS = 64
@@ -44,6 +47,7 @@ def make_task(
     quality: float | None = None,
     least_quality: float | None = None,
     max_cost_usd: float | None = None,
+    weights: Mapping[str, float] | None = None,
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -80,6 +84,7 @@ def make_task(
     _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
     _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
     _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
+    weighed = _checked_weights(weights or {})
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -100,6 +105,7 @@ def make_task(
         quality=quality,
         least_quality=least_quality,
         max_cost_usd=max_cost_usd,
+        weights=weighed,
     )
 
 
@@ -114,6 +120,20 @@ def _checked_needs(needs: Iterable[str]) -> tuple[str, ...]:
     if len(wanted) > _MAX_NEEDS:
         raise InvalidTask("needs", f"{len(wanted)} capabilities; at most {_MAX_NEEDS}")
     return wanted
+
+
+def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    weighed = dict(weights)
+    for name, value in weighed.items():
+        if name not in WEIGHTS:
+            raise InvalidTask("weights", f"has no {name!r}; there are {', '.join(WEIGHTS)}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidTask("weights", f"{name} must be a number, got {value!r}")
+    try:
+        structs.replace(RoutingPolicy(), **weighed)
+    except ConfigError as error:
+        raise InvalidTask("weights", f"{error.field.rpartition('.')[2]} {error.problem}") from error
+    return {name: float(value) for name, value in weighed.items()}
 
 
 def _listed(field: str, given: str | Iterable[str], between: str) -> str:

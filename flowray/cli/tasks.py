@@ -9,7 +9,7 @@ import typer
 
 from flowray.cli.lifecycle import connected
 from flowray.cli.screen import Address, Json, Name, Screen, plain_data
-from flowray.errors import InvalidTask, TaskError
+from flowray.errors import ConfigError, InvalidTask, TaskError
 
 _TaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="As `flowray submit` printed it.")]
 
@@ -48,6 +48,10 @@ def submit(
     max_cost_usd: Annotated[
         float | None, typer.Option("--max-cost-usd", help="Dollars that an attempt should cost at most.")
     ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option("--weight", metavar="NAME=NUMBER", help="Of the routing policy, for this task; may be repeated."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -56,6 +60,7 @@ def submit(
 ) -> None:
     """Give a running runtime one task, and wait for its result."""
     payload = _payload(payload_json)
+    weights = _weights(weight or [])
     screen = Screen(as_json=as_json)
     with connected(name, address, screen) as runtime:
         handle = runtime.submit(
@@ -71,6 +76,7 @@ def submit(
             quality=quality,
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
+            weights=weights,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})
@@ -146,6 +152,10 @@ def show(task_id: _TaskId, name: Name = "default", address: Address = "", as_jso
 
 def replay(
     task_id: _TaskId,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option("--weight", metavar="NAME=NUMBER", help="Of the routing policy, for this task; may be repeated."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = False,
     name: Name = "default",
     address: Address = "",
@@ -172,6 +182,17 @@ def purge(task_id: _TaskId, name: Name = "default", address: Address = "", as_js
     screen.answer(text, {"task_id": task_id, "purged": purged})
     if not purged:
         raise typer.Exit(1)
+
+
+def _weights(said: list[str]) -> dict[str, float]:
+    weights = {}
+    for each in said:
+        name, _, number = each.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise ConfigError("--weight", f"wants NAME=NUMBER, got {each!r}") from None
+    return weights
 
 
 def _payload(text: str | None) -> Any:

@@ -20,7 +20,7 @@ from flowray.core.naming import class_of
 from flowray.core.queueing import Lane
 from flowray.core.registry import AgentClass
 from flowray.core.retry import Rng
-from flowray.core.routing import RoutingPolicy, draw, usual_run_s, value_of
+from flowray.core.routing import RoutingPolicy, draw, policy_for, run_times, value_of
 
 _RANKED_FOR = 256  # questions of a lane that one ranking of its classes serves
 
@@ -30,6 +30,7 @@ class Candidate(NamedTuple):
 
     estimate: Estimate
     one: AgentClass
+    run_s: float  # expected
     wait_s: float  # until one of its agents would begin
 
 
@@ -51,7 +52,7 @@ class Asking:
 
     def __init__(self, policy: RoutingPolicy) -> None:
         self._policy = policy
-        self._asked: dict[TaskId, float] = {}  # -> when
+        self._asked: dict[TaskId, float] = {}  # -> when, the oldest first
         self._decided: dict[TaskId, Standing] = {}
         self._unrouted: dict[TaskId, str] = {}  # -> why the router had no word
 
@@ -91,6 +92,23 @@ class Asking:
         """It is over: when it was asked, or None where nobody waits for it any more."""
         return self._asked.pop(task_id, None)
 
+    def late(self, now: float) -> list[TaskId]:
+        """Questions that nobody waits for any longer, the oldest first: they are over."""
+        found: list[TaskId] = []
+        for task_id, asked_at in self._asked.items():
+            if asked_at + self._policy.within_s > now:
+                break
+            found.append(task_id)
+        for task_id in found:
+            del self._asked[task_id]
+        return found
+
+    def next_late(self) -> float | None:
+        """When the oldest question will be late; None where none is under way."""
+        for asked_at in self._asked.values():
+            return asked_at + self._policy.within_s
+        return None
+
     def decide(self, task_id: TaskId, standing: Standing) -> None:
         """The task waits for an agent of the class that was chosen."""
         self._decided[task_id] = standing
@@ -118,12 +136,24 @@ class Asking:
     ) -> tuple[AgentClass, Standing]:
         """One of the candidates (at least one)."""
         estimates = tuple(candidate.estimate for candidate in candidates)
+        runs_s = [candidate.run_s for candidate in candidates]
         waits_s = [candidate.wait_s for candidate in candidates]
         # Thrift is for the first attempt: once that was not enough, the best of the others is.
         thrift = entry.task.quality if not entry.failures else None
         limit = entry.task.max_cost_usd
         remaining_s = entry.remaining_s(now)
-        drawn = draw(estimates, waits_s, remaining_s, self._policy, rng, quality=thrift, max_cost_usd=limit)
+        extras = [self._extra(candidate.one) for candidate in candidates]
+        drawn = draw(
+            estimates,
+            runs_s,
+            waits_s,
+            remaining_s,
+            policy_for(entry.task, self._policy),
+            rng,
+            extras=extras,
+            quality=thrift,
+            max_cost_usd=limit,
+        )
         chosen = candidates[drawn.place]
         receipt = Receipt(
             event.path,
@@ -140,6 +170,8 @@ class Asking:
             remaining_s,
             thrift,
             limit,
+            tuple(extras) if any(extras) else (),
+            entry.task.weights,
         )
         return chosen.one, Standing(receipt, "routed")
 
@@ -151,18 +183,26 @@ class Asking:
         standing = self.standing(entry.task.id)
         if standing is None:
             return None
-        by_name = {estimate.candidate: estimate for estimate in standing.receipt.estimates}
-        mine = by_name.get(one.spec.name)
-        if mine is None:
+        estimates = standing.receipt.estimates
+        by_name = {e.candidate: (e, run_s) for e, run_s in zip(estimates, run_times(estimates), strict=True)}
+        if one.spec.name not in by_name:
             return None
-        remaining_s, usual_s = entry.remaining_s(now), usual_run_s(standing.receipt.estimates)
-        chosen = by_name[standing.receipt.chosen]
-        wait_s = waited_for.wait_s(0, usual_s if chosen.latency_s is None else chosen.latency_s)
-        theirs = value_of(chosen, wait_s, usual_s, remaining_s, self._policy)
-        if value_of(mine, 0.0, usual_s, remaining_s, self._policy) < theirs - self._policy.good:
+        remaining_s = entry.remaining_s(now)
+        chosen, run_s = by_name[standing.receipt.chosen]
+        policy = policy_for(entry.task, self._policy)
+        wait_s, extra = waited_for.wait_s(0, run_s), self._extra(waited_for)
+        theirs = value_of(chosen, run_s, wait_s, remaining_s, policy, extra=extra)
+        mine, run_s = by_name[one.spec.name]
+        if value_of(mine, run_s, 0.0, remaining_s, policy, extra=self._extra(one)) < theirs - policy.good:
             return None
         receipt = structs.replace(standing.receipt, chosen=one.spec.name, propensities=(), wait_s=0.0)
         return Standing(receipt, "taken_over")
+
+    def _extra(self, one: AgentClass) -> float:
+        """What the policy adds to the value of its agents."""
+        policy, free = self._policy, one.free_memory
+        extra = policy.tiers.get(one.spec.tier, 0.0)
+        return extra if free >= policy.roomy else extra - policy.short_of_memory * (1.0 - free / policy.roomy)
 
     def is_asked(self, task_id: TaskId) -> bool:
         """Is a question about it under way?"""

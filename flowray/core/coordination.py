@@ -51,6 +51,7 @@ from flowray.core.events import (
     EstimatesReady,
     Event,
     GradeGiven,
+    MemoryTold,
     TaskSubmitted,
     Ticked,
 )
@@ -72,7 +73,7 @@ from flowray.core.queueing import Lane, Queue
 from flowray.core.refusal import retry_after_s, why_nobody
 from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
-from flowray.core.routing import usual_run_s
+from flowray.core.routing import run_times
 from flowray.core.states import AgentState, TaskState
 from flowray.core.timers import Timers
 
@@ -107,6 +108,7 @@ class Coordination:
             AgentReady: self._on_agent_ready,
             AgentLost: self._on_agent_lost,
             AgentStartFailed: self._on_start_failed,
+            MemoryTold: self._on_memory_told,
             Ticked: self._on_tick,
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
@@ -237,7 +239,8 @@ class Coordination:
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _lane(self, task: Task) -> Lane:
-        return self.queue.find(task) or self.queue.lane(task, self.registry.classes())
+        found = self.queue.find(task)  # which is falsy when nobody waits there
+        return found if found is not None else self.queue.lane(task, self.registry.classes())
 
     def _lane_of(self, entry: Entry) -> Lane:
         """The lane where a waiting task is."""
@@ -254,7 +257,8 @@ class Coordination:
             return
         task_id = entry.task.id
         self.asking.ask(task_id, self.now)
-        self.timers.set("estimates", task_id, self.now + self.policy.routing.within_s)
+        if ("estimates", "") not in self.timers:
+            self.timers.set("estimates", "", self.now + self.policy.routing.within_s)
         self._out.append(RequestEstimates(task_id, candidates, tried_by(entry)))
 
     def _place_anywhere(self, entry: Entry, lane: Lane, why: str = "") -> None:
@@ -276,40 +280,44 @@ class Coordination:
         for task_id, estimates in event.answers:
             asked_at = self.asking.answered(task_id)
             if asked_at is not None:
-                self.timers.clear("estimates", task_id)
                 self._route(self.book.open[task_id], estimates, event, self.now - asked_at)
+        self._forget_late()
 
     def _on_no_estimates(self, event: EstimatesFailed) -> None:
         for task_id in event.task_ids:
             if self.asking.answered(task_id) is not None:
-                self.timers.clear("estimates", task_id)
                 entry = self.book.open[task_id]
                 self._place_anywhere(entry, self._lane(entry.task), "failed")
+        self._forget_late()
 
     def _estimates_late(self, key: str) -> None:
-        entry = self.book.open[TaskId(key)]
-        self.asking.answered(entry.task.id)
-        self._place_anywhere(entry, self._lane(entry.task), "late")
+        for task_id in self.asking.late(self.now):
+            entry = self.book.open[task_id]
+            self._place_anywhere(entry, self._lane(entry.task), "late")
+        if (at := self.asking.next_late()) is not None:
+            self.timers.set("estimates", "", at)
+
+    def _forget_late(self) -> None:
+        """One timer serves all questions: it is not wanted while none is under way."""
+        if self.asking.next_late() is None:
+            self.timers.clear("estimates", "")
 
     def _route(self, entry: Entry, estimates: tuple[Estimate, ...], event: EstimatesReady, took_s: float) -> None:
         """Choose a class of agents, and start the task on one of them or let it wait for one."""
         task, lane = entry.task, self._lane(entry.task)
         candidates: list[Candidate] = []
-        usual_s = usual_run_s(estimates)
-        for estimate in estimates:
+        for estimate, run_s in zip(estimates, run_times(estimates), strict=True):
             one = lane.by_name.get(estimate.candidate)
             if one is not None and one.ready_slots:
                 queued = lane.waiting.get(estimate.candidate)
-                wait_s = one.wait_s(
-                    len(queued) if queued is not None else 0,
-                    usual_s if estimate.latency_s is None else estimate.latency_s,
-                )
-                candidates.append(Candidate(estimate, one, wait_s))
+                wait_s = one.wait_s(len(queued) if queued is not None else 0, run_s)
+                candidates.append(Candidate(estimate, one, run_s, wait_s))
         if not candidates:
             self._place_anywhere(entry, lane, "failed")
             return
-        failed = {name for name, _ in tried_by(entry)} if entry.failures else set()
-        candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
+        if entry.failures:
+            failed = {name for name, _ in tried_by(entry)}
+            candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
         chosen, standing = self.asking.choose(entry, candidates, event, self.now, took_s, self._rng)
         bound = self.queue.bound(lane, chosen)
         found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self._rng)
@@ -542,7 +550,7 @@ class Coordination:
         """Take a waiting task from wherever it waits: in a lane, or for estimates."""
         task_id = entry.task.id
         if self.asking.answered(task_id) is not None:
-            self.timers.clear("estimates", task_id)
+            self._forget_late()
             return
         self._lane_of(entry).remove(task_id)
         self.asking.take(task_id)
@@ -733,6 +741,16 @@ class Coordination:
             # An agent takes its attempts in order: only as many as it has slots can have been running.
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
             self._attempt_lost(entry, Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}"), counts)
+
+    def _on_memory_told(self, event: MemoryTold) -> None:
+        touched: dict[AgentClass, None] = {}
+        for agent_id in event.agent_ids:
+            agent = self.registry.agent(agent_id)
+            if agent is not None:
+                agent.free_memory = event.free
+                touched[agent.agent_class] = None
+        for one in touched:
+            one.memory_told()
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -48,6 +48,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     quality: float | None = None  # the cheapest candidate with this share of the best expected success is enough
     least_quality: float | None = None  # 0..1; an answer that its agent reports to be worth less is a failed attempt
     max_cost_usd: float | None = None  # what one attempt should cost at most, > 0; None for no limit
+    weights: dict[str, float] = {}  # of the routing policy, for this task alone (`flowray.core.routing.WEIGHTS`)
 
     @property
     def size_bytes(self) -> int:
@@ -113,6 +114,8 @@ class Receipt(Struct, frozen=True, array_like=True):
     remaining_s: float | None = None  # of the task's deadline
     thrift: float | None = None  # the task's `quality`, where it counted: at first attempts
     max_cost_usd: float | None = None  # the task's
+    extras: tuple[float, ...] = ()  # added to the values, for tiers and memory; () where nothing was
+    weights: dict[str, float] = {}  # the task's own
 
 
 class Choice(Struct, frozen=True, array_like=True):

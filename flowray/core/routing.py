@@ -15,12 +15,12 @@ The estimates come from a router (`RequestEstimates`); this is the choice, and i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from flowray.core.model import Estimate
+from flowray.core.model import Estimate, Task
 from flowray.core.retry import Rng
 from flowray.errors import ConfigError
 
@@ -42,6 +42,9 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     slowdown: float = 0.02  # and what it is worth to be done in half the time
     good: float = 0.02  # candidates within so much of the best are as good
     explore: float = 0.05  # share of the tasks, at most, that go to another than a good one, to learn of it
+    tiers: dict[str, float] = {}  # tier -> what it is worth that one of its agents gets a task; may be negative
+    short_of_memory: float = 0.1  # what it costs to give a task to agents whose nodes have no memory left
+    roomy: float = 0.1  # share of free memory that is enough; below it costs grow in proportion
     curiosity: float = 0.5  # how many of an estimate's deviations count when it is asked whether another may be better
     keep_text: int = 4_000  # characters kept of each text that the router read, beside the outcome; 0: none
 
@@ -54,12 +57,29 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ConfigError("routing.newcomers", f"must be less than the shortlist, got {self.newcomers}")
         if not 0 <= self.keep_text <= 1 << 20:
             raise ConfigError("routing.keep_text", f"must be between 0 and {1 << 20}, got {self.keep_text}")
+        if not 0 < self.roomy <= 1:
+            raise ConfigError("routing.roomy", f"must be above 0 and at most 1, got {self.roomy}")
         for name in ("use_quality", "explore", "good"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"routing.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("usd", "second", "slowdown", "curiosity"):
+        for name in ("usd", "second", "slowdown", "short_of_memory", "curiosity"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"routing.{name}", f"must not be negative, got {getattr(self, name)}")
+        for tier, worth in self.tiers.items():
+            if not math.isfinite(worth):
+                raise ConfigError("routing.tiers", f"{tier!r} is worth {worth}, which is no number")
+
+
+WEIGHTS = ("use_quality", "usd", "second", "slowdown", "good", "explore")  # that a task may have of its own
+
+
+def policy_for(task: Task, policy: RoutingPolicy) -> RoutingPolicy:
+    """The policy with the task's own weights.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+    return structs.replace(policy, **task.weights) if task.weights else policy
 
 
 class Drawn(NamedTuple):
@@ -72,33 +92,42 @@ class Drawn(NamedTuple):
     confidence: float  # 0..1 that no other candidate is better than the best
 
 
+def run_times(estimates: Sequence[Estimate]) -> list[float]:
+    """Of each candidate the median of its run time; where that is not known, the geometric mean of the known ones."""
+    found = [estimate.latency_s for estimate in estimates]
+    if None not in found:
+        return found  # type: ignore[return-value]
+    logs = [math.log(max(run_s, _SHORTEST_S)) for run_s in found if run_s is not None]
+    usual_s = math.exp(sum(logs) / len(logs)) if logs else _USUAL_S
+    return [usual_s if run_s is None else run_s for run_s in found]
+
+
 def value_of(
     estimate: Estimate,
+    run_s: float,
     wait_s: float,
-    usual_s: float,
     remaining_s: float | None,
     policy: RoutingPolicy,
     *,
+    extra: float = 0.0,
     priced: bool = True,
 ) -> float:
-    """What it is worth to give the task to this candidate, who begins after `wait_s`, in units of success.
+    """What it is worth to give the task to this candidate, who begins after `wait_s` and takes `run_s` then.
 
-    `usual_s` stands for the run time where none is known.
+    `extra` is what the policy adds whatever comes of it: its tier's worth, less what it costs to be short of memory.
     """
-    latency_s = usual_s if estimate.latency_s is None else estimate.latency_s
     worth = expected(estimate, policy)
     if remaining_s is not None:
-        worth *= in_time(latency_s, remaining_s - wait_s)
-    if priced:
-        worth -= policy.usd * (estimate.cost_usd or 0.0)
-    done_s = latency_s + wait_s
-    return worth - policy.second * done_s - policy.slowdown * math.log2(max(done_s, _SHORTEST_S))
-
-
-def usual_run_s(estimates: Iterable[Estimate]) -> float:
-    """The geometric mean of the run times that are known."""
-    logs = [math.log(max(e.latency_s, _SHORTEST_S)) for e in estimates if e.latency_s is not None]
-    return math.exp(sum(logs) / len(logs)) if logs else _USUAL_S
+        worth *= in_time(run_s, remaining_s - wait_s)
+    if priced and estimate.cost_usd is not None:
+        worth -= policy.usd * estimate.cost_usd
+    done_s = run_s + wait_s
+    return (
+        worth
+        + extra
+        - policy.second * done_s
+        - policy.slowdown * math.log2(done_s if done_s > _SHORTEST_S else _SHORTEST_S)
+    )
 
 
 def expected(estimate: Estimate, policy: RoutingPolicy) -> float:
@@ -121,25 +150,28 @@ def in_time(latency_s: float, remaining_s: float) -> float:
 
 def draw(
     estimates: Sequence[Estimate],
+    runs_s: Sequence[float],
     waits_s: Sequence[float],
     remaining_s: float | None,
     policy: RoutingPolicy,
     rng: Rng,
     *,
+    extras: Sequence[float] = (),
     quality: float | None = None,
     max_cost_usd: float | None = None,
 ) -> Drawn:
     """Choose one of the candidates (at least one), each of which would begin after its wait, which is finite.
 
-    `quality` and `max_cost_usd` are what the task asks for (`flowray.core.model.Task`).
+    `runs_s` are the run times that are expected (`run_times`), `extras` what is added to values (none: nothing);
+    `quality` and `max_cost_usd` are what the task asks for
+    (`flowray.core.model.Task`).
     """
-    usual_s = usual_run_s(estimates)
-    if quality is None:
-        values = [value_of(e, w, usual_s, remaining_s, policy) for e, w in zip(estimates, waits_s, strict=True)]
-        tolerance = policy.good
-    else:
-        values, tolerance = _thrifty(quality, estimates, waits_s, usual_s, remaining_s, policy)
-    allowed = _affordable(max_cost_usd, estimates, values)
+    worth = [
+        value_of(e, run_s, wait_s, remaining_s, policy, extra=extra, priced=quality is None)
+        for e, run_s, wait_s, extra in zip(estimates, runs_s, waits_s, extras or [0.0] * len(waits_s), strict=True)
+    ]
+    values, tolerance = (worth, policy.good) if quality is None else _thrifty(quality, estimates, worth, policy)
+    allowed = range(len(values)) if max_cost_usd is None else _affordable(max_cost_usd, estimates, values)
     best = max(allowed, key=values.__getitem__)
     highest, spread = values[best], estimates[best].deviation
     good: list[int] = []
@@ -150,8 +182,7 @@ def draw(
         if gap <= tolerance:
             good.append(place)
         if place != best:
-            chance = _chance_to_beat(gap, spread, estimates[place].deviation, 1.0)
-            confidence *= 1.0 - chance
+            confidence *= 1.0 - _chance_to_beat(gap, spread, estimates[place].deviation, 1.0)
             if gap > tolerance:
                 rivals[place] = _chance_to_beat(gap, spread, estimates[place].deviation, policy.curiosity)
     mass = sum(rivals.values())
@@ -160,41 +191,33 @@ def draw(
     if mass > 0.0:
         for place, chance in rivals.items():
             propensities[place] = share * chance / mass
-    done_s = [w + (usual_s if e.latency_s is None else e.latency_s) for e, w in zip(estimates, waits_s, strict=True)]
-    for place, portion in _two_choices(good, done_s):
+    for place, portion in _two_choices(good, runs_s, waits_s):
         propensities[place] = (1.0 - share) * portion
     place = _sample(propensities, rng)
-    return Drawn(place, tuple(values), tuple(propensities), place in rivals and share > 0, confidence)
+    return Drawn(place, tuple(values), tuple(propensities), share > 0.0 and place in rivals, confidence)
 
 
 def _thrifty(
-    quality: float,
-    estimates: Sequence[Estimate],
-    waits_s: Sequence[float],
-    usual_s: float,
-    remaining_s: float | None,
-    policy: RoutingPolicy,
+    quality: float, estimates: Sequence[Estimate], worth: list[float], policy: RoutingPolicy
 ) -> tuple[list[float], float]:
-    """Values where good enough is enough: by thrift among those that are, and below all of these for the others."""
-    pairs = zip(estimates, waits_s, strict=True)
-    worth = [value_of(e, w, usual_s, remaining_s, policy, priced=False) for e, w in pairs]
+    """Values where good enough is enough: by thrift among those that are, and below all of these for the others.
+
+    `worth` is what each is worth whatever it costs.
+    """
     known = [e.cost_usd for e in estimates if e.cost_usd is not None]
     dearest = max(known, default=0.0)
     if dearest <= 0:
         return worth, policy.good  # nobody's price is known: the best is as cheap as any
     least = quality * max(worth)
     thrift = [1.0 - (dearest if e.cost_usd is None else e.cost_usd) / dearest for e in estimates]
-    values = [
-        1.0 + saved if value >= least else value - 1.0 for saved, value in zip(thrift, worth, strict=True)
-    ]  # worth is at most 1, so the two never meet
+    above = max(1.0, *worth)  # what is good enough is worth more than whatever is not
+    values = [above + saved if value >= least else value - 1.0 for saved, value in zip(thrift, worth, strict=True)]
     return values, 0.0
 
 
-def _affordable(limit: float | None, estimates: Sequence[Estimate], values: Sequence[float]) -> list[int]:
+def _affordable(limit: float, estimates: Sequence[Estimate], values: Sequence[float]) -> list[int]:
     """The candidates within the task's money; where there are none, the cheapest: an accepted task is done."""
-    every = list(range(len(estimates)))
-    if limit is None:
-        return every
+    every = range(len(estimates))
     within = [place for place in every if (estimates[place].cost_usd or 0.0) <= limit]
     return within or [min(every, key=lambda place: (estimates[place].cost_usd or 0.0, -values[place]))]
 
@@ -210,21 +233,23 @@ def _chance_to_beat(gap: float, one: float, other: float, factor: float) -> floa
     return 0.5 * math.erfc(gap / math.sqrt(2.0 * variance))
 
 
-def _two_choices(good: Sequence[int], done_s: Sequence[float]) -> list[tuple[int, float]]:
+def _two_choices(good: Sequence[int], runs_s: Sequence[float], waits_s: Sequence[float]) -> list[tuple[int, float]]:
     """With which probability each is taken when two are drawn and who is done sooner wins; of equals, either."""
     count = len(good)
     if count == 1:
         return [(good[0], 1.0)]
-    ordered = sorted(good, key=done_s.__getitem__)
+    ordered = sorted((runs_s[place] + waits_s[place], place) for place in good)
+    if ordered[0][0] == ordered[-1][0]:
+        return [(place, 1.0 / count) for place in good]
     portions: list[tuple[int, float]] = []
     at = 0
     while at < count:
         until = at
-        while until < count and done_s[ordered[until]] == done_s[ordered[at]]:
+        while until < count and ordered[until][0] == ordered[at][0]:
             until += 1
         # Of n, the r-th best (from 0) beats n - 1 - r others; all n (n - 1) / 2 pairs are as likely.
-        beaten = sum(count - 1 - rank for rank in range(at, until)) / (until - at)
-        portions += [(place, 2.0 * beaten / (count * (count - 1))) for place in ordered[at:until]]
+        beaten = (2 * count - 1 - at - until) / 2  # on average from `at` to `until`
+        portions += [(place, 2.0 * beaten / (count * (count - 1))) for _, place in ordered[at:until]]
         at = until
     return portions
 

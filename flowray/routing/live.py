@@ -23,10 +23,11 @@ from flowray.errors import MissingExtra
 from flowray.routing.asked import batch_of, known
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
-from flowray.routing.posteriors import PROBABLE, PosteriorPolicy, Posteriors
+from flowray.routing.posteriors import PROBABLE, Doubles, PosteriorPolicy, Posteriors
 from flowray.routing.queries import Query
 from flowray.routing.regrading import Gradable
 
+MOST_HEARD = 64  # outcomes that are taken in together
 MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldest are forgotten
 KIND_HEADS = ("task", "category")  # of the network: the first that it has tells what kind of task it is
 STRANGERS_SCALE = 0.5  # outcomes that pull what an agent without a past takes and costs towards a unit
@@ -45,6 +46,20 @@ class _Said(NamedTuple):
     quality: Floats
     latency_s: Floats
     cost_usd: Floats
+
+
+class _Heard(NamedTuple):
+    """What came of an attempt."""
+
+    said: _Said
+    row: int  # there, of the task
+    at: int  # there, of the agent
+    agent: str
+    pooled: bool  # of a stranger: it also says what strangers are like
+    graded: bool  # its quality was reported
+    grade: float
+    run_s: float | None
+    cost_usd: float | None
 
 
 class LiveRouter:
@@ -74,7 +89,7 @@ class LiveRouter:
         self._head = next((head for head in KIND_HEADS if head in heads), None)
         kinds = heads[self._head].labels if self._head is not None else ()
         rules = policy or PosteriorPolicy()
-        self.known = Posteriors(kinds, rules)  # of agents with a past: what changed since
+        self._known = Posteriors(kinds, rules)  # of agents with a past: what changed since
         open_minded = replace(
             rules,
             agent_strength=rules.doubted_agent_strength,
@@ -82,22 +97,36 @@ class LiveRouter:
             scale_strength=STRANGERS_SCALE,
             scale_limit=STRANGERS_LIMIT,
         )
-        self.strangers = Posteriors(kinds, open_minded)  # of the others: all that is known of them
+        self._strangers = Posteriors(kinds, open_minded)  # of the others: all that is known of them
         self._pool = Posteriors(kinds, open_minded)  # of the others as if they were one
         self._seen: dict[str, int] = {}  # stranger -> outcomes
         self._timed: dict[str, int] = {}  # of these, with seconds
         self._priced: dict[str, int] = {}  # and with dollars
         self._gradable = Gradable()
+        self._heard: list[_Heard] = []  # outcomes that the posteriors have yet to take in
 
     @property
     def version(self) -> str:
         """Of the router, and how many outcomes it learned since it was loaded."""
         return f"{self._version}+{self.learned}"
 
+    @property
+    def known(self) -> Posteriors:
+        """What was learned of agents with a past."""
+        self.settle()
+        return self._known
+
+    @property
+    def strangers(self) -> Posteriors:
+        """What was learned of the others."""
+        self.settle()
+        return self._strangers
+
     def estimate(self, task_ids: Sequence[str], queries: Sequence[Query]) -> list[tuple[Estimate, ...]]:
         """Of each task its candidates, in their order; `task_ids` are what outcomes will be told by."""
         if not queries:
             return []
+        self.settle()
         base = self._base(batch_of(queries, self._column, len(self._agents)))
         kinds = self._kinds(base, len(queries))
         alike: dict[tuple[str, ...], list[int]] = {}  # what has the same candidates is answered together
@@ -125,31 +154,34 @@ class LiveRouter:
     ) -> bool:
         """What came of an attempt, and what it took. False where nothing was asked about the task.
 
-        A reported quality (0..1) is held against the quality that was expected, else success against success.
+        A reported quality (0..1) is held against the quality that was expected, else success against success. The
+        posteriors take it in with the next `settle`: of several outcomes at once each costs a fraction.
         """
         said, row = self._pending.get(task_id, (None, 0))
         if said is None or agent not in said.names:
             return False
-        at, kinds = said.names.index(agent), said.kinds[row]
-        expected = float((said.success if quality is None else said.quality)[row, at])
+        at = said.names.index(agent)
         grade = float(succeeded) if quality is None else quality
-        posteriors, told = self.known, [(self.known, agent)]
+        if not 0.0 <= grade <= 1.0:
+            raise ValueError(f"the quality of {agent!r} must lie in 0..1, got {grade!r}")
+        pooled = False
         if agent not in self._column:
-            posteriors, told = self.strangers, [(self.strangers, agent)]
-            if self._seen.get(agent, 0) < POOLED:
-                self._pool.observe(_POOL, kinds, expected, grade)
-                told.append((self._pool, _POOL))
-            _remember(self._seen, agent, posteriors.policy.max_agents)
+            most = self._strangers.policy.max_agents
+            pooled = self._seen.get(agent, 0) < POOLED
+            _remember(self._seen, agent, most)
             for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
                 if figure:
-                    _remember(seen, agent, posteriors.policy.max_agents)
-        posteriors.observe(agent, kinds, expected, grade)
-        if run_s is not None:
-            posteriors.observe_seconds(agent, kinds, float(said.latency_s[row, at]), run_s)
-        if cost_usd is not None:
-            posteriors.observe_dollars(agent, kinds, float(said.cost_usd[row, at]), cost_usd)
+                    _remember(seen, agent, most)
+        self._heard.append(_Heard(said, row, at, agent, pooled, quality is not None, grade, run_s, cost_usd))
         self.learned += 1
-        self._gradable.note(task_id, told, kinds, grade - expected, float(said.quality[row, at]), answered=succeeded)
+        told = [(self._known, agent)] if agent in self._column else [(self._strangers, agent)]
+        if pooled:
+            told.append((self._pool, _POOL))
+        expected = (said.success if quality is None else said.quality)[row, at]
+        worth = float(said.quality[row, at])
+        self._gradable.note(task_id, told, said.kinds[row], grade - float(expected), worth, answered=succeeded)
+        if len(self._heard) >= MOST_HEARD:
+            self.settle()
         return True
 
     def regrade(self, task_id: str, quality: float) -> bool:
@@ -157,7 +189,19 @@ class LiveRouter:
 
         False where it is not among the last answers (`flowray.routing.regrading.MOST`) that this router learned from.
         """
+        self.settle()
         return self._gradable.regrade(task_id, quality)
+
+    def settle(self) -> None:
+        """Let the posteriors take in what was learned since."""
+        heard, self._heard = self._heard, []
+        if not heard:
+            return
+        strange = [one for one in heard if one.agent not in self._column]
+        _take_in(self._pool, [one._replace(agent=_POOL, run_s=None, cost_usd=None) for one in strange if one.pooled])
+        _take_in(self._strangers, strange)
+        if len(strange) < len(heard):
+            _take_in(self._known, [one for one in heard if one.agent in self._column])
 
     def forget(self, task_id: str) -> None:
         """The task has ended: nothing more comes of it."""
@@ -195,15 +239,15 @@ class LiveRouter:
     def _answers(self, said: _Said) -> list[tuple[Estimate, ...]]:
         names = said.names
         strangers = [at for at, name in enumerate(names) if name not in self._column]
-        corrected = self._corrected(self.known if len(strangers) < len(names) else self.strangers, said)
+        corrected = self._corrected(self._known if len(strangers) < len(names) else self._strangers, said)
         if strangers:
             if len(strangers) < len(names):
-                for values, learned in zip(corrected, self._corrected(self.strangers, said), strict=True):
+                for values, learned in zip(corrected, self._corrected(self._strangers, said), strict=True):
                     values[:, strangers] = learned[:, strangers]
             # Who was seen seldom is taken for like the others: the same shrinkage, towards what all strangers did.
             first = said.success[:, strangers[:1]]
             pooled = self._pool.corrected((_POOL,), said.kinds, first)[0] - first
-            strength = self.strangers.policy.agent_strength
+            strength = self._strangers.policy.agent_strength
             shares = [strength / (strength + self._seen.get(names[at], 0)) for at in strangers]
             corrected[0][:, strangers] = np.clip(corrected[0][:, strangers] + pooled * shares, *PROBABLE)
             for values, seen in zip(corrected[2:], (self._timed, self._priced), strict=True):
@@ -212,15 +256,9 @@ class LiveRouter:
                     values[:, unknown] = np.nan
         success, deviation, latency_s, cost_usd = corrected
         quality = np.clip(said.quality + (success - said.success), *PROBABLE)  # what changed one changed the other
-        columns = (success, deviation, quality, latency_s, cost_usd)
-        every = zip(*(values.tolist() for values in columns), strict=True)
-        return [
-            tuple(
-                Estimate(name, p, spread, worth, known(seconds), known(dollars))
-                for name, p, spread, worth, seconds, dollars in zip(names, *of_task, strict=True)
-            )
-            for of_task in every
-        ]
+        columns = [values.tolist() for values in (success, deviation, quality)]
+        columns += [_known(values) for values in (latency_s, cost_usd)]
+        return [tuple(map(Estimate, names, *of_task)) for of_task in zip(*columns, strict=True)]
 
     @staticmethod
     def _corrected(posteriors: Posteriors, said: _Said) -> tuple[Floats, Floats, Floats, Floats]:
@@ -229,6 +267,34 @@ class LiveRouter:
         latency_s, _ = posteriors.corrected_seconds(said.names, said.kinds, said.latency_s)
         cost_usd, _ = posteriors.corrected_dollars(said.names, said.kinds, said.cost_usd)
         return success, deviation, latency_s, cost_usd
+
+
+def _take_in(posteriors: Posteriors, heard: Sequence[_Heard]) -> None:
+    if not heard:
+        return
+    agents = [one.agent for one in heard]
+    kinds = np.stack([one.said.kinds[one.row] for one in heard])
+    expected = [(one.said.quality if one.graded else one.said.success)[one.row, one.at] for one in heard]
+    posteriors.observe_all(agents, kinds, np.array(expected, np.float64), np.array([one.grade for one in heard]))
+    if any(one.run_s for one in heard):
+        latency_s = np.array([one.said.latency_s[one.row, one.at] for one in heard], np.float64)
+        posteriors.observe_all_seconds(agents, kinds, latency_s, _positive([one.run_s for one in heard]))
+    if any(one.cost_usd for one in heard):
+        cost_usd = np.array([one.said.cost_usd[one.row, one.at] for one in heard], np.float64)
+        posteriors.observe_all_dollars(agents, kinds, cost_usd, _positive([one.cost_usd for one in heard]))
+
+
+def _known(values: Floats) -> list[list[float | None]]:
+    """As messages have them: None for what is not known."""
+    rows: list[list[float | None]] = values.tolist()
+    if np.isfinite(values).all():
+        return rows
+    return [[known(value) for value in row] for row in rows]  # type: ignore[arg-type]
+
+
+def _positive(values: Sequence[float | None]) -> Doubles:
+    """0 for those that are not known, which posteriors leave out."""
+    return np.array([value or 0.0 for value in values])
 
 
 def _remember(seen: dict[str, int], agent: str, most: int) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from msgspec import structs
 
 from flowray.core.model import Estimate
-from flowray.core.routing import RoutingPolicy, draw
+from flowray.core.routing import RoutingPolicy, draw, run_times
 from flowray.errors import ConfigError
 from flowray.routing.asked import known
 from flowray.routing.decisions import Decisions, Flags, Numbers, Places
@@ -85,16 +86,20 @@ def routed(rules: RoutingPolicy | None = None, deviations: Numbers | None = None
         probabilities = np.zeros(decisions.offered.shape, np.float64)
         spread = decisions.deviations if deviations is None else deviations
         told = (
-            decisions.table.column(name).to_pylist() for name in ("waits_s", "remaining_s", "thrift", "max_cost_usd")
+            decisions.table.column(name).to_pylist()
+            for name in ("waits_s", "extras", "weights", "remaining_s", "thrift", "max_cost_usd")
         )
-        for row, (waits_s, remaining_s, thrift, limit) in enumerate(zip(*told, strict=True)):
+        for row, (waits_s, extras, weights, remaining_s, thrift, limit) in enumerate(zip(*told, strict=True)):
             columns = np.flatnonzero(decisions.offered[row])
+            candidates = [_estimate(decisions, estimates, spread, row, column) for column in columns.tolist()]
             drawn = draw(
-                [_estimate(decisions, estimates, spread, row, column) for column in columns.tolist()],
+                candidates,
+                run_times(candidates),
                 waits_s,
                 remaining_s,
-                policy,
+                structs.replace(policy, **dict(weights)) if weights else policy,
                 _NO_CHANCE,
+                extras=extras or (),
                 quality=thrift,
                 max_cost_usd=limit,
             )

@@ -50,6 +50,8 @@ import numpy.typing as npt
 from flowray.routing.estimates import Floats
 
 Doubles = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.floating]
+Rows = npt.NDArray[np.intp]
 
 PROBABLE = (0.01, 0.99)  # what a correction does not take a probability beyond
 _LEAST_VARIANCE = 0.04  # of an outcome: a failure where success was sure must not alarm alone
@@ -154,26 +156,7 @@ class Posteriors:
         Raises:
             ValueError: one of them is outside of 0..1.
         """
-        if math.isnan(expected) or math.isnan(grade):
-            return
-        if not (0.0 <= expected <= 1.0 and 0.0 <= grade <= 1.0):
-            raise ValueError(f"expected and grade of {agent!r} must lie in 0..1, got {expected!r} and {grade!r}")
-        rules, row, shares = self.policy, self._row_for(agent), _known(kinds)
-        believed = min(max(expected + self._success.shift_of(row, shares), PROBABLE[0]), PROBABLE[1])
-        surprise = (grade - believed) / math.sqrt(max(believed * (1.0 - believed), _LEAST_VARIANCE))
-        surprise = min(max(surprise, -rules.surprise_limit), rules.surprise_limit)
-        self._success.add(row, shares, grade - expected)
-        self.observed += 1
-        self._wear_off(row)
-        sides = self._cusum[row]
-        for side, signed in ((_UP, surprise), (_DOWN, -surprise)):
-            sides[side] = max(sides[side] + signed - rules.slack, 0.0)
-            if sides[side] == 0.0:
-                self._success.clear_since(row, side)
-        if max(sides) > rules.alarm_at:
-            self._alarm(agent, row, _UP if sides[_UP] > sides[_DOWN] else _DOWN)
-        else:
-            self._refresh(row)
+        self.observe_all([agent], kinds[None], np.array([expected]), np.array([grade]))
 
     def revise(self, agent: str, kinds: Floats, change: float, since: Doubles) -> None:
         """An outcome that was observed is worth `change` more than was thought.
@@ -184,15 +167,46 @@ class Posteriors:
         row = self._rows.get(agent)
         if row is not None:
             self._success.revise(row, _known(kinds), change, since)
-            self._refresh(row)
+            self._refresh(np.array([row], np.intp))
 
     def observe_seconds(self, agent: str, kinds: Floats, expected_s: float, latency_s: float) -> None:
         """How long an attempt took, and what the router had said, uncorrected; what is not positive is not known."""
-        self._observe_scale(self._seconds, agent, kinds, expected_s, latency_s)
+        self.observe_all_seconds([agent], kinds[None], np.array([expected_s]), np.array([latency_s]))
 
     def observe_dollars(self, agent: str, kinds: Floats, expected_usd: float, cost_usd: float) -> None:
         """What an attempt cost, and what the router had said, uncorrected; what is not positive is not known."""
-        self._observe_scale(self._dollars, agent, kinds, expected_usd, cost_usd)
+        self.observe_all_dollars([agent], kinds[None], np.array([expected_usd]), np.array([cost_usd]))
+
+    def observe_all(self, agents: Sequence[str], kinds: Floats, expected: Numbers, grades: Numbers) -> None:
+        """Outcomes in the order in which they came, `kinds` [outcomes, kinds]; each as in `observe`.
+
+        The evidence is the same as after one call for each. Only surprises differ, which are measured against what was
+        believed before the first of them (or since the last alarm): give few at once.
+
+        Raises:
+            ValueError: an expectation or a grade is outside of 0..1; nothing was taken in.
+        """
+        known = ~(np.isnan(expected) | np.isnan(grades))
+        values = np.stack([expected, grades]).astype(np.float64)[:, known]
+        if not ((values >= 0.0) & (values <= 1.0)).all():
+            at = int(np.flatnonzero(known)[np.flatnonzero(((values < 0.0) | (values > 1.0)).any(axis=0))[0]])
+            raise ValueError(
+                f"expected and grade of {agents[at]!r} must lie in 0..1, got {expected[at]!r} and {grades[at]!r}"
+            )
+        names = [agent for agent, is_known in zip(agents, known.tolist(), strict=True) if is_known]
+        shares = _known(kinds[known])
+        while names:
+            some = slice(self.policy.max_agents)  # more agents than that would push each other out
+            taken = self._take_in(names[some], shares[some], values[0, some], values[1, some])
+            names, shares, values = names[taken:], shares[taken:], values[:, taken:]
+
+    def observe_all_seconds(self, agents: Sequence[str], kinds: Floats, expected_s: Numbers, took_s: Numbers) -> None:
+        """As `observe_seconds`, of several attempts."""
+        self._observe_scale(self._seconds, agents, kinds, expected_s, took_s)
+
+    def observe_all_dollars(self, agents: Sequence[str], kinds: Floats, expected_usd: Numbers, usd: Numbers) -> None:
+        """As `observe_dollars`, of several attempts."""
+        self._observe_scale(self._dollars, agents, kinds, expected_usd, usd)
 
     def drift(self, agent: str) -> float:
         """How far the agent's detector is on its way to an alarm, 0..1; 0 for one without outcomes."""
@@ -266,14 +280,48 @@ class Posteriors:
         deviation[np.isnan(expected)] = np.nan
         return (expected * np.exp(shift)).astype(np.float32), deviation.astype(np.float32)
 
-    def _observe_scale(self, evidence: _Evidence, agent: str, kinds: Floats, expected: float, actual: float) -> None:
-        if not (0.0 < expected < math.inf and 0.0 < actual < math.inf):
-            return
-        row, shares, limit = self._row_for(agent), _known(kinds), self.policy.scale_limit
-        believed = evidence.shift_of(row, shares)
-        pull = math.log(actual / expected) - believed
-        evidence.add(row, shares, believed + min(max(pull, -limit), limit))
-        evidence.refresh(row, self._scales)
+    def _take_in(self, agents: list[str], shares: Doubles, expected: Doubles, grades: Doubles) -> int:
+        """Take outcomes in until one of them gives an alarm; gives how many they were."""
+        rules = self.policy
+        rows = self._rows_for(agents)
+        believed = np.clip(expected + self._success.shifts_of(rows, shares), *PROBABLE)
+        surprise = (grades - believed) / np.sqrt(np.maximum(believed * (1.0 - believed), _LEAST_VARIANCE))
+        surprise = np.clip(surprise, -rules.surprise_limit, rules.surprise_limit)
+        cleared: tuple[dict[int, int], dict[int, int]] = {}, {}  # of each side: row -> the last place where it was 0
+        taken, alarm = len(agents), False
+        for place, (row, above) in enumerate(zip(rows.tolist(), surprise.tolist(), strict=True)):
+            self._wear_off(row)
+            sides = self._cusum[row]
+            for side, signed in ((_UP, above), (_DOWN, -above)):
+                sides[side] = max(sides[side] + signed - rules.slack, 0.0)
+                if sides[side] == 0.0:
+                    cleared[side][row] = place
+            if max(sides) > rules.alarm_at:
+                taken, alarm = place + 1, True
+                break
+        residuals = grades - expected
+        touched = self._success.add_all(rows[:taken], shares[:taken], residuals[:taken], cleared)
+        self.observed += taken
+        if alarm:
+            row = int(rows[taken - 1])
+            sides = self._cusum[row]
+            self._alarm(agents[taken - 1], row, _UP if sides[_UP] > sides[_DOWN] else _DOWN)
+        else:
+            self._refresh(touched)
+        return taken
+
+    def _observe_scale(
+        self, evidence: _Evidence, agents: Sequence[str], kinds: Floats, expected: Numbers, actual: Numbers
+    ) -> None:
+        known = np.flatnonzero((expected > 0.0) & (expected < math.inf) & (actual > 0.0) & (actual < math.inf))
+        limit = self.policy.scale_limit
+        for first in range(0, len(known), self.policy.max_agents):  # more agents would push each other out
+            some = known[first : first + self.policy.max_agents]
+            rows, shares = self._rows_for([agents[place] for place in some.tolist()]), _known(kinds[some])
+            believed = evidence.shifts_of(rows, shares)
+            pull = np.log(actual[some] / expected[some]) - believed
+            touched = evidence.add_all(rows, shares, believed + np.clip(pull, -limit, limit))
+            evidence.refresh(touched, self._scales)
 
     def _rows_of(self, agents: Sequence[str]) -> npt.NDArray[np.intp]:
         """The rows of agents; those asked about last are kept, since a team is asked about again and again."""
@@ -290,6 +338,11 @@ class Posteriors:
         self._rows[agent] = row
         return row
 
+    def _rows_for(self, agents: Sequence[str]) -> Rows:
+        """The rows of agents that are observed now, in this order."""
+        places = {agent: self._row_for(agent) for agent in dict.fromkeys(agents)}
+        return np.array([places[agent] for agent in agents], np.intp)
+
     def _new_row(self) -> int:
         self._asked = ((), np.zeros(0, np.intp))
         if len(self._rows) < self.policy.max_agents:
@@ -301,29 +354,35 @@ class Posteriors:
             self._doubt[row], self._cusum[row] = self._doubt[_NOBODY], [0.0, 0.0]
         for evidence in (self._success, self._seconds, self._dollars):
             evidence.empty(row)
-        self._refresh(row)
-        self._seconds.refresh(row, self._scales)
-        self._dollars.refresh(row, self._scales)
+        self._refresh_all(np.array([row], np.intp))
         return row
 
     def _wear_off(self, row: int) -> None:
         doubt = self._doubt[row] * self._calming
         self._doubt[row] = doubt if doubt > _SETTLED else 0.0
 
-    def _refresh(self, row: int) -> None:
-        rules, doubt = self.policy, self._doubt[row]
-        if not doubt:
-            self._success.refresh(row, self._calm)
+    def _refresh(self, rows: Rows) -> None:
+        rules = self.policy
+        doubt = [self._doubt[row] for row in rows.tolist()]
+        if not any(doubt):
+            self._success.refresh(rows, self._calm)
             return
-        agent = rules.agent_strength * (rules.doubted_agent_strength / rules.agent_strength) ** doubt
-        kind = rules.kind_strength * (rules.doubted_kind_strength / rules.kind_strength) ** doubt
-        self._success.refresh(row, _strengths(len(self._calm), agent, kind))
+        believed = np.array(doubt)[:, None]
+        strengths = np.repeat(
+            rules.kind_strength * (rules.doubted_kind_strength / rules.kind_strength) ** believed,
+            len(self._calm),
+            axis=1,
+        )
+        strengths[:, :1] = rules.agent_strength * (rules.doubted_agent_strength / rules.agent_strength) ** believed
+        self._success.refresh(rows, strengths)
 
-    def _refresh_all(self) -> None:
-        for row in range(len(self._doubt)):
-            self._refresh(row)
-            self._seconds.refresh(row, self._scales)
-            self._dollars.refresh(row, self._scales)
+    def _refresh_all(self, rows: Rows | None = None) -> None:
+        """Of these rows, or of all that there are."""
+        if rows is None:
+            rows = np.arange(len(self._doubt))
+        self._refresh(rows)
+        self._seconds.refresh(rows, self._scales)
+        self._dollars.refresh(rows, self._scales)
 
 
 class _Evidence:
@@ -333,10 +392,9 @@ class _Evidence:
     """
 
     def __init__(self, width: int, half_life: float, n_parts: int = 1) -> None:
-        self._decay = 0.5 ** (1.0 / half_life)
+        self._fading = math.log(0.5) / half_life  # of the logarithm of what is kept, with each outcome
         self.sums = np.zeros((1, n_parts, 2, width))  # [rows, parts, weight and sum, overall and kinds]
         self._read = np.zeros((1, 2, width))  # [rows, correction and variance of the agent, and what a kind adds]
-        self._added = np.ones((2, width))  # of one outcome: weight and sum; kept, for making it costs more than filling
 
     def read(self, rows: npt.NDArray[np.intp], shares: Doubles) -> tuple[Doubles, Doubles]:
         """Corrections, and their variances in variances of one outcome: [tasks, agents] each."""
@@ -345,33 +403,56 @@ class _Evidence:
         weights[:, 1:] = shares
         return np.dot(weights, found[:, 0].T), np.dot(weights * weights, found[:, 1].T)
 
-    def shift_of(self, row: int, shares: Doubles) -> float:
-        """The correction of one agent at one task."""
-        shift = self._read[row, 0]
-        return float(np.dot(shares, shift[1:])) + float(shift[0])
+    def shifts_of(self, rows: Rows, shares: Doubles) -> Doubles:
+        """The corrections of one agent each at one task each: `rows` [tasks], `shares` [tasks, kinds]."""
+        shift = self._read[rows, 0]
+        added: Doubles = np.einsum("tk,tk->t", shares, shift[:, 1:])
+        added += shift[:, 0]
+        return added
 
-    def add(self, row: int, shares: Doubles, residual: float) -> None:
-        """Take in one residual: all that is older fades."""
-        added = self._added
-        weight = added[0]
-        weight[1:] = shares
-        np.multiply(weight, residual, out=added[1])
-        sums = self.sums[row]
-        sums *= self._decay**weight
-        sums += added
+    def add_all(
+        self, rows: Rows, shares: Doubles, residuals: Doubles, cleared: Sequence[Mapping[int, int]] = ()
+    ) -> Rows:
+        """Take residuals in, one after another: all that is older fades. Gives the rows that changed.
+
+        `cleared` has for each further part the last places at which rows had to begin anew: what came until then and
+        with it is left out of that part.
+        """
+        order = np.argsort(rows, kind="stable")
+        sorted_rows = rows[order]
+        first = np.flatnonzero(np.diff(sorted_rows, prepend=-1))  # where each agent's begin
+        touched = sorted_rows[first]
+        of_agent = np.repeat(np.arange(len(first)), np.diff(first, append=len(rows)))
+        weights = np.ones((len(rows), self.sums.shape[3]))  # [outcomes, overall and kinds]
+        weights[:, 1:] = shares[order]
+        so_far = np.cumsum(weights, axis=0)
+        last = np.append(first[1:], len(rows)) - 1
+        added = np.empty((len(rows), 2, weights.shape[1]))  # of each outcome, when the last one of its agent is in
+        np.multiply(weights, np.exp(self._fading * (so_far[last][of_agent] - so_far)), out=added[:, 0])
+        np.multiply(added[:, 0], residuals[order, None], out=added[:, 1])
+        sums = self.sums[touched]  # [agents, parts, 2, overall and kinds]
+        sums *= np.exp(self._fading * np.add.reduceat(weights, first))[:, None, None]
+        whole = np.add.reduceat(added, first)
+        sums[:, 0] += whole
+        for part, begun in enumerate(cleared, start=1):
+            since = np.array([begun.get(row, -1) for row in touched.tolist()])
+            sums[since >= 0, part] = 0.0
+            if (since < 0).all():
+                sums[:, part] += whole
+            else:
+                counted = order > since[of_agent]
+                sums[:, part] += np.add.reduceat(added * counted[:, None, None], first)
+        self.sums[touched] = sums
+        return touched
 
     def revise(self, row: int, shares: Doubles, change: float, since: Doubles) -> None:
         """Change one residual that was taken in before outcomes of weight `since`, in the parts that still have it."""
         weight = np.ones(1 + len(shares))
         weight[1:] = shares
         # Undecayed, a part that has it holds at least since + 1 outcomes; these are what so many have faded to.
-        least = (1.0 - self._decay ** (since[0] + 1.0)) / (1.0 - self._decay)
+        least = math.expm1(self._fading * (since[0] + 1.0)) / math.expm1(self._fading)
         holding = self.sums[row, :, 0, 0] >= least * (1.0 - 1e-9)
-        self.sums[row, holding, 1] += weight * change * self._decay**since
-
-    def clear_since(self, row: int, side: int) -> None:
-        """A side of the detector is 0: no change began before now."""
-        self.sums[row, 1 + side] = 0.0
+        self.sums[row, holding, 1] += weight * change * np.exp(self._fading * since)
 
     def forget(self, row: int, side: int) -> float:
         """Keep only what came since a side was 0; gives the weight of that."""
@@ -387,17 +468,15 @@ class _Evidence:
             self._read = np.concatenate([self._read, np.zeros((more, *self._read.shape[1:]))])
         self.sums[row] = 0.0
 
-    def refresh(self, row: int, strengths: Doubles) -> None:
-        """Work out the corrections of one agent anew."""
-        weight, total = self.sums[row, 0]
-        shift, variance = self._read[row]
-        np.add(weight, strengths, out=variance)
-        np.reciprocal(variance, out=variance)
-        mean = float(total[0]) * float(variance[0])
-        np.multiply(weight, -mean, out=shift)
-        shift += total
-        shift *= variance
-        shift[0] = mean
+    def refresh(self, rows: Rows, strengths: Doubles) -> None:
+        """Work out the corrections of some agents anew; `strengths` are the same for all, or [agents, strengths]."""
+        weight, total = self.sums[rows, 0, 0], self.sums[rows, 0, 1]
+        variance = 1.0 / (weight + strengths)
+        mean = total[:, :1] * variance[:, :1]
+        shift = (total - mean * weight) * variance
+        shift[:, :1] = mean
+        self._read[rows, 0] = shift
+        self._read[rows, 1] = variance
 
 
 def _strengths(width: int, agent: float, kind: float) -> Doubles:

@@ -38,6 +38,8 @@ What came later to the schema; files from before it are read with nulls:
     remaining_s            seconds to the task's deadline; null without one
     thrift, max_cost_usd   the task's `quality`, where it counted, and the most that it should cost
     grade                  0..1, given later for the answer, and then its quality and reward; null where it was not
+    extras                 what the policy added to each candidate's value: for its tier, and for scarce memory
+    weights                the task's own weights of the policy
 """
 
 from __future__ import annotations
@@ -75,6 +77,8 @@ _LATER = (
     pa.field("thrift", pa.float64()),
     pa.field("max_cost_usd", pa.float64()),
     pa.field("grade", pa.float64()),
+    pa.field("extras", _NUMBERS),
+    pa.field("weights", pa.map_(pa.string(), pa.float64())),
 )
 SCHEMA = pa.schema(
     [
@@ -297,4 +301,6 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
         "remaining_s": receipt.remaining_s,
         "thrift": receipt.thrift,
         "max_cost_usd": receipt.max_cost_usd,
+        "extras": list(receipt.extras) or [0.0] * len(estimates),
+        "weights": list(receipt.weights.items()),
     }

@@ -49,6 +49,7 @@ class RoutingDesk:
         self._trouble = ""
         self._asked: deque[RequestEstimates] = deque()
         self._loading: asyncio.Task[None] | None = None
+        self._settling = False  # it will be, when this turn is over
 
     @property
     def version(self) -> str:
@@ -107,16 +108,18 @@ class RoutingDesk:
 
     def __call__(self, command: Command) -> None:
         """Learn from what became of attempts."""
-        if self._router is None:
+        router = self._router
+        if router is None:
             return
         if isinstance(command, ResolveTask):
-            self._resolved(self._router, command.outcome)
+            self._resolved(router, command.outcome)
         elif isinstance(command, GradeTask):
-            self._router.regrade(command.task_id, command.quality)
+            router.regrade(command.task_id, command.quality)
         elif isinstance(command, RequeueTask) and command.counts == "failures":
             entry = self._find(command.task_id)
             if entry is not None:
-                self._router.learn(
+                self._learn(
+                    router,
                     command.task_id,
                     class_of(entry.story[-1].agent_id),
                     False,
@@ -128,7 +131,8 @@ class RoutingDesk:
     def _resolved(self, router: LiveRouter, outcome: Outcome) -> None:
         succeeded, failure = outcome.state is TaskState.SUCCEEDED, outcome.failure
         if succeeded or (failure is not None and failure.kind in AGENTS_FAULT):
-            router.learn(
+            self._learn(
+                router,
                 outcome.task_id,
                 class_of(outcome.agent_id),
                 succeeded,
@@ -137,6 +141,28 @@ class RoutingDesk:
                 cost_usd=outcome.cost_usd,
             )
         router.forget(outcome.task_id)
+
+    def _learn(
+        self,
+        router: LiveRouter,
+        task_id: TaskId,
+        agent: str,
+        succeeded: bool,
+        *,
+        quality: float | None,
+        run_s: float | None,
+        cost_usd: float | None,
+    ) -> None:
+        learned = router.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd)
+        if learned and not self._settling:
+            self._settling = True
+            asyncio.get_running_loop().call_soon(self._settle)
+
+    def _settle(self) -> None:
+        """What came of one turn's outcomes is taken in together, when that turn is over."""
+        self._settling = False
+        if self._router is not None:
+            self._router.settle()
 
 
 def _query(task: Task, asked: RequestEstimates) -> Query:

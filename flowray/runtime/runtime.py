@@ -292,6 +292,7 @@ class Runtime:
         quality: float | None = None,
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
@@ -299,9 +300,10 @@ class Runtime:
         task accepted earlier.
 
         Where a router chooses (`core.routing.enabled`), it reads the prompt, and `choices` (answers to choose from) and
-        `tools` ("name: description" of each) where the prompt does not list them. `quality` (0..1) asks for the
-        cheapest class of agents that reaches this share of the best expected success, and `max_cost_usd` is what an
-        attempt should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than
+        `tools` ("name: description" of each) where the prompt does not list them. `weights` are the policy's for this
+        task: what a dollar (`usd`) or a second (`second`) is worth, and the others of `core.routing`. `quality` (0..1)
+        asks for the cheapest class of agents that reaches this share of the best expected success, and `max_cost_usd`
+        is what an attempt should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than
         `least_quality` is a failed attempt: another class of agents is asked, as long as `max_attempts` allows, and
         then without thrift.
 
@@ -329,6 +331,7 @@ class Runtime:
             quality=quality,
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
+            weights=weights,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 

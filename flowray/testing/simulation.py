@@ -124,6 +124,7 @@ class Simulation:
         quality: float | None = None,
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
 
@@ -148,6 +149,7 @@ class Simulation:
             quality=quality,
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
+            weights=weights,
         )
         handle = Handle(self, self._caller(task, resubmits=0))
         self._accepted([handle])

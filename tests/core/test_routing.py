@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowray.core.model import Estimate
-from flowray.core.routing import RoutingPolicy, draw, in_time, value_of
+from flowray.core.model import Estimate, Task, TaskId
+from flowray.core.routing import RoutingPolicy, draw, in_time, policy_for, run_times, value_of
 from flowray.errors import ConfigError
 
 PLAIN = RoutingPolicy(second=0.0, slowdown=0.0, good=0.0, explore=0.0)
@@ -18,7 +19,7 @@ PLAIN = RoutingPolicy(second=0.0, slowdown=0.0, good=0.0, explore=0.0)
 
 def chosen(estimates, *, waits=None, policy=PLAIN, remaining_s=None, seed=0, **of_task):
     waits = waits or [0.0] * len(estimates)
-    drawn = draw(estimates, waits, remaining_s, policy, random.Random(seed), **of_task)
+    drawn = draw(estimates, run_times(estimates), waits, remaining_s, policy, random.Random(seed), **of_task)
     return estimates[drawn.place].candidate
 
 
@@ -44,7 +45,8 @@ def test_a_wait_counts_by_how_long_the_task_itself_takes():
     policy = RoutingPolicy(second=0.0, slowdown=0.02)
 
     def lost(estimate, wait_s):
-        return value_of(estimate, 0.0, 1.0, None, policy) - value_of(estimate, wait_s, 1.0, None, policy)
+        (run_s,) = run_times([estimate])
+        return value_of(estimate, run_s, 0.0, None, policy) - value_of(estimate, run_s, wait_s, None, policy)
 
     assert lost(quick, 0.1) == pytest.approx(0.02)
     assert lost(quick, 0.3) == pytest.approx(0.04)
@@ -57,7 +59,10 @@ def test_the_quicker_of_equals():
     assert chosen(estimates, policy=policy) == "quick"
     assert chosen(estimates, policy=policy, waits=[0.0, 60.0, 60.0]) == "slow"
     nobody_knows = [Estimate("a", 0.5), Estimate("b", 0.5)]
-    assert draw(nobody_knows, [0.0, 0.0], None, policy, random.Random(0)).propensities == (0.5, 0.5)
+    assert draw(nobody_knows, run_times(nobody_knows), [0.0, 0.0], None, policy, random.Random(0)).propensities == (
+        0.5,
+        0.5,
+    )
 
 
 def test_a_deadline_prefers_who_will_be_done_by_then():
@@ -109,17 +114,17 @@ class TestAmongTheGood:
 
     def test_the_less_loaded_of_two(self):
         estimates = [Estimate(name, success) for name, success in (("a", 0.80), ("b", 0.79), ("c", 0.78))]
-        drawn = draw(estimates, [3.0, 1.0, 2.0], None, self.policy, random.Random(0))
+        drawn = draw(estimates, run_times(estimates), [3.0, 1.0, 2.0], None, self.policy, random.Random(0))
         assert drawn.propensities == pytest.approx((0.0, 2 / 3, 1 / 3))
 
     def test_of_equals_either(self):
         estimates = [Estimate(name, 0.8) for name in "abcd"]
-        drawn = draw(estimates, [0.0] * 4, None, self.policy, random.Random(0))
+        drawn = draw(estimates, run_times(estimates), [0.0] * 4, None, self.policy, random.Random(0))
         assert drawn.propensities == pytest.approx((0.25,) * 4)
 
     def test_never_one_that_is_not_good(self):
         estimates = [Estimate("good", 0.8), Estimate("bad", 0.5)]
-        drawn = draw(estimates, [9.0, 0.0], None, self.policy, random.Random(0))
+        drawn = draw(estimates, run_times(estimates), [9.0, 0.0], None, self.policy, random.Random(0))
         assert drawn.propensities == (1.0, 0.0)
 
 
@@ -128,7 +133,7 @@ class TestChance:
 
     def test_nothing_where_all_is_known(self):
         estimates = [Estimate("a", 0.8), Estimate("b", 0.7)]
-        drawn = draw(estimates, [0.0, 0.0], None, self.policy, random.Random(0))
+        drawn = draw(estimates, run_times(estimates), [0.0, 0.0], None, self.policy, random.Random(0))
         assert drawn.propensities == (1.0, 0.0)
         assert drawn.confidence == 1.0
 
@@ -136,13 +141,15 @@ class TestChance:
         shares = []
         for deviation in (0.02, 0.05, 0.5):
             estimates = [Estimate("a", 0.8, 0.0), Estimate("b", 0.7, deviation)]
-            shares.append(draw(estimates, [0.0, 0.0], None, self.policy, random.Random(0)).propensities[1])
+            shares.append(
+                draw(estimates, run_times(estimates), [0.0, 0.0], None, self.policy, random.Random(0)).propensities[1]
+            )
         assert 0 < shares[0] < shares[1] < shares[2] == pytest.approx(0.1)
 
     def test_propensities_are_how_often_it_happens(self):
         estimates = [Estimate("a", 0.8, 0.1), Estimate("b", 0.75, 0.2), Estimate("c", 0.6, 0.2)]
         rng = random.Random(1)
-        drawn = [draw(estimates, [0.0] * 3, None, self.policy, rng) for _ in range(4_000)]
+        drawn = [draw(estimates, run_times(estimates), [0.0] * 3, None, self.policy, rng) for _ in range(4_000)]
         counts = Counter(each.place for each in drawn)
         for place, propensity in enumerate(drawn[0].propensities):
             assert counts[place] / 4_000 == pytest.approx(propensity, abs=0.03)
@@ -151,7 +158,7 @@ class TestChance:
     def test_confidence_falls_with_what_is_not_known(self):
         def confidence(deviation):
             estimates = [Estimate("a", 0.8, deviation), Estimate("b", 0.6, deviation)]
-            return draw(estimates, [0.0, 0.0], None, self.policy, random.Random(0)).confidence
+            return draw(estimates, run_times(estimates), [0.0, 0.0], None, self.policy, random.Random(0)).confidence
 
         assert confidence(0.0) == 1.0 > confidence(0.1) > confidence(0.4) > 0.4
 
@@ -181,7 +188,7 @@ def test_there_is_always_one_and_it_could_be_chosen(rows, quality, max_cost_usd,
     estimates = [Estimate(f"c{number}", *row[:5]) for number, row in enumerate(rows)]
     waits = [row[5] for row in rows]
     wishes = {"quality": quality, "max_cost_usd": max_cost_usd}
-    drawn = draw(estimates, waits, remaining_s, RoutingPolicy(), random.Random(seed), **wishes)
+    drawn = draw(estimates, run_times(estimates), waits, remaining_s, RoutingPolicy(), random.Random(seed), **wishes)
     assert sum(drawn.propensities) == pytest.approx(1.0)
     assert all(propensity >= 0 for propensity in drawn.propensities)
     assert drawn.propensities[drawn.place] > 0
@@ -191,8 +198,30 @@ def test_there_is_always_one_and_it_could_be_chosen(rows, quality, max_cost_usd,
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"within_s": 0}, {"shortlist": 1}, {"newcomers": 16}, {"explore": 1.5}, {"usd": -1}, {"second": -0.1}]
+    "wrong",
+    [
+        {"within_s": 0},
+        {"shortlist": 1},
+        {"newcomers": 16},
+        {"explore": 1.5},
+        {"usd": -1},
+        {"second": -0.1},
+        {"tiers": {"spare": math.nan}},
+    ],
 )
 def test_a_policy_out_of_range_names_its_field(wrong):
     with pytest.raises(ConfigError, match=f"routing.{next(iter(wrong))}"):
         RoutingPolicy(**wrong)
+
+
+def test_a_task_may_have_weights_of_its_own():
+    estimates = [Estimate("dear", 0.9, 0.0, None, 1.0, 0.5), Estimate("cheap", 0.85, 0.0, None, 1.0, 0.01)]
+    thrifty = policy_for(Task(id=TaskId("t"), weights={"usd": 1.0}), PLAIN)
+    assert chosen(estimates) == "dear" and chosen(estimates, policy=thrifty) == "cheap"
+    assert thrifty.second == PLAIN.second and policy_for(Task(id=TaskId("u")), PLAIN) is PLAIN
+
+
+def test_what_is_added_to_a_value_counts_but_does_not_make_good_enough_of_what_is_not():
+    estimates = [Estimate("best", 0.9, 0.0, None, 1.0, 0.5), Estimate("bad", 0.2, 0.0, None, 1.0, 0.01)]
+    assert chosen(estimates, extras=[0.0, 0.8]) == "bad"
+    assert chosen(estimates, extras=[2.0, 0.0], quality=0.9) == "best"

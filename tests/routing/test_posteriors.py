@@ -298,3 +298,47 @@ def test_detections_are_bounded():
         posteriors.observe("a", CODE, 0.5, float(number // 20 % 2))
     assert len(posteriors.detections()) == 2
     assert posteriors.detections()[0].at_outcome < posteriors.detections()[1].at_outcome
+
+
+def test_several_outcomes_at_once_leave_the_evidence_that_one_after_another_leave():
+    rng = np.random.default_rng(5)
+    names = [f"agent-{number}" for number in rng.integers(0, 4, 200)]
+    kinds = rng.dirichlet([0.3] * 3, 200).astype(np.float32)
+    expected, grades = rng.uniform(0.3, 0.9, 200), (rng.random(200) < 0.6).astype(float)
+    seconds = rng.lognormal(0.0, 0.1, 200)  # no pull beyond the limit, which depends on what is believed
+    one_by_one, at_once = Posteriors(("a", "b", "c")), Posteriors(("a", "b", "c"))
+    for agent, shares, p, grade, took_s in zip(names, kinds, expected, grades, seconds, strict=True):
+        one_by_one.observe(agent, shares, p, grade)
+        one_by_one.observe_seconds(agent, shares, 1.0, took_s)
+    for first in range(0, 200, 32):
+        some = slice(first, first + 32)
+        at_once.observe_all(names[some], kinds[some], expected[some], grades[some])
+        at_once.observe_all_seconds(names[some], kinds[some], np.ones(len(names[some])), seconds[some])
+    one, other = one_by_one.snapshot(), at_once.snapshot()
+    assert one["observed"] == other["observed"] == 200 and one["detections"] == other["detections"] == []
+    by_name = [dict(zip([""] + each["agents"], each["success"], strict=True)) for each in (one, other)]
+    timed = [dict(zip([""] + each["agents"], each["seconds"], strict=True)) for each in (one, other)]
+    for agent in by_name[0]:
+        np.testing.assert_allclose(np.array(by_name[0][agent])[0], np.array(by_name[1][agent])[0], rtol=1e-9)
+        np.testing.assert_allclose(timed[0][agent], timed[1][agent], rtol=1e-9)
+
+
+def test_an_alarm_among_several_outcomes_forgets_what_was_before_it_and_keeps_what_follows():
+    posteriors = Posteriors(())
+    kinds = np.zeros((120, 0), np.float32)
+    posteriors.observe_all(["a"] * 120, kinds, np.full(120, 0.9), np.ones(120))
+    for _ in range(4):  # a change that one call alone shows
+        posteriors.observe_all(["a"] * 30, kinds[:30], np.full(30, 0.9), np.zeros(30))
+    assert [each.better for each in posteriors.detections()][:1] == [False]
+    success, _ = posteriors.corrected(("a",), kinds[:1], np.full((1, 1), 0.9, np.float32))
+    assert success[0, 0] < 0.3
+    assert posteriors.observed == 240
+
+
+def test_more_agents_at_once_than_are_remembered():
+    posteriors = Posteriors((), PosteriorPolicy(max_agents=2))
+    names = ["a", "b", "c", "a", "d"]
+    posteriors.observe_all(names, np.zeros((5, 0), np.float32), np.full(5, 0.5), np.ones(5))
+    assert posteriors.snapshot()["agents"] == ["a", "d"]
+    unseen, _ = posteriors.corrected(("nobody",), np.zeros((1, 0), np.float32), np.full((1, 1), 0.5, np.float32))
+    assert unseen[0, 0] == 0.5
