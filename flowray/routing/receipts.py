@@ -37,9 +37,9 @@ What came later to the schema; files from before it are read with nulls:
     waits_s                expected wait of each candidate; null where it was not recorded
     remaining_s            seconds to the task's deadline; null without one
     thrift, max_cost_usd   the task's `quality`, where it counted, and the most that it should cost
-    extras                 what the policy added to the value of each candidate
-    weights                of the policy, that the task had of its own
     grade                  0..1, given later for the answer, and then its quality and reward; null where it was not
+    extras                 what the policy added to each candidate's value: for its tier, and for scarce memory
+    weights                the task's own weights of the policy
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ _LATER = (
     pa.field("waits_s", _NUMBERS),
     pa.field("remaining_s", pa.float64()),
     pa.field("thrift", pa.float64()),
-    pa.field("extras", _NUMBERS),
-    pa.field("weights", pa.map_(pa.string(), pa.float64())),
     pa.field("max_cost_usd", pa.float64()),
     pa.field("grade", pa.float64()),
+    pa.field("extras", _NUMBERS),
+    pa.field("weights", pa.map_(pa.string(), pa.float64())),
 )
 SCHEMA = pa.schema(
     [
@@ -304,7 +304,7 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
         "waits_s": None if waits_s is None else list(waits_s) or [0.0] * len(estimates),
         "remaining_s": receipt.remaining_s,
         "thrift": receipt.thrift,
+        "max_cost_usd": receipt.max_cost_usd,
         "extras": list(receipt.extras) or [0.0] * len(estimates),
         "weights": list(receipt.weights.items()),
-        "max_cost_usd": receipt.max_cost_usd,
     }

@@ -79,6 +79,7 @@ def test_keep_text_is_bounded() -> None:
     st.none() | st.floats(0.1, 1.0),
     st.none() | st.floats(0.01, 1.0),
     st.integers(0, 3),
+    st.sampled_from(({}, {"usd": 3.0}, {"slowdown": 0.5, "good": 0.0})),
 )
 def test_a_receipt_has_all_that_its_choice_followed_from(
     numbers: list[tuple[float, float, float, float]],
@@ -86,15 +87,16 @@ def test_a_receipt_has_all_that_its_choice_followed_from(
     quality: float | None,
     max_cost_usd: float | None,
     waiting: int,
+    weights: dict[str, float],
 ) -> None:
     """The law that `router replay` rests on: the same policy over the same receipt gives the same probabilities."""
-    policy = RoutingPolicy(enabled=True, usd=0.5, explore=0.1)
+    policy = RoutingPolicy(enabled=True, usd=0.5, explore=0.1, tiers={"primary": 0.01})
     it = routed_team(policy)
     names = ("strong", "weak")
     estimates = tuple(Estimate(n, p, d, None, s, usd) for n, (p, d, s, usd) in zip(names, numbers, strict=True))
     found = []
     for number in range(2 + waiting):  # the first two are taken at once, the others wait
-        it.submit(f"t-{number}", deadline_s=deadline_s, quality=quality, max_cost_usd=max_cost_usd)
+        it.submit(f"t-{number}", deadline_s=deadline_s, quality=quality, max_cost_usd=max_cost_usd, weights=weights)
         it.now += 0.01
         it.tell(EstimatesReady(((TaskId(f"t-{number}"), estimates),), "local", "v1"))
         standing = it.core.asking.standing(TaskId(f"t-{number}"))

@@ -68,7 +68,18 @@ def test_what_a_choice_followed_from_is_told():
 def test_a_file_from_before_the_later_columns_is_read_with_nulls(tmp_path):
     file = tmp_path / "old.parquet"
     table = receipts.tabled([outcome(1), outcome(2)])
-    later = ["choices", "tools", "tried", "waits_s", "remaining_s", "thrift", "max_cost_usd", "grade"]
+    later = [
+        "choices",
+        "tools",
+        "tried",
+        "waits_s",
+        "remaining_s",
+        "thrift",
+        "max_cost_usd",
+        "grade",
+        "extras",
+        "weights",
+    ]
     pq.write_table(table.drop_columns(later), file)
     found = receipts.read(file)
     assert found.column_names == receipts.SCHEMA.names

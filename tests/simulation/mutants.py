@@ -21,7 +21,7 @@ from typing import Any
 from flowray.core import acting, book, coordination
 from flowray.core.admission import Admission
 from flowray.core.book import Book
-from flowray.core.commands import StartAgent
+from flowray.core.commands import GradeTask, StartAgent
 from flowray.core.coordination import Coordination
 from flowray.core.hedging import Credits
 from flowray.core.queueing import Lane
@@ -140,6 +140,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "hedge timer outlives its attempt": swap(C, "_attempt_over", "if task.idempotent:", "if False:"),
     "second attempts cost nothing": put(Credits, "pay", lambda self: None),
     "task stays with a fallback that is gone": swap(C, "_may_fall_back", "one is None or one.hopeless", "one is None"),
+    "grades answered before they are on disk": put(GradeTask, "waits", False),
     # bugs that the simulation found
     "found: claim outlives its answer": swap(C, "_attempt_over", "self._unclaim(task.id, attempt, agent_id)", "pass"),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
