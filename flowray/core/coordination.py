@@ -50,6 +50,7 @@ from flowray.core.events import (
     EstimatesFailed,
     EstimatesReady,
     Event,
+    MemoryTold,
     TaskSubmitted,
     Ticked,
     VersionDecided,
@@ -107,6 +108,7 @@ class Coordination:
             AgentLost: self._on_agent_lost,
             AgentStartFailed: self._on_start_failed,
             VersionDecided: self._on_version,
+            MemoryTold: self._on_memory_told,
             Ticked: self._on_tick,
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
@@ -237,7 +239,8 @@ class Coordination:
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _lane(self, task: Task) -> Lane:
-        return self.queue.find(task) or self.queue.lane(task, self.registry.classes())
+        found = self.queue.find(task)  # which is falsy when nobody waits there
+        return found if found is not None else self.queue.lane(task, self.registry.classes())
 
     def _lane_of(self, entry: Entry) -> Lane:
         """The lane where a waiting task is."""
@@ -732,6 +735,16 @@ class Coordination:
             # An agent takes its attempts in order: only as many as it has slots can have been running.
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
             self._attempt_lost(entry, Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}"), counts)
+
+    def _on_memory_told(self, event: MemoryTold) -> None:
+        touched: dict[AgentClass, None] = {}
+        for agent_id in event.agent_ids:
+            agent = self.registry.agent(agent_id)
+            if agent is not None:
+                agent.free_memory = event.free
+                touched[agent.agent_class] = None
+        for one in touched:
+            one.memory_told()
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

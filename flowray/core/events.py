@@ -93,6 +93,13 @@ class VersionDecided(Struct, frozen=True):
     record: RouterRecord  # its time is when the core hears of it
 
 
+class MemoryTold(Struct, frozen=True):
+    """How much memory is free on the node where some agents are."""
+
+    free: float  # 0..1 of the node's memory
+    agent_ids: tuple[AgentId, ...]
+
+
 class Ticked(Struct, frozen=True):
     """Time has passed. Whatever is due by `now` happens."""
 
@@ -109,5 +116,6 @@ Event = (
     | AgentLost
     | AgentStartFailed
     | VersionDecided
+    | MemoryTold
     | Ticked
 )
