@@ -96,17 +96,17 @@ class AgentStartFailed(Struct, frozen=True):
     failure: Failure
 
 
+class VersionDecided(Struct, frozen=True):
+    """Another version of the router is in force, or on trial, or its trial is over."""
+
+    record: RouterRecord  # its time is when the core hears of it
+
+
 class MemoryTold(Struct, frozen=True):
     """How much memory is free on the node where some agents are."""
 
     free: float  # 0..1 of the node's memory
     agent_ids: tuple[AgentId, ...]
-
-
-class VersionDecided(Struct, frozen=True):
-    """Another version of the router is in force, or on trial, or its trial is over."""
-
-    record: RouterRecord  # its time is when the core hears of it
 
 
 class Ticked(Struct, frozen=True):

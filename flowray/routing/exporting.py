@@ -24,6 +24,8 @@ from flowray.errors import ConfigError
 from flowray.routing.queries import count_tools
 from flowray.routing.receipts import Told, attempts
 
+GOOD = 0.5  # an answer that is known to be worth less is no success
+
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _TASKS = pa.schema(
     {"prompt_id": _TEXT, "text": _TEXT, "split": _TEXT, "choices": _TEXT, "tools_text": _TEXT, "n_tools": _NUMBER}
@@ -104,7 +106,7 @@ def _ended(told: Told) -> _Ended | None:
         # Of several attempts of one class at one task the last counts: it is what the task was left with.
         outcomes[name] = {
             "agent_id": name,
-            "success": int(made.accepted),
+            "success": int(made.accepted if made.quality is None else made.accepted and made.quality >= GOOD),
             "score": made.reward,
             "latency_s": made.run_s,
             "cost_usd": made.cost_usd,

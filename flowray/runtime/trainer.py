@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -22,7 +21,6 @@ from msgspec import Struct
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowray.core.retraining import RetrainConfig
-from flowray.errors import FlowrayError
 from flowray.store import StoreConfig
 from flowray.store.reader import Reader
 
@@ -99,18 +97,11 @@ def tidy(place: Path, in_use: Sequence[str], keep: int) -> list[str]:
 
 
 def exported(journal: Path, directory: Path, most: int) -> int:
-    """Write what the journal has of ended tasks as a set of outcomes; gives how many tasks.
+    """Write what the journal has of ended tasks as a set of outcomes; gives how many tasks."""
+    from flowray.routing.exporting import write_set
 
-    Raises:
-        FlowrayError: this flowray keeps no texts of tasks, so there is nothing to learn from.
-    """
-    try:
-        write_set = import_module("flowray.routing.exporting").write_set
-    except ModuleNotFoundError as error:
-        raise FlowrayError("this flowray keeps no texts of tasks: a router cannot be trained on them") from error
     with contextlib.closing(Reader(journal, StoreConfig())) as reader:
-        recorded = getattr(reader, "all_recorded", reader.all_outcomes)
-        return int(write_set(directory, recorded(), val=0.0, test=0.0, most=most))
+        return write_set(directory, reader.all_recorded(), specs=reader.specs(), val=0.0, test=0.0, most=most)
 
 
 async def train_on_ray(journal: Path, node_id: str, order: TrainOrder, export: Export = exported) -> Trained:
