@@ -1,0 +1,213 @@
+"""Faults on demand: a process whose N-th system call of a kind kills it, fails, or is late.
+
+Processes are forked from a server that has everything imported, and strace is attached when they are ready: a tenth
+of a second for each point instead of two. strace counts calls for each thread; each part of the script does its
+writing in one thread, so every call can be hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from .script import play
+
+STRACE = shutil.which("strace")
+SYNCS = ("fdatasync", "fsync")
+# What changes a file or a directory. writev is what the process says, and is never hit.
+CALLS = (*SYNCS, "pwrite64", "write", "ftruncate", "fallocate", "rename", "link", "unlink")
+_TRACED = ",".join((*CALLS, "renameat", "renameat2", "linkat", "unlinkat", "writev"))
+_LINE = re.compile(r"^(\d+) +(?:<\.\.\. )?(\w+)(\(| resumed>)(.*)$", re.DOTALL)
+
+
+class NoTracing(Exception):
+    """This machine lets nobody trace; the message says why."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call from strace's log, in the order of its end."""
+
+    thread: int
+    name: str
+    text: str  # arguments and result
+    begun: int  # line where it began
+    ended: int  # line where it ended
+
+    @property
+    def failed(self) -> bool:
+        return " = -1 " in self.text or self.text.endswith("= ?")
+
+
+@dataclass(frozen=True)
+class Life:
+    """What one process did."""
+
+    status: int  # exit status; negative: the signal that killed it
+    said: tuple[str, ...]
+    calls: tuple[Call, ...]
+
+    @property
+    def acks(self) -> int:
+        return sum(line.startswith("ack ") for line in self.said)
+
+
+def fast_directory() -> Path | None:
+    """Where files are in memory: the faults are made, so no real disk is needed."""
+    place = Path("/dev/shm")
+    return place if place.is_dir() and os.access(place, os.W_OK) else None
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="flowray-crash-", dir=fast_directory()) as name:
+        yield Path(name)
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["store.script"])
+    return context
+
+
+def _body(part: str, directory: str, said: str, gate: Connection) -> None:
+    def wait() -> None:
+        gate.send_bytes(b"ready")
+        gate.recv_bytes()
+
+    play(part, Path(directory), Path(said), wait)
+
+
+def live(part: str, directory: Path, inject: str = "", *, contents: bool = False) -> Life:
+    """One life under strace, with a fault (`fdatasync:error=EIO:when=3`) or without.
+
+    Raises:
+        NoTracing: strace is not there, or not allowed to.
+    """
+    if STRACE is None:
+        raise NoTracing("strace is not installed (apt-get install strace)")
+    context = _context()
+    with tempfile.TemporaryDirectory(dir=fast_directory()) as name:
+        log, said = Path(name, "log"), Path(name, "said")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_body, args=(part, str(directory), str(said), theirs), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            if not ours.poll(60):
+                raise AssertionError(f"{part} was not ready within a minute")
+            ours.recv_bytes()
+            tracer = _attach(process.pid, log, inject, contents)
+            try:
+                ours.send_bytes(b"go")
+                process.join(60)
+                if process.exitcode is None:
+                    raise AssertionError(f"{part} with {inject or 'no fault'} did not end within a minute")
+                tracer.wait(20)
+            finally:
+                tracer.kill()
+                tracer.wait()
+                assert tracer.stderr is not None
+                tracer.stderr.close()
+        finally:
+            process.kill()
+            process.join()
+            ours.close()
+        words = said.read_text() if said.exists() else ""
+        # A last line without its end was never read by anybody.
+        whole = tuple(words[: words.rfind("\n") + 1].splitlines())
+        return Life(process.exitcode, whole, tuple(_parsed(log.read_text())))
+
+
+def _attach(pid: int, log: Path, inject: str, contents: bool) -> subprocess.Popen[str]:
+    assert STRACE is not None
+    command = [STRACE, "-f", "-y", "-o", str(log), "-e", f"trace={_TRACED}", "-e", "signal=none"]
+    command += ["-xx", "-s", "200000"] if contents else ["-s", "40"]
+    if inject:
+        command += ["-e", f"inject={inject}"]
+    tracer = subprocess.Popen([*command, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
+    assert tracer.stderr is not None
+    heard = ""
+    for line in tracer.stderr:
+        heard += line
+        if "attached" in line:
+            return tracer
+    tracer.wait()
+    tracer.stderr.close()
+    raise NoTracing(f"strace cannot attach here: {heard.strip()}")
+
+
+def _parsed(log: str) -> Iterator[Call]:
+    begun: dict[int, tuple[str, str, int]] = {}
+    for number, line in enumerate(log.splitlines()):
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        thread, name, kind, text = int(match[1]), match[2], match[3], match[4]
+        if kind == "(" and text.endswith("<unfinished ...>"):
+            begun[thread] = (name, text.removesuffix("<unfinished ...>"), number)
+        elif kind == "(":
+            yield Call(thread, name, text, number, number)
+        else:
+            _, start, at = begun.pop(thread, ("", "", number))
+            yield Call(thread, name, start + text, at, number)
+    for thread, (name, text, at) in begun.items():  # the process ended within it
+        yield Call(thread, name, f"{text} = ?", at, 1 << 62)
+
+
+def counted(life: Life) -> Counter[str]:
+    """How often the busiest thread makes each call: `when` counts for each thread."""
+    found: dict[int, Counter[str]] = {}
+    for call in life.calls:
+        found.setdefault(call.thread, Counter())[call.name] += 1
+    most: Counter[str] = Counter()
+    for each in found.values():
+        most |= each
+    return most
+
+
+def early(life: Life) -> list[str]:
+    """Answers that were given before what they are about was on disk: each is a broken promise.
+
+    On disk means: the log was synced, without an error, after the last write to it.
+    """
+    found: list[str] = []
+    dirty_from, broken = -1, False
+    for call in sorted(life.calls, key=lambda call: call.ended):
+        if call.name == "pwrite64" and "-wal>" in call.text:
+            dirty_from = call.ended
+        elif call.name in SYNCS and "-wal>" in call.text:
+            broken = broken or call.failed
+            if call.begun > dirty_from:
+                dirty_from = -1
+        elif call.name == "writev" and '"ack ' in call.text and (dirty_from >= 0 or broken):
+            found.append(call.text)
+    return found
+
+
+def synced_after_failure(life: Life) -> list[Call]:
+    """Syncs of a file, after one of the same file failed: their answer proves nothing.
+
+    A store that is being made has a name of its own (.new) until it is complete: SQLite may undo there what it likes.
+    """
+    found: list[Call] = []
+    failed: set[str] = set()
+    for call in life.calls:
+        if call.name in SYNCS:
+            path = call.text[call.text.find("<") + 1 : call.text.find(">")]
+            if path in failed and ".new" not in path:
+                found.append(call)
+            if call.failed:
+                failed.add(path)
+    return found
