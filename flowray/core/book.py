@@ -248,11 +248,14 @@ def _frozen(entry: Entry) -> OpenTask:
 
 def _thawed(saved: OpenTask) -> Entry:
     entry = Entry(saved.task, saved.accepted_at, saved.seq)
+    entry.story.extend(saved.story)
+    if not saved.attempt:  # never started, as most of very many: the rest is as it was made
+        return entry
     entry.state = saved.state
     entry.attempt, entry.epoch = saved.attempt, saved.epoch
     entry.agent_id, entry.incarnation = saved.agent_id, saved.incarnation
     entry.started_at = saved.started_at
     entry.failures, entry.losses, entry.kills = saved.failures, saved.losses, saved.kills
     entry.not_before = saved.not_before
-    entry.story, entry.choices = list(saved.story), list(saved.choices)
+    entry.choices.extend(saved.choices)
     return entry

@@ -23,14 +23,14 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # this file is part of the package `store`
 
 from msgspec import msgpack, structs
-from store.builders import life as task_life
-from store.builders import write
-from store.faults import CALLS, SYNCS, Life, NoTracing, counted, early, live, scratch, synced_after_failure
-from store.script import CONFIG, FAILED, PAYLOADS, State, is_between, opened, script
 
 from flowray.core.model import Snapshot
 from flowray.errors import StoreError
 from flowray.store import PayloadStore, SqliteStore, verify
+from store.builders import life as task_life
+from store.builders import write
+from store.faults import CALLS, SYNCS, Life, NoTracing, counted, early, live, scratch, synced_after_failure
+from store.script import CONFIG, FAILED, PAYLOADS, State, is_between, opened, script
 
 LATE = "delay_enter=60000"  # microseconds
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")

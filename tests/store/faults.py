@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from flowray.store.schema import FILE_NAME
+
 from .script import play
 
 STRACE = shutil.which("strace")
@@ -197,16 +199,13 @@ def early(life: Life) -> list[str]:
 
 
 def synced_after_failure(life: Life) -> list[Call]:
-    """Syncs of a file, after one of the same file failed: their answer proves nothing.
-
-    A store that is being made has a name of its own (.new) until it is complete: SQLite may undo there what it likes.
-    """
+    """Syncs of the database or of its log, after one of the same file failed: their answer proves nothing."""
     found: list[Call] = []
     failed: set[str] = set()
     for call in life.calls:
-        if call.name in SYNCS:
-            path = call.text[call.text.find("<") + 1 : call.text.find(">")]
-            if path in failed and ".new" not in path:
+        path = call.text[call.text.find("<") + 1 : call.text.find(">")]
+        if call.name in SYNCS and path.endswith((FILE_NAME, "-wal")):
+            if path in failed:
                 found.append(call)
             if call.failed:
                 failed.add(path)
