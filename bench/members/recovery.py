@@ -27,7 +27,7 @@ class Recovery:
         cases = {
             "snapshot": common | {"in_snapshot": open_tasks, "ended": 0},
             "journal": common | {"in_snapshot": 0, "ended": 0},
-            # As many commands behind the snapshot as tasks are open: then the pump saves the next. So this is the worst.
+            # As many commands behind the snapshot as tasks are open: after more the pump saves the next.
             "mixed": common | {"in_snapshot": open_tasks // 2, "ended": open_tasks // 3},
         }
         sides = {name: partial(run_worker, "recovery", case, timeout_s=300) for name, case in cases.items()}

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,8 @@ from flowray.errors import StoreError
 from flowray.store import PayloadStore, SqliteStore, verify
 from store.builders import life as task_life
 from store.builders import write
+from store.damage import damaged
+from store.damage import images as damage_images
 from store.faults import CALLS, SYNCS, Life, NoTracing, counted, early, live, scratch, synced_after_failure
 from store.script import CONFIG, FAILED, PAYLOADS, State, is_between, opened, script
 
@@ -66,16 +68,16 @@ class Tally:
 
 
 class Images:
-    """Stores for the parts that begin with one: made once, copied for each point."""
+    """Stores for the parts that begin with one: made once, copied for each point. `steps`: only the points of these."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, steps: Collection[int] | None = None) -> None:
         self._directory = directory
         made = directory / "made"
         SqliteStore.open(made, CONFIG).close()
         self._of = {"0": made}
         self.counts: dict[str, Counter[str]] = {}  # part -> call -> how often
         for part in ("first", *map(str, range(len(script().steps))), "again", "payloads"):
-            self._dry(part)
+            self._dry(part, traced=steps is None or not part.isdigit() or int(part) in steps)
 
     def place(self, part: str, name: str) -> Path:
         """A fresh store for a point of this part."""
@@ -84,11 +86,12 @@ class Images:
             shutil.copytree(self._of[part], path)
         return path
 
-    def _dry(self, part: str) -> None:
+    def _dry(self, part: str, *, traced: bool) -> None:
         path = self.place(part, f"dry-{part}")
-        found = live(part if not part.isdigit() else f"{part} only", path)
+        found = live(part if not part.isdigit() else f"{part} only", path, traced=traced)
         assert found.status == 0 and not early(found), found
-        self.counts[part] = counted(found)
+        if traced:
+            self.counts[part] = counted(found)
         following = str(int(part) + 1) if part.isdigit() else ""
         if following:
             self._of[following if int(following) < len(script().steps) else "again"] = path
@@ -260,13 +263,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         every = [point for point in points(images.counts) if chosen.faults in point.fault]
         some = every if chosen.points is None else sample(every, chosen.points, chosen.seed)
         found = tried(some, images, 30.0)
+        flips = damaged(directory, damage_images(directory), chosen.flips, chosen.seed)
     show(found)
+    print(f"bits flipped and files cut: {flips.detected} detected, {flips.harmless} harmless, {flips.silent} silent")  # noqa: T201
+    for problem in flips.problems[:10]:
+        print(f"    {problem}")  # noqa: T201
     totals = {
         name: sum(getattr(tally, name) for tally in found.values())
         for name in ("points", "stopped", "lost", "twice", "wrong")
     }
-    print(json.dumps({"crash_points": totals, "took_s": round(time.monotonic() - began_at, 1)}))  # noqa: T201
-    return int(any(totals[name] for name in ("lost", "twice", "wrong")))
+    damage = {"detected": flips.detected, "harmless": flips.harmless, "silent": flips.silent}
+    print(json.dumps({"crash_points": totals, "damage": damage, "took_s": round(time.monotonic() - began_at, 1)}))  # noqa: T201
+    return int(any(totals[name] for name in ("lost", "twice", "wrong")) or flips.silent > 0)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def _body(part: str, directory: str, said: str, gate: Connection) -> None:
     play(part, Path(directory), Path(said), wait)
 
 
-def live(part: str, directory: Path, inject: str = "", *, contents: bool = False) -> Life:
-    """One life under strace, with a fault (`fdatasync:error=EIO:when=3`) or without.
+def live(part: str, directory: Path, inject: str = "", *, traced: bool = True) -> Life:
+    """One life under strace, with a fault (`fdatasync:error=EIO:when=3`) or without; or not even traced.
 
     Raises:
         NoTracing: strace is not there, or not allowed to.
@@ -110,18 +110,11 @@ def live(part: str, directory: Path, inject: str = "", *, contents: bool = False
             if not ours.poll(60):
                 raise AssertionError(f"{part} was not ready within a minute")
             ours.recv_bytes()
-            tracer = _attach(process.pid, log, inject, contents)
-            try:
+            with _attached(process.pid, log, inject) if traced else contextlib.nullcontext():
                 ours.send_bytes(b"go")
                 process.join(60)
                 if process.exitcode is None:
                     raise AssertionError(f"{part} with {inject or 'no fault'} did not end within a minute")
-                tracer.wait(20)
-            finally:
-                tracer.kill()
-                tracer.wait()
-                assert tracer.stderr is not None
-                tracer.stderr.close()
         finally:
             process.kill()
             process.join()
@@ -129,25 +122,31 @@ def live(part: str, directory: Path, inject: str = "", *, contents: bool = False
         words = said.read_text() if said.exists() else ""
         # A last line without its end was never read by anybody.
         whole = tuple(words[: words.rfind("\n") + 1].splitlines())
-        return Life(process.exitcode, whole, tuple(_parsed(log.read_text())))
+        return Life(process.exitcode, whole, tuple(_parsed(log.read_text())) if traced else ())
 
 
-def _attach(pid: int, log: Path, inject: str, contents: bool) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def _attached(pid: int, log: Path, inject: str) -> Iterator[None]:
+    """Traced from here on. The log is complete afterwards."""
     assert STRACE is not None
-    command = [STRACE, "-f", "-y", "-o", str(log), "-e", f"trace={_TRACED}", "-e", "signal=none"]
-    command += ["-xx", "-s", "200000"] if contents else ["-s", "40"]
+    command = [STRACE, "-f", "-y", "-s", "40", "-o", str(log), "-e", f"trace={_TRACED}", "-e", "signal=none"]
     if inject:
         command += ["-e", f"inject={inject}"]
     tracer = subprocess.Popen([*command, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
     assert tracer.stderr is not None
     heard = ""
-    for line in tracer.stderr:
-        heard += line
-        if "attached" in line:
-            return tracer
-    tracer.wait()
-    tracer.stderr.close()
-    raise NoTracing(f"strace cannot attach here: {heard.strip()}")
+    try:
+        while "attached" not in heard:
+            line = tracer.stderr.readline()
+            if not line:
+                raise NoTracing(f"strace cannot attach here: {heard.strip()}")
+            heard += line
+        yield
+        tracer.wait(20)
+    finally:
+        tracer.kill()
+        tracer.wait()
+        tracer.stderr.close()
 
 
 def _parsed(log: str) -> Iterator[Call]:
@@ -190,7 +189,8 @@ def early(life: Life) -> list[str]:
         if call.name == "pwrite64" and "-wal>" in call.text:
             dirty_from = call.ended
         elif call.name in SYNCS and "-wal>" in call.text:
-            broken = broken or call.failed
+            # What could not be synced once is never known to be on disk, whatever a later sync says.
+            broken = broken or (call.failed and dirty_from >= 0)
             if call.begun > dirty_from:
                 dirty_from = -1
         elif call.name == "writev" and '"ack ' in call.text and (dirty_from >= 0 or broken):

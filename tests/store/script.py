@@ -304,6 +304,7 @@ def _open_and_close(directory: Path, voice: Voice, gate: Callable[[], None]) -> 
 def _take_steps(first: int, count: int, directory: Path, voice: Voice, gate: Callable[[], None]) -> None:
     store = SqliteStore.open(directory, EAGER if first % 4 == 3 else CONFIG)
     store.begin_epoch("script")
+    _wait_for(lambda answer: store.append([], answer))  # what the log had is copied
     gate()
     try:
         for number, step in list(enumerate(script().steps))[first : first + count]:
