@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,6 +26,16 @@ CASES = {
     "all in the journal": {"in_snapshot": 0, "ended": 0},
     "half of each, and others that ended": {"in_snapshot": 750, "ended": 1_500},
 }
+
+
+@pytest.fixture(autouse=True)
+def settings_of_this_process() -> Iterator[None]:
+    """A coordinator has a process of its own, and sets it up for itself."""
+    interval_s, threshold = sys.getswitchinterval(), gc.get_threshold()
+    yield
+    sys.setswitchinterval(interval_s)
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("case", CASES)

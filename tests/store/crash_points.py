@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
 import sys
@@ -199,13 +200,17 @@ def _check_payloads(found: Life, path: Path, tally: Tally, name: str) -> None:
         tally.blame("wrong", f"{name}: nothing can be put afterwards: {error}")
 
 
-def tried(chosen: Sequence[Point], images: Images, every_s: float = 0.0) -> dict[tuple[str, str, str], Tally]:
-    """All of these points, by part, call and fault. With `every_s` it says how far it is."""
+def tried(
+    chosen: Sequence[Point], images: Images, *, every_s: float = math.inf, for_s: float = math.inf
+) -> dict[tuple[str, str, str], Tally]:
+    """These points, by part, call and fault; as many as `for_s` allows. Says `every_s` how far it is."""
     found: dict[tuple[str, str, str], Tally] = {}
-    said_at = time.monotonic()
+    began_at = said_at = time.monotonic()
     for number, point in enumerate(chosen):
         try_point(point, images, found.setdefault((_part(point), point.call, point.fault), Tally()))
-        if every_s and time.monotonic() - said_at > every_s:
+        if time.monotonic() - began_at > for_s:
+            break
+        if time.monotonic() - said_at > every_s:
             said_at = time.monotonic()
             print(f"{number + 1} of {len(chosen)} points", file=sys.stderr, flush=True)  # noqa: T201
     return found
@@ -249,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: nothing lost, twice or wrong. 1: something was. 2: it cannot be tried here."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, help="only so many, chosen by --seed")
+    parser.add_argument("--for-s", type=float, default=math.inf, help="no more points after so many seconds")
     parser.add_argument("--faults", default="", help="only those with this in their name: KILL, EIO, ENOSPC, delay")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--flips", type=int, default=2_000, help="bits flipped and files cut (%(default)s)")
@@ -262,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         every = [point for point in points(images.counts) if chosen.faults in point.fault]
         some = every if chosen.points is None else sample(every, chosen.points, chosen.seed)
-        found = tried(some, images, 30.0)
+        found = tried(some, images, every_s=30.0, for_s=chosen.for_s)
         flips = damaged(directory, damage_images(directory), chosen.flips, chosen.seed)
     show(found)
     print(f"bits flipped and files cut: {flips.detected} detected, {flips.harmless} harmless, {flips.silent} silent")  # noqa: T201
@@ -273,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("points", "stopped", "lost", "twice", "wrong")
     }
     damage = {"detected": flips.detected, "harmless": flips.harmless, "silent": flips.silent}
+    totals["of"] = len(every)
     print(json.dumps({"crash_points": totals, "damage": damage, "took_s": round(time.monotonic() - began_at, 1)}))  # noqa: T201
     return int(any(totals[name] for name in ("lost", "twice", "wrong")) or flips.silent > 0)
 
