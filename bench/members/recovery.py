@@ -22,7 +22,7 @@ class Recovery:
     peers: tuple[str, ...] = ()
 
     def run(self, plan: Plan) -> Found:
-        open_tasks, running = (OPEN // 20, RUNNING // 20) if plan.quick else (OPEN, RUNNING)
+        open_tasks, running = (OPEN // 25, RUNNING // 25) if plan.quick else (OPEN, RUNNING)
         common = {"open": open_tasks, "running": running}
         cases = {
             "snapshot": common | {"in_snapshot": open_tasks, "ended": 0},

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,13 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
     try:
         writer = os.fork()
         if not writer:  # it ends without closing, as one that is killed does
+            status = 1
             try:
                 write(directory, settings)
-            finally:
-                os._exit(1 if sys.exc_info()[0] else 0)
+                status = 0
+            except BaseException:  # noqa: BLE001 - this process must not go on with what its parent does
+                traceback.print_exc()
+            os._exit(status)
         if os.waitpid(writer, 0)[1]:
             raise RuntimeError("the journal could not be written")
         return recovered(directory, settings)
