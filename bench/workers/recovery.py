@@ -6,7 +6,6 @@ import os
 import queue
 import random
 import shutil
-import sys
 import tempfile
 import time
 import traceback
