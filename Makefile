@@ -13,7 +13,7 @@ INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdl
 DATA        ?= ../shared/data
 ROUTER_DATA := $(foreach set,llmrouter_mix mmlu_pro_matrix routellm_pairs intent_clinc150,--data $(DATA)/$(set))
 
-.PHONY: demo test test-fast test-ray chaos check format sim mutants bench router docs clean help
+.PHONY: demo test test-fast test-ray chaos crash-points check format sim mutants bench router docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ format: $(VENV)/.dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+crash-points: $(VENV)/.dev  ## kill and fail the real journal at each of its system calls, then flip its bits (half an hour)
+	$(BIN)/python tests/store/crash_points.py
+
 router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its int8 form (four minutes on two idle cores)
 	$(BIN)/flowray router train $(ROUTER_DATA) -o out/router
 	$(BIN)/flowray router quantize --model out/router $(ROUTER_DATA) -o models/router/v1
@@ -64,6 +67,7 @@ sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutant
 bench: $(VENV)/.dev  ## measure flowray beside plain Ray, gRPC, xoscar and AutoGen
 	$(BIN)/python -m bench core
 	$(BIN)/python -m bench journal
+	$(BIN)/python -m bench recovery
 	$(BIN)/python -m bench messaging
 	$(BIN)/python -m bench tasks
 	$(BIN)/python -m bench scale

@@ -17,6 +17,7 @@ _PLACES = {
     "payloads": "bench.members.payloads:Payloads",
     "core": "bench.members.core:Core",
     "journal": "bench.members.journal:JournalAlone",
+    "recovery": "bench.members.recovery:Recovery",
     "shift": "bench.members.shift:Shift",
     "rollout": "bench.members.rollout:Rollouts",
 }

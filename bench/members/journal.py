@@ -1,4 +1,7 @@
-"""The journal alone: how many tasks it takes in groups, and how long a lone command waits for the disk."""
+"""The journal alone: how many tasks it takes in groups, and how long a command waits for the disk.
+
+The goal: at 400 tasks/s it adds at most 5 ms to 99 of 100 appends (`journal_adds_p99_ms`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,18 @@ from functools import partial
 from bench.measure import FLOWRAY, Found, Plan, alternate, compared
 from bench.processes import run_worker
 
-_UNITS = {"tasks_per_s": "tasks/s", "us_per_task": "us/task", "lone_p50_ms": "ms", "lone_p99_ms": "ms"}
+_UNITS = {
+    "tasks_per_s": "tasks/s",
+    "us_per_task": "us/task",
+    "lone_p50_ms": "ms",
+    "lone_p99_ms": "ms",
+    "adds_p50_ms": "ms",
+    "adds_p99_ms": "ms",
+    "adds_to_task_p50_ms": "ms",
+    "adds_to_task_p99_ms": "ms",
+    "late_p99_ms": "ms",
+}
+RATE = 400  # tasks/s
 
 
 class JournalAlone:
@@ -15,13 +29,16 @@ class JournalAlone:
 
     name = "journal"
     description = (
-        "SqliteStore alone: tasks in groups of 64, and one command at a time beside a bare write and fdatasync"
+        "SqliteStore alone: tasks in groups of 64, one command at a time beside a bare write and fdatasync, and what "
+        f"it adds to a task while {RATE} come each second"
     )
 
     peers = ("write_fdatasync",)
 
     def run(self, plan: Plan) -> Found:
-        length = {"groups": 60, "lone": 50} if plan.quick else {"groups": 1_500, "lone": 1_000}
+        length = {"groups": 1_500, "lone": 1_000, "rate": RATE, "paced_s": 10.0}
+        if plan.quick:
+            length |= {"groups": 60, "lone": 50, "paced_s": 1.0}
         sides = {
             side: partial(run_worker, "journal_alone", length | {"side": side}, timeout_s=120)
             for side in (FLOWRAY, *self.peers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import random
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from flowray.core.commands import AcceptTask, DurableCommand, ResolveTask, Start
 from flowray.core.model import AgentId, Choice, Outcome, Payload, StoryLine, Task, TaskId
 from flowray.core.states import TaskState
 from flowray.errors import StoreError
+from flowray.runtime.recovering import prepare_process
 from flowray.store import SqliteStore
 
 _GROUP = 64  # tasks in one append
@@ -38,6 +40,7 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
 
 
 def _store(directory: Path, settings: dict[str, Any]) -> dict[str, float]:
+    prepare_process()
     store = SqliteStore.open(directory)
     store.begin_epoch("bench")
     groups = [[c for n in range(g * _GROUP, (g + 1) * _GROUP) for c in life(n)] for g in range(settings["groups"])]
@@ -55,9 +58,52 @@ def _store(directory: Path, settings: dict[str, Any]) -> dict[str, float]:
     seconds, cpu_s = time.perf_counter() - began_at, time.process_time() - cpu_s
     tasks = (len(groups) - warm - 1) * _GROUP
     figures = {"tasks_per_s": tasks / seconds, "us_per_task": cpu_s / tasks * 1e6}
+    figures |= _paced(store, settings["rate"], settings["paced_s"])
     lone = [_lone(store, number) for number in range(10_000_000, 10_000_000 + settings["lone"])]
     store.close()
     return figures | _latency(lone)
+
+
+def _paced(store: SqliteStore, rate: int, seconds: float) -> dict[str, float]:
+    """Milliseconds from append to done while so many tasks come each second, whatever the journal does.
+
+    They come at random times (Poisson). Each is appended when it is accepted and sent out, and again when it has an
+    outcome, 20 ms later: it waits for the disk twice.
+    """
+    rng, at = random.Random(1), 0.0
+    due: list[tuple[float, int, list[DurableCommand]]] = []
+    for number in range(20_000_000, 20_000_000 + int(rate * seconds)):
+        at += rng.expovariate(rate)
+        commands = list(life(number))
+        due += [(at, number, commands[:2]), (at + 0.02, number, commands[2:])]
+    due.sort(key=lambda each: each[:2])
+    answers: queue.SimpleQueue[tuple[int, float, StoreError | None]] = queue.SimpleQueue()
+    late_s: list[float] = []
+    began_at = time.perf_counter()
+    for at, number, commands in due:
+        while (left_s := began_at + at - time.perf_counter()) > 0:
+            time.sleep(left_s)
+        late_s.append(-left_s)
+        appended_at = time.perf_counter()
+
+        def done(error: StoreError | None, number: int = number, appended_at: float = appended_at) -> None:
+            answers.put((number, time.perf_counter() - appended_at, error))
+
+        store.append(commands, done)
+    waits_s: list[float] = []
+    of_task_s: dict[int, float] = {}
+    for _ in due:
+        number, wait_s, error = answers.get(timeout=60)
+        _must(error)
+        waits_s.append(wait_s)
+        of_task_s[number] = of_task_s.get(number, 0.0) + wait_s
+    return {
+        "adds_p50_ms": percentile(waits_s, 0.50) * 1e3,
+        "adds_p99_ms": percentile(waits_s, 0.99) * 1e3,
+        "adds_to_task_p50_ms": percentile(list(of_task_s.values()), 0.50) * 1e3,
+        "adds_to_task_p99_ms": percentile(list(of_task_s.values()), 0.99) * 1e3,
+        "late_p99_ms": percentile(late_s, 0.99) * 1e3,  # of whoever appends: much of it, and the machine was busy
+    }
 
 
 def _lone(store: SqliteStore, number: int) -> float:

@@ -343,12 +343,15 @@ def _frozen(entry: Entry) -> OpenTask:
 
 def _thawed(saved: OpenTask) -> Entry:
     entry = Entry(saved.task, saved.accepted_at, saved.seq)
+    entry.story.extend(saved.story)
+    if not saved.attempt:  # never started, as most of very many: the rest is as it was made
+        return entry
     entry.state = saved.state
     entry.attempt, entry.epoch, entry.attempts = saved.attempt, saved.epoch, saved.attempts or saved.attempt
     entry.agent_id, entry.incarnation = saved.agent_id, saved.incarnation
     entry.started_at = saved.started_at
     entry.failures, entry.losses, entry.kills = saved.failures, saved.losses, saved.kills
     entry.not_before, entry.extra = saved.not_before, saved.extra
-    entry.story, entry.choices = list(saved.story), list(saved.choices)
-    entry.not_enough = list(saved.not_enough)
+    entry.choices.extend(saved.choices)
+    entry.not_enough.extend(saved.not_enough)
     return entry

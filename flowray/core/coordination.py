@@ -202,10 +202,12 @@ class Coordination:
         for one in core.registry.classes():
             if one.hopeless:  # scaled to nothing, and the end of what waits for it was in a lost tail
                 core.timers.set("hopeless", one.spec.name, now)
+        core.timers.set_all(
+            "deadline",
+            ((task_id, entry.deadline_at) for task_id, entry in book.open.items() if entry.deadline_at is not None),
+        )
         for task_id, entry in book.open.items():
             core.admission.opened(entry.task)
-            if entry.deadline_at is not None:
-                core.timers.set("deadline", task_id, entry.deadline_at)
             if entry.state is TaskState.QUEUED:
                 core._wait_recovered(entry)
             elif entry.state is TaskState.BACKING_OFF:

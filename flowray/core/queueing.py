@@ -106,7 +106,7 @@ class Queue:
     __slots__ = ("_lanes",)
 
     def __init__(self) -> None:
-        self._lanes: dict[LaneKey, Lane] = {}
+        self._lanes: dict[tuple[str, str, tuple[str, ...]], Lane] = {}  # by LaneKey, or what equals it
 
     def lane(self, task: Task, classes: list[AgentClass]) -> Lane:
         """The lane of a task; made, and joined to the classes that can serve it, when it is new."""
@@ -148,7 +148,7 @@ class Queue:
 
     def find(self, task: Task) -> Lane | None:
         """The lane of a task, if it exists."""
-        return self._lanes.get(LaneKey(task.tier, task.agent, task.needs))
+        return self._lanes.get((task.tier, task.agent, task.needs))
 
     def join(self, one: AgentClass) -> None:
         """A new agent class: join it to the lanes it can serve."""

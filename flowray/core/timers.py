@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 
 
 class Timers:
@@ -24,6 +25,15 @@ class Timers:
             live = self._live
             self._heap = [e for e in self._heap if live.get((e[2], e[3])) == e[1]]
             heapq.heapify(self._heap)
+
+    def set_all(self, kind: str, due: Iterable[tuple[str, float]]) -> None:
+        """`set` for each (key, at), quicker for very many than one by one."""
+        live, heap = self._live, self._heap
+        for key, at in due:
+            self._next += 1
+            live[kind, key] = self._next
+            heap.append((at, self._next, kind, key))
+        heapq.heapify(heap)
 
     def clear(self, kind: str, key: str) -> None:
         """Forget (kind, key), if it is set."""

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
-import random
 import sys
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +33,6 @@ from flowray.core.commands import (
     StartAttempt,
     StopAgent,
 )
-from flowray.core.coordination import Coordination
 from flowray.core.events import AgentLost
 from flowray.core.model import Outcome
 from flowray.core.states import AgentState
@@ -76,8 +72,9 @@ from flowray.runtime.paths import paths_of
 from flowray.runtime.payload_keeper import keeper_of
 from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
-from flowray.runtime.pump import Observer, Pump, time_line
+from flowray.runtime.pump import Observer, Pump
 from flowray.runtime.questions import Questions
+from flowray.runtime.recovering import prepare_process, recover
 from flowray.runtime.retention import sweep_for_ever
 from flowray.runtime.retraining import Retrainer
 from flowray.runtime.rollout import Router, load_alone, load_versions
@@ -170,22 +167,15 @@ class Coordinator:
         """Open the journal and recover. Raises StoreError when it cannot be used."""
         self._config = msgspec.msgpack.decode(body, type=Config)
         self._journal = Path(journal)
-        # The journal's writer is a thread: at the default of 5 ms the event loop would keep it waiting for the
-        # interpreter longer than a sync takes (measured: append to done 41 ms under load, 5 ms with this).
-        sys.setswitchinterval(0.0005)
-        # What is loaded stays, and what a task makes is freed by its reference counts: at the defaults a tenth of this
-        # process's time went into looking for cycles.
-        gc.freeze()
-        gc.set_threshold(20_000, 50, 100)
+        prepare_process()
         loop = asyncio.get_running_loop()
         self._store = SqliteStore.open(self._journal, self._config.store)
         try:
-            core = self._recover(life)
+            core, clock = recover(self._store, life=life, policy=self._config.core, seed=self._config.seed)
         except StoreError:
             self._store.close()
             raise
-        self._core = core
-        clock = self._clock
+        self._core, self._epoch = core, core.epoch
         figures = Figures()
         self._acknowledgements = Acknowledgements()
         self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
@@ -270,28 +260,6 @@ class Coordinator:
                 self._config.retention, core, self._store, self._journal / "payloads", clock, self._store_failed
             )
         )
-
-    def _recover(self, life: str) -> Coordination:
-        """Begin an epoch with what the journal has. Raises StoreError, also when nothing more can be written there."""
-        earlier_life = self._store.owner()[1]
-        recovery = self._store.begin_epoch(life)
-        self._epoch = recovery.epoch
-        self._clock = time_line(recovery.last_at)
-        core = Coordination.recover(
-            epoch=recovery.epoch,
-            rng=random.Random(self._config.seed),
-            now=self._clock(),
-            policy=self._config.core,
-            snapshot=recovery.snapshot,
-            commands=recovery.commands,
-            keep_agents=earlier_life == life,
-        )
-        # Waited for: on a full disk this process would otherwise let everybody in, fail at the first task, and end.
-        saved: Future[StoreError | None] = Future()
-        self._store.save_snapshot(core.snapshot(), saved.set_result)
-        if (error := saved.result()) is not None:
-            raise error
-        return core
 
     async def open(self) -> None:
         """Let agents and clients in."""

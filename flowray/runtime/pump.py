@@ -118,7 +118,7 @@ class Pump:
         except StoreError as error:
             self._on_store_failure(error)
             return
-        if self._store.commands_since_snapshot > max(_SNAPSHOT_AFTER, 4 * len(core.book.open)):
+        if self._store.commands_since_snapshot > max(_SNAPSHOT_AFTER, len(core.book.open)):
             self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
 
     def _sort(self, commands: list[Command], durable: list[DurableCommand], waiting: list[Command]) -> None:

@@ -15,7 +15,8 @@ class StoreConfig:
     queue_bytes: int = 256 * 1024 * 1024  # the same, by memory held
     group_commands: int = 4_096  # commands in one commit: bounds what one crash can leave unknown
     group_bytes: int = 16 * 1024 * 1024  # the same, by size; one larger append still goes, alone
-    busy_timeout_s: float = 5.0  # wait for another process's write lock; a stopped zombie holds it for ever
+    busy_timeout_s: float = 5.0  # wait for another process's write lock
+    takeover_wait_s: float = 1.0  # an earlier owner that keeps the write lock for longer, stopped perhaps, is killed
     checkpoint_bytes: int = 16 * 1024 * 1024  # written to the WAL (estimated) before it is copied into the database
     trim_rows: int = 512  # outcomes looked at in one transaction of `trim`, so that appends wait briefly
     full_check_bytes: int = 512 * 1024 * 1024  # a larger database is checked at start only in journal and snapshot
@@ -33,6 +34,10 @@ class StoreConfig:
             raise ConfigError("store.full_check_bytes", "must not be negative", "0 turns the full check off")
         if not 0 < self.busy_timeout_s <= 3600:
             raise ConfigError("store.busy_timeout_s", f"must be within (0, 3600] seconds, not {self.busy_timeout_s!r}")
+        if not 0 < self.takeover_wait_s <= 3600:
+            raise ConfigError(
+                "store.takeover_wait_s", f"must be within (0, 3600] seconds, not {self.takeover_wait_s!r}"
+            )
         if self.group_commands > self.queue_commands:
             raise ConfigError("store.group_commands", "is larger than store.queue_commands", "a group never fills")
         if self.group_bytes > self.queue_bytes:

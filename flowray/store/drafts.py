@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -97,4 +98,5 @@ class Draft:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what is left over goes by `PayloadStore.delete_unused`
+                self.path.unlink()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from pathlib import Path
 
-from flowray.errors import StoreUnsupported
+from flowray.errors import StoreError, StoreUnsupported
 from flowray.store.config import StoreConfig
 
 MOUNTINFO = Path("/proc/self/mountinfo")
@@ -72,6 +73,20 @@ def make_directory(directory: Path) -> None:
         sync_directory(path.parent)
     if not directory.is_dir():
         raise StoreUnsupported(f"{directory} cannot be made: a file of this name is there")
+
+
+def require_room(directory: Path, size_bytes: int) -> None:
+    """Is so much of the disk to be had? It is taken and given back. Raises StoreError when it is not."""
+    path = directory / f"{secrets.token_hex(8)}.room"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            path.unlink()
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreError(f"the disk of {directory} is full: {size_bytes:,} bytes cannot be had ({error})") from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from flowray.core.commands import DurableCommand, GradeTask, ResolveTask
 from flowray.core.model import Grade, Outcome, Snapshot
 from flowray.errors import StoreError, StoreFenced
-from flowray.store import records, recovery, schema
+from flowray.store import records, recovery, schema, takeover
 from flowray.store.config import StoreConfig
 from flowray.store.records import Head
 from flowray.store.recovery import Recovery
@@ -55,6 +55,8 @@ class Journal:
 
     def begin_epoch(self, owner: str) -> Recovery:
         """Take the journal over: from here on every earlier owner's transactions fail."""
+        with schema.translated("begin an epoch"):
+            takeover.make_way(self._connection, self._path, self._config.takeover_wait_s)
         with self._transaction("begin an epoch"):
             connection = self._connection
             head = schema.read_head(connection)
@@ -71,6 +73,21 @@ class Journal:
             self._counts = records.decode_counts(head.counts)
             self._advance(replace(head, epoch=epoch, owner=owner))
         return Recovery(epoch=epoch, snapshot=snapshot, commands=commands, last_at=self._head.last_at)
+
+    def settle(self) -> None:
+        """Copy what the log has into the database, before anything more is acknowledged. Once, after `begin_epoch`.
+
+        The process before may have ended because a sync failed. What it could not sync is still in the kernel's
+        memory: it looks written, and no later sync writes it again. A log that went on behind it would end there
+        after a power cut, with all that was acknowledged since. Copied, it is written anew.
+        """
+        for _ in range(2):
+            with schema.translated("checkpoint the journal"):
+                busy, logged, copied = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+            # Somebody was in the way. A reader goes by itself, and the next checkpoint copies the rest; one that was
+            # stopped while it copied would be in the way for ever.
+            if (not busy and logged == copied) or not takeover.end_holders(self._path):
+                return
 
     def write_group(self, commands: Sequence[DurableCommand]) -> None:
         """One journal row for all of them, and their projections."""
@@ -122,15 +139,17 @@ class Journal:
         """Delete old outcomes among the next rows after `after_id`. Returns where to go on, None at the end."""
         connection = self._connection
         rows = connection.execute(
-            "SELECT id, task_id, state, resolved_at, EXISTS (SELECT 1 FROM dead_letters d WHERE d.task_id = o.task_id) "
-            "FROM outcomes o WHERE id > ? ORDER BY id LIMIT ?",
+            "SELECT id, EXISTS (SELECT 1 FROM dead_letters d WHERE d.task_id = o.task_id), "
+            f"{', '.join(records.OUTCOME_COLUMNS)} FROM outcomes o WHERE id > ? ORDER BY id LIMIT ?",
             (after_id, self._config.trim_rows),
         ).fetchall()
         bound = dead_letters_older_than_at
         gone = [
-            (row_id, task_id, state)
-            for row_id, task_id, state, at, dead in rows
-            if at < older_than_at and (not dead or (bound is not None and at < bound))
+            (row[0], row[2], row[3])
+            for row in rows
+            if row[4] < older_than_at and (not row[1] or (bound is not None and row[4] < bound))
+            # What is damaged is not believed to be old: it stays, for whoever reads or verifies it to be told.
+            if records.is_sound(row[2:])
         ]
         if gone:
             counts = dict(self._counts)
@@ -144,7 +163,7 @@ class Journal:
                 self._advance(replace(self._head, counts=records.encode(counts)))
                 self._counts = counts
             self._unchecked_bytes += _PAGE_BYTES * 3 * len(gone)
-        if len(rows) < self._config.trim_rows or rows[-1][3] >= older_than_at:
+        if len(rows) < self._config.trim_rows or rows[-1][4] >= older_than_at:
             return None
         last: int = rows[-1][0]
         return last
@@ -233,7 +252,7 @@ class Journal:
             sha = records.body_sha(body)
             rows.append((outcome.task_id, state, outcome.resolved_at, outcome.key, outcome.fingerprint, body, sha))
         try:
-            self._insert("outcomes", '(task_id, state, resolved_at, "key", fingerprint, body, sha)', rows)
+            self._insert("outcomes", f"({', '.join(records.OUTCOME_COLUMNS)})", rows)
         except sqlite3.IntegrityError as error:
             ids = ", ".join(str(row[0]) for row in rows[:_ROWS_SMALL])
             raise StoreError(

@@ -18,7 +18,7 @@ from flowray.store import records, recovery, schema
 from flowray.store.config import StoreConfig
 from flowray.store.records import Head
 
-_OUTCOME = 'o.task_id, o.state, o."key", o.body, o.sha'
+_OUTCOME = ", ".join(f"o.{column}" for column in records.OUTCOME_COLUMNS)
 _BATCH = 500  # ids in one statement, outcomes in one answer
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -17,6 +18,8 @@ from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, Resolve
 from flowray.core.model import Asked, Grade, OpenTask, Outcome, Snapshot, Task
 from flowray.errors import StoreCorrupt, StoreError
 
+# Of an outcome; all but the checksum repeat what its body says.
+OUTCOME_COLUMNS = ("task_id", "state", "resolved_at", '"key"', "fingerprint", "body", "sha")
 GENESIS = bytes(32)  # stands for the checksum before the first row
 TASKS_PER_PART = 256  # of a snapshot: encoding one part holds the interpreter for about a millisecond
 
@@ -97,17 +100,29 @@ def decode_commands(seq: int, body: bytes) -> list[DurableCommand]:
         raise _from_another_version(f"journal row {seq}", error) from error
 
 
-def decode_outcome(task_id: str, state: str, key: str, body: object, sha: bytes) -> Outcome:
-    """Raises StoreCorrupt when the row is not what was written."""
+def decode_outcome(
+    task_id: str, state: str, resolved_at: float, key: str, fingerprint: str, body: object, sha: bytes
+) -> Outcome:
+    """Raises StoreCorrupt when the row (OUTCOME_COLUMNS) is not what was written."""
     if not isinstance(body, bytes) or body_sha(body) != sha:  # one bit makes a blob a text
         raise StoreCorrupt(f"the outcome of task {task_id} does not match its checksum")
     try:
         outcome = _outcome.decode(body)
     except msgspec.MsgspecError as error:
         raise _from_another_version(f"the outcome of task {task_id}", error) from error
-    if (outcome.task_id, outcome.state.value, outcome.key) != (task_id, state, key):
+    columns = (outcome.task_id, outcome.state.value, outcome.resolved_at, outcome.key, outcome.fingerprint)
+    if columns != (task_id, state, resolved_at, key, fingerprint):
         raise StoreCorrupt(f"the outcome of task {task_id} does not match its row")
     return outcome
+
+
+def is_sound(row: tuple[Any, ...]) -> bool:
+    """Can `decode_outcome` read this row?"""
+    try:
+        decode_outcome(*row)
+    except StoreError:
+        return False
+    return True
 
 
 def decode_task(task_id: str, body: object, sha: bytes) -> Task:

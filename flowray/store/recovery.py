@@ -165,7 +165,7 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
 
 def _check_outcomes(connection: sqlite3.Connection) -> int:
     found: dict[str, int] = {}
-    for row in connection.execute('SELECT task_id, state, "key", body, sha FROM outcomes'):
+    for row in connection.execute(f"SELECT {', '.join(records.OUTCOME_COLUMNS)} FROM outcomes"):
         outcome = records.decode_outcome(*row)
         found[outcome.state.value] = found.get(outcome.state.value, 0) + 1
     counts = records.decode_counts(schema.read_head(connection).counts)

@@ -27,9 +27,9 @@ from flowray.store.writer import Done, Writer
 class SqliteStore:
     """One process's hold on a store. Methods may be called from any thread."""
 
-    def __init__(self, journal: Journal, reader: Reader, config: StoreConfig) -> None:
+    def __init__(self, journal: Journal, reader: Reader, directory: Path, config: StoreConfig) -> None:
         """For `open` only."""
-        self._journal, self._reader = journal, reader
+        self._journal, self._reader, self._directory = journal, reader, directory
         self._writer = Writer(journal, config)
         self._lock = threading.Lock()
         self._began = False
@@ -56,7 +56,7 @@ class SqliteStore:
         except StoreError:
             journal.close()
             raise
-        return cls(journal, reader, config)
+        return cls(journal, reader, directory, config)
 
     def owner(self) -> tuple[int, str]:
         """The epoch in force and who began it; (0, "") before the first. Readable while a stopped owner holds locks."""
@@ -78,6 +78,10 @@ class SqliteStore:
             self._began = True
             self._writer.start()
         return recovery
+
+    def require_room(self, size_bytes: int) -> None:
+        """Can the store grow by so much? Raises StoreError when the disk is full."""
+        filesystem.require_room(self._directory, size_bytes)
 
     @property
     def failure(self) -> StoreError | None:

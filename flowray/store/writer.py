@@ -114,6 +114,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
+            self._journal.settle()
             while self._take():
                 if isinstance(self._in_hand[0], _Chore):
                     self._do_chore(self._in_hand[0])

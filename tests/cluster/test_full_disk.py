@@ -61,7 +61,7 @@ def fill(disk: Path) -> Path:
 
 @pytest.mark.timeout(240)
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    home = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(HERE)}
+    home = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
     (tmp_path / "home").mkdir()
     settings = {"directory": str(tmp_path), "journal": str(disk / "journal"), "name": f"disk-{tmp_path.name[-8:]}"}
     output = tmp_path / "output"

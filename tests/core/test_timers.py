@@ -55,3 +55,21 @@ def test_agrees_with_a_plain_dict(steps):
         popped.append(due)
     assert sorted(popped) == sorted(model)
     assert [model[timer] for timer in popped] == sorted(model.values())
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 10)), max_size=12), st.lists(st.sampled_from("abcdef"))
+)
+def test_many_set_at_once_are_due_as_if_set_one_by_one(due: list[tuple[str, float]], before: list[str]) -> None:
+    at_once, one_by_one = Timers(), Timers()
+    for timers in (at_once, one_by_one):
+        for key in before:
+            timers.set("kind", key, 5.0)
+    at_once.set_all("kind", due)
+    for key, at in due:
+        one_by_one.set("kind", key, at)
+    assert len(at_once) == len(one_by_one)
+    while (next_due := one_by_one.next_due()) is not None:
+        assert at_once.next_due() == next_due
+        assert at_once.pop_due(next_due) == one_by_one.pop_due(next_due)
+    assert at_once.next_due() is None
