@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
+CHECK_SHARE = 2  # the core is checked whole once in so many events as this part of its tasks and agents, or at each
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "timeout", "poison", "no_agent"})
 
@@ -320,7 +321,7 @@ class Observer:
             hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
-            self._until_check = (len(core.book.open) + len(world.processes)) // 5
+            self._until_check = (len(core.book.open) + len(world.processes)) // CHECK_SHARE
             core.check()
         if self._rng.random() < 0.004:
             self.compare(coordinator)
