@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, Command, KnownTask, RefuseTask
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 
@@ -26,6 +28,8 @@ class Plan:
     cancel_after_s: float | None = None  # after the acceptance; None for never
     twice: bool = False  # two submits at once, as by an impatient proxy
     resubmits: int = 2  # when refused because there is no room
+    again_after_s: float | None = None  # so long after its outcome the same is submitted once more; None for never
+    again_as: str = ""  # under which id; "" for the same one
 
 
 class Caller:
@@ -43,10 +47,13 @@ class Caller:
         self._plan = plan
         self._trying = False  # it was refused and will submit again
         self._resubmits = plan.resubmits
+        self._later: Caller | None = None  # the same request, made once more
 
     @property
     def done(self) -> bool:
         """Nothing more will be asked."""
+        if self._later is not None and not self._later.done:
+            return False
         return self.refused or (self.outcome is not None and (not self.cancelling or self.cancel_answer is not None))
 
     @property
@@ -135,8 +142,14 @@ class Caller:
             self.submit()
 
     def _seen(self, outcome: Outcome | None) -> None:
-        if outcome is not None and self.outcome is None:
-            self.outcome = outcome
+        if outcome is None or self.outcome is not None:
+            return
+        self.outcome = outcome
+        if self._plan.again_after_s is not None:
+            self.world.note("submitted again after its end")
+            task = structs.replace(self.task, id=TaskId(self._plan.again_as or self.task.id))
+            self._later = Caller(self.world, Plan(task=task, at_s=self.world.clock.now + self._plan.again_after_s))
+            self._later.begin()
 
 
 class Operator:

@@ -15,6 +15,7 @@ those of the reliability contract:
 15  only legal arrows; recovery gives the live state
 17  when the faults stop, everything ends
 20  and nothing is left behind
+T1  the time-line of the journal never goes back, whatever the clocks of machines do
 P7  retries are bounded, and wait as long as they must
 O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
 R1  whom a router's estimates chose could be chosen, with a known probability
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
+IDLE_S = 1.0  # an agent beside a task that waits may be idle for less, as messages take time
 CHECK_SHARE = 2  # the core is checked whole once in so many events as this part of its tasks and agents, or at each
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "timeout", "poison", "no_agent"})
@@ -91,6 +93,7 @@ class Observer:
         self._lanes: dict[tuple[str, str, tuple[str, ...]], dict[TaskId, tuple[int, int]]] = {}
         self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
         self._until_check = 0
+        self._last_at = 0.0  # of what is on disk
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -99,6 +102,10 @@ class Observer:
         newest = self._world.disk.epoch
         hold(epoch == newest, "3", f"epoch {epoch} wrote to the journal of epoch {newest}")
         for command in group:
+            at = command.outcome.resolved_at if isinstance(command, ResolveTask) else command.at
+            if at < self._last_at:
+                raise Violation("T1", f"the journal goes from {self._last_at} back to {at}: {command!r}")
+            self._last_at = at
             if isinstance(command, AcceptTask):
                 self._accept(command, epoch)
             elif isinstance(command, StartAttempt):
@@ -106,7 +113,7 @@ class Observer:
             elif isinstance(command, RequeueTask):
                 self._requeue(command)
             elif isinstance(command, ResolveTask):
-                self._resolve(command)
+                self._resolve(command, epoch)
             else:
                 if isinstance(command, WakeTask):
                     early = self.book.open[command.task_id].not_before - command.at
@@ -191,7 +198,7 @@ class Observer:
         if entry.state is TaskState.QUEUED:
             self._wait(command.task_id)
 
-    def _resolve(self, command: ResolveTask) -> None:
+    def _resolve(self, command: ResolveTask, epoch: int) -> None:
         outcome = command.outcome
         name = outcome.task_id
         hold(name not in self.resolved, "2", f"{name} ended twice")
@@ -215,7 +222,7 @@ class Observer:
             hold(
                 outcome.state is not TaskState.EXPIRED or late_s >= -_EPSILON, "9", f"{name} expired {-late_s} s early"
             )
-            late_s -= max(0.0, self._world.up_since(outcome.resolved_at) - deadline_at)
+            late_s -= max(0.0, self._world.up_since(outcome.resolved_at, epoch) - deadline_at)
             hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
         failures = entry.failures + (outcome.failure is not None and outcome.failure.kind == "application")
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
@@ -262,6 +269,13 @@ class Observer:
         else:
             hold(task_id in self.resolved, "4", f"the outcome of {task_id} was shown and is not on disk")
             hold(self.resolved[task_id] == outcome, "2", f"{task_id} was shown another outcome than is on disk")
+
+    def acknowledged_answer(self, answer: AttemptFinished) -> None:
+        """A coordinator tells an agent that it may forget this answer."""
+        entry = self.book.open.get(answer.task_id)
+        waited_for = entry is not None and entry.state is TaskState.RUNNING and entry.agent_id == answer.agent_id
+        if waited_for and entry is not None and (entry.attempt, entry.epoch) == (answer.attempt, answer.epoch):
+            raise Violation("4", f"the answer to {answer.task_id} was acknowledged and is not on disk")
 
     # ── what the core does ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -376,7 +390,41 @@ class Observer:
         same = coordinator.core.book.snapshot(now) == self.book.snapshot(now)
         hold(same, "15", "a new coordinator's book is not what the journal says")
 
+        book = coordinator.core.book.open.values()
+        if self._world.disk.snapshot is not None:
+            self._world.note("recovered from a snapshot")
+        if any(entry.state is TaskState.RUNNING for entry in book):
+            self._world.note("recovered with running attempts")
+        if any(entry.state is TaskState.BACKING_OFF for entry in book):
+            self._world.note("recovered with back-offs")
+
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def look_for_idleness(self) -> None:
+        """By now nobody waits while an agent that could do the task is idle, and stays idle for a second more."""
+        waiting, idle = self._idle_pairs()
+        if waiting and idle:
+            self._world.clock.after(IDLE_S, lambda: self._still_idle(waiting, idle))
+
+    def _idle_pairs(self) -> tuple[dict[TaskId, int], dict[tuple[str, int], float]]:
+        """Tasks that wait, by attempts so far; idle processes, by the time at which they last ended something."""
+        open_tasks = self.book.open.items()
+        waiting = {task_id: entry.attempt for task_id, entry in open_tasks if entry.state is TaskState.QUEUED}
+        processes = self._world.processes.items()
+        return waiting, {key: one.last_end for key, one in processes if one.idle}
+
+    def _still_idle(self, waiting: dict[TaskId, int], idle: dict[tuple[str, int], float]) -> None:
+        now_waiting, now_idle = self._idle_pairs()
+        routed = self._world.policy.routing.enabled  # then a task may wait for another class that is better
+        for task_id in [name for name, attempt in waiting.items() if now_waiting.get(name) == attempt]:
+            task = self.book.open[task_id].task
+            for (agent_id, incarnation), since in idle.items():
+                spec = self.book.specs[class_of(agent_id)]
+                fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
+                if not fits or task.agent not in ("", spec.name) or (routed and not task.agent):
+                    continue
+                if now_idle.get((agent_id, incarnation)) == since:
+                    raise Violation("17", f"{task_id} waits and {agent_id} is idle, long after the faults stopped")
 
     def finish(self) -> None:
         """Faults have stopped and everything had its time."""
