@@ -167,6 +167,8 @@ class Operator:
     def add(self, spec: AgentSpec) -> None:
         """The team shall have these agents; a later call for the same class overrides an earlier one."""
         self._wanted[spec.name] = spec
+        if self.world.partitions.active:
+            self.world.note("agents scaled while some were cut off")
         self._ask(spec)
 
     def _ask(self, spec: AgentSpec) -> None:

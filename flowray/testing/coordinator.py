@@ -65,6 +65,8 @@ class CoordinatorProcess:
         self.alive = True
         self.paused = False
         self.streams: dict[tuple[str, int], Stream] = {}  # to agents, by (id, incarnation)
+        if world.disk.torn:
+            world.note("torn write dropped")
         snapshot, commands = world.disk.recall(world.flips())
         # UTC, which may be wrong, but never before what is recorded; from here on it goes as time does.
         self.ahead_s = max(world.clock.now + world.skew_s(), world.disk.last_at + 1e-6) - world.clock.now

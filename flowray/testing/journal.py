@@ -36,7 +36,6 @@ class Disk:
         self.keys: dict[str, TaskId] = {}  # of outcomes
         self.last_at = 0.0  # the highest time in it
         self.torn: Group = ()  # a part of a group, at its end
-        self.tears = 0  # of these, that a new coordinator found
         self._on_synced = on_synced
 
     def begin(self) -> int:
@@ -68,8 +67,6 @@ class Disk:
 
         Raises StoreCorrupt when the bytes are not what was written.
         """
-        if self.torn:
-            self.tears += 1
         self.torn = ()  # its checksum says that it is not whole, so it was never promised to anyone
         body = msgspec.msgpack.encode(self.commands)
         checksum = zlib.crc32(body)

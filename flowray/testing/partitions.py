@@ -2,7 +2,8 @@
 
 As a transport does it: what is sent into a partition is held and sent again until it arrives, in order. A stream on
 which one side has heard nothing for `SILENCE_S` is given up, with all that was held on it, and a new one is made as
-soon as both directions are open. A node that is silent both ways is declared dead, although its processes go on.
+soon as both directions are open. A node that is silent both ways is declared dead, although its processes go on until
+they are heard again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Partitions:
         self._cut: dict[tuple[str, int], int] = {}  # agent process -> ways
         self._number: dict[tuple[str, int], int] = {}  # -> of its cut: an older one ends without effect
         self._held: dict[tuple[str, int], list[Held]] = {}
+        self._declared: dict[tuple[str, int], AgentProcess] = {}  # dead, as its node will learn when it is heard again
         self._cuts = 0
 
     def strike(self, fault: Partition) -> None:
@@ -46,6 +48,11 @@ class Partitions:
             after_s = rng.uniform(0.0, fault.lasts_s / 2) if fault.staggered else 0.0
             lasts_s = fault.lasts_s * (rng.uniform(0.2, 1.0) if fault.staggered else 1.0)
             self._world.clock.after(after_s, partial(self._begin, process, ways, lasts_s))
+
+    @property
+    def active(self) -> bool:
+        """Is anybody cut off?"""
+        return bool(self._cut)
 
     def is_cut(self, process: AgentProcess, ways: int = UP | DOWN) -> bool:
         """Does nothing get through, any of these ways?"""
@@ -66,7 +73,9 @@ class Partitions:
         key = process.id, process.incarnation
         self._cuts += 1
         self._cut[key], self._number[key] = ways, self._cuts
-        self._world.trace.line(f"{process.id}#{process.incarnation} is cut off ({('up', 'down', 'both ways')[ways - 1]})")
+        self._world.trace.line(
+            f"{process.id}#{process.incarnation} is cut off ({('up', 'down', 'both ways')[ways - 1]})"
+        )
         self._world.clock.after(lasts_s, partial(self._end, key, self._cuts))
         if lasts_s > SILENCE_S and process.stream is not None:
             self._world.clock.after(SILENCE_S, partial(self._give_up, process, process.stream, self._cuts))
@@ -86,6 +95,7 @@ class Partitions:
         if self._is_now(process, number):
             self._world.note("declared dead while cut off")
             self._world.report_death(process, "node declared dead")
+            self._declared[process.id, process.incarnation] = process
 
     def _end(self, key: tuple[str, int], number: int) -> None:
         if self._number.get(key) == number:
@@ -94,6 +104,9 @@ class Partitions:
     def _open(self, key: tuple[str, int]) -> None:
         self._cut.pop(key, None)
         self._number.pop(key, None)
+        declared = self._declared.pop(key, None)
+        if declared is not None:
+            self._world.clock.after(self._world.rng.uniform(0.0, 5.0), partial(self._world.crash, declared))
         for deliver, link in self._held.pop(key, ()):
             if not link.broken:
                 self._world.note("held by a partition, then delivered")

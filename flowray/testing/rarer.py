@@ -39,7 +39,6 @@ RARER_POINTS = (
     "recovered with running attempts",
     "sent together",
     "silent stream given up",
-    "story cut short",
     "submitted again after its end",
     "sync failed",
     "three coordinators at once",

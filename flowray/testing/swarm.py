@@ -174,7 +174,9 @@ def draw_options(seed: int) -> Options:
         safety_s, count = rng.choice((600.0, 1800.0, 3600.0)), 2 * count
     slots = sum(s.count * s.slots for s in specs)
     # Between hardly any load and about twice what the team can do.
-    median_s = min(max(5.0, safety_s / 60.0), rng.choice((0.001, 0.05, 0.2, 1.0)) * (1.0 + slots * safety_s / count / 4.0))
+    median_s = min(
+        max(5.0, safety_s / 60.0), rng.choice((0.001, 0.05, 0.2, 1.0)) * (1.0 + slots * safety_s / count / 4.0)
+    )
     return Options(
         seed=seed,
         specs=specs,
@@ -237,7 +239,7 @@ def _draw_plans(
             Plan(
                 task=task,
                 at_s=1.0 if burst else rng.uniform(0.5, safety_s * 0.8),
-                cancel_after_s=rng.random() ** 3 * safety_s if rng.random() < cancelled else None,
+                cancel_after_s=rng.random() ** 3 * min(BUSY_S, safety_s) if rng.random() < cancelled else None,
                 twice=rng.random() < twice,
                 again_after_s=again.uniform(0.0, 5.0) if again.random() < 0.1 else None,
                 again_as=f"{task.id}+" if key and again.random() < 0.5 else "",
