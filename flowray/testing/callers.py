@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flowray.testing.coordinator import CoordinatorProcess
     from flowray.testing.world import World
 
+WATCH_MAX_S = 160.0  # it asks twice as late each time, until then
 PATIENCE_S = 1.0  # without an answer for so long, a caller asks again
 WATCH_S = 10.0  # and for an outcome after this long, as the coordinator that was asked may be gone
 
@@ -47,6 +48,7 @@ class Caller:
         self._plan = plan
         self._trying = False  # it was refused and will submit again
         self._resubmits = plan.resubmits
+        self._watch_s = WATCH_S
         self._later: Caller | None = None  # the same request, made once more
 
     @property
@@ -86,7 +88,8 @@ class Caller:
         coordinator = self.world.reach()
         if coordinator is not None:
             self.world.network.send(partial(coordinator.watch, self.follows, self._watched))
-        self.world.clock.after(WATCH_S, self.watch)
+        self.world.clock.after(self._watch_s, self.watch)
+        self._watch_s = min(2 * self._watch_s, WATCH_MAX_S)
 
     def cancel(self) -> None:
         """Ask to cancel until that is answered."""

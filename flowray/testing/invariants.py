@@ -23,6 +23,7 @@ R1  whom a router's estimates chose could be chosen, with a known probability
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
@@ -94,6 +95,9 @@ class Observer:
         self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
         self._until_check = 0
         self._last_at = 0.0  # of what is on disk
+        self._deadlines: dict[TaskId, float] = {}  # of accepted tasks
+        self._starts: dict[str, list[float]] = {}  # agent -> when it was started, in this epoch and without an answer
+        self._starts_of = 0  # that epoch
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,9 +125,25 @@ class Observer:
                 elif isinstance(command, StartAgent):
                     highest = self.book.incarnations.get(command.agent_id, 0)
                     hold(command.incarnation > highest, "3", f"incarnation {command.incarnation} after {highest}")
+                    self._agent_start(command, epoch)
+                elif isinstance(command, AddAgents):
+                    self._starts.clear()
                 self._apply(command)
                 if isinstance(command, WakeTask):
                     self._wait(command.task_id)
+
+    def _agent_start(self, command: StartAgent, epoch: int) -> None:
+        """The first loss is made good at once, further ones within the window wait."""
+        if epoch != self._starts_of:
+            self._starts_of = epoch
+            self._starts.clear()
+        starts, policy = self._starts.setdefault(command.agent_id, []), self._world.policy.restart
+        if len(starts) >= 2 and command.at - starts[-2] < policy.window_s:
+            waited_s = command.at - starts[-1]
+            enough = waited_s >= policy.delay_s - _EPSILON
+            hold(enough, "P7", f"{command.agent_id} was started again after {waited_s} s, for the third time")
+        starts.append(command.at)
+        del starts[:-2]
 
     def _apply(self, command: DurableCommand) -> None:
         try:
@@ -139,6 +159,8 @@ class Observer:
             hold(owner is None, "7", f"{task.id} and {owner.id if owner else ''} share the key {task.key}")
             self._keys[task.key] = task
         self.accepted[task.id] = epoch
+        if task.deadline_s is not None:
+            self._deadlines[task.id] = command.at + task.deadline_s
         self._apply(command)
         bound = self._world.policy.admission.max_open_tasks
         hold(len(self.book.open) <= bound, "11", f"{len(self.book.open)} tasks are open, {bound} are allowed")
@@ -165,6 +187,10 @@ class Observer:
             hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
             hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
         hold(command.attempt > entry.attempt, "3", f"{name} was started after attempt {entry.attempt}")
+        if not adopted and (task.id in self._deadlines or command.remaining_s is not None):
+            left_s = max(0.0, self._deadlines.get(task.id, math.inf) - command.at)
+            told = command.remaining_s is not None and abs(command.remaining_s - left_s) <= _EPSILON
+            hold(told, "9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
         spec = self.book.specs[class_of(command.agent_id)]
         fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
         hold(fits and task.agent in ("", spec.name), "5", f"{name} went to {command.agent_id}, which cannot do it")
@@ -181,6 +207,7 @@ class Observer:
         assert entry is not None
         if entry.state is TaskState.RUNNING:
             self._holds[entry.agent_id] -= 1
+            self._starts.pop(entry.agent_id, None)  # an answer, maybe
         elif entry.state is TaskState.QUEUED:
             self._lanes[entry.task.tier, entry.task.agent, entry.task.needs].pop(task_id, None)
 
@@ -214,7 +241,7 @@ class Observer:
         if outcome.state is TaskState.DEAD:
             kind = outcome.failure.kind if outcome.failure is not None else ""
             hold(kind in _REASONS_TO_DIE, "8", f"{name} is a dead letter because of {kind!r}")
-        deadline_at = entry.deadline_at
+        deadline_at = self._deadlines.get(name)
         if outcome.state is TaskState.EXPIRED:
             hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
         if deadline_at is not None:

@@ -174,9 +174,7 @@ def draw_options(seed: int) -> Options:
         safety_s, count = rng.choice((600.0, 1800.0, 3600.0)), 2 * count
     slots = sum(s.count * s.slots for s in specs)
     # Between hardly any load and about twice what the team can do.
-    median_s = min(
-        max(5.0, safety_s / 60.0), rng.choice((0.001, 0.05, 0.2, 1.0)) * (1.0 + slots * safety_s / count / 4.0)
-    )
+    median_s = min(5.0, rng.choice((0.001, 0.05, 0.2, 1.0)) * (1.0 + slots * safety_s / count / 4.0))
     return Options(
         seed=seed,
         specs=specs,
