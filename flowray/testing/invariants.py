@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
 IDLE_S = 1.0  # an agent beside a task that waits may be idle for less, as messages take time
+CHECK_LEAST = 5  # events between two looks at the whole core
 CHECK_SHARE = 2  # the core is checked whole once in so many events as this part of its tasks and agents, or at each
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "timeout", "poison", "no_agent"})
@@ -362,7 +363,7 @@ class Observer:
             hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
-            self._until_check = (len(core.book.open) + len(world.processes)) // CHECK_SHARE
+            self._until_check = max(CHECK_LEAST, (len(core.book.open) + len(world.processes)) // CHECK_SHARE)
             core.check()
         if self._rng.random() < 0.004:
             self.compare(coordinator)

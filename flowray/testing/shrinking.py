@@ -61,7 +61,7 @@ def shrink(seed: int, *, most_runs: int = MOST_RUNS) -> Shrunk | None:
         return Shrunk(
             original=original,
             options=search.options,
-            report=run_options(search.options, trace=True, thorough=search.thorough),
+            report=search.told(),
             runs=search.runs,
         )
     return None
@@ -72,16 +72,17 @@ class _Search:
 
     def __init__(self, options: Options, most_runs: int) -> None:
         self.options = options
-        self.thorough = False
         self.runs = 1
         self._most_runs = most_runs
         self.report = run_options(options)
-        if self.report.violation and self._still(run_options(options, thorough=True)):
-            self.thorough = True  # found earlier: the core is looked at after each event
+
+    def told(self) -> SeedReport:
+        """The small world once more, with its trace, and the core looked at after each event if that finds it too."""
+        report = run_options(self.options, trace=True, thorough=True)
+        return report if self._still(report) else run_options(self.options, trace=True)
 
     def run(self) -> None:
         """Take away what can be taken away, until nothing more can."""
-        self.report = run_options(self.options, thorough=self.thorough)
         size = None
         while size != (size := (_size(self.options), self.options.policy)) and self.runs < self._most_runs:
             self._cut()
@@ -105,7 +106,7 @@ class _Search:
                 return False
             self.runs += 1
             one = replace(options, seed=seed)
-            report = run_options(one, thorough=self.thorough)
+            report = run_options(one)
             if self._still(report):
                 self.options, self.report = one, report
                 return True

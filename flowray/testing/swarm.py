@@ -87,7 +87,7 @@ SOMETIMES = (
     "zombie writer fenced",
     *RARER_POINTS,
 )
-LONG_EVERY = 6  # seeds
+LONG_EVERY = 4  # seeds
 BUSY_S = 160.0  # a long world has as many faults as one that lasts so long
 BUSY_AGAIN_S = 60.0  # after the faults stopped: by then no task waits while an agent that could do it is idle
 SETTLE_S = 90.0  # after the last outcome: agents come back, stopped attempts end

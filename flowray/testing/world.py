@@ -62,6 +62,7 @@ class World:
         self.seed = seed
         self.behaviour = behaviour
         self.faults: tuple[Fault, ...] = tuple(faults)
+        self._by_kind: dict[type[Fault], Fault] = {type(fault): fault for fault in reversed(self.faults)}
         self.policy = policy or CorePolicy()
         self.clock = VirtualClock()
         self.rng = Random(f"{seed}/world")
@@ -96,7 +97,7 @@ class World:
 
     def fault(self, kind: type[F]) -> F | None:
         """The fault of this kind, while there are faults."""
-        return None if self.healed else next((f for f in self.faults if isinstance(f, kind)), None)
+        return None if self.healed else self._by_kind.get(kind)  # type: ignore[return-value]
 
     @property
     def lost_tail(self) -> float:

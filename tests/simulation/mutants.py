@@ -26,6 +26,7 @@ from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, KnownTask
 from flowray.core.coordination import Coordination
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
+from flowray.testing.__main__ import collect_rarely
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.journal import Disk, Writer
@@ -243,6 +244,7 @@ RARE = frozenset(
 def hunt(name: str, budget: int = BUDGET) -> Killed:
     """Plant one mutant, in this process and for good, and run seeds until it is found."""
     MUTANTS[name]()
+    collect_rarely()
     began = perf_counter()
 
     def hangs(*_: Any) -> None:
