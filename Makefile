@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SEEDS  ?= 1000
+SEEDS  ?= 3000
 OUT    ?= out/audit
 # What `make demo` audits: the standard library of the Python it runs on (without its own test suites).
 INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
@@ -58,7 +58,10 @@ router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its
 	$(BIN)/flowray router quantize --model out/router $(ROUTER_DATA) -o models/router/v1
 
 sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutants
-	$(BIN)/python -m flowray.testing --seeds $(SEEDS)
+	$(BIN)/python -m flowray.testing --seeds $(SEEDS) --save out/sim.json
+	$(BIN)/python tests/simulation/mutants.py --summary out/sim.json
+
+mutants: $(VENV)/.dev  ## hunt the bugs planted in the core and write tests/simulation/KILLS.md
 	$(BIN)/python tests/simulation/mutants.py
 
 bench: $(VENV)/.dev  ## measure flowray beside plain Ray, gRPC, xoscar and AutoGen

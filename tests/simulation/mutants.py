@@ -1,7 +1,8 @@
 """Planted bugs: each must be found by the swarm within a few hundred seeds, or the swarm proves little.
 
-`python tests/simulation/mutants.py` prints the kill table. A mutant changes a line of the core, or of the protocol
-that its driver keeps; half of them are bugs that the simulation found while the core was young.
+`python tests/simulation/mutants.py` prints the kill table and writes it to KILLS.md beside this file. A mutant changes a
+line of the core, or of the protocol that its driver keeps; many are bugs that the simulation found while the core was
+young. `--shrink NAME` shows the smallest world that finds one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +33,7 @@ from flowray.testing.__main__ import collect_rarely
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.journal import Disk, Writer
+from flowray.testing.shrinking import shrink
 from flowray.testing.swarm import run_seed
 
 BUDGET = 5000  # seeds
@@ -59,12 +63,18 @@ def swap(owner: Any, method: str, old: str, new: str) -> Callable[[], None]:
         exec(code, function.__globals__, scope)
         setattr(owner, method, scope[method])
 
+    plant.where = f"{owner.__name__.rpartition('.')[2]}.{method}"  # type: ignore[attr-defined]
     return plant
 
 
 def put(owner: type, name: str, value: Any) -> Callable[[], None]:
     """A mutant: an attribute becomes another."""
-    return lambda: setattr(owner, name, value)
+
+    def plant() -> None:
+        setattr(owner, name, value)
+
+    plant.where = f"{owner.__name__}.{name}"  # type: ignore[attr-defined]
+    return plant
 
 
 C, P = Coordination, CoordinatorProcess
@@ -209,7 +219,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "one task more than admission allows": swap(
         Admission, "full", "self.open_tasks >= policy.max_open_tasks", "self.open_tasks > policy.max_open_tasks"
     ),
-    "deadline twice as far": swap(Entry, "__init__", "accepted_at + task.deadline_s", "accepted_at + 2 * task.deadline_s"),
+    "deadline twice as far": swap(
+        Entry, "__init__", "accepted_at + task.deadline_s", "accepted_at + 2 * task.deadline_s"
+    ),
     "remaining time told wrong": swap(Entry, "remaining_s", "self.deadline_at - now", "self.task.deadline_s or 0.0"),
     "timer of a deadline outlives its task": swap(C, "_resolve", 'self.timers.clear("deadline", task.id)', "pass"),
     "timer of a back-off outlives its task": swap(C, "_withdraw", 'self.timers.clear("backoff", task_id)', "pass"),
@@ -219,26 +231,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "tasks stay with a class that has nobody": swap(C, "_unbind", "if one.ready_slots:", "if True:"),
     "classes without hope keep tasks": swap(C, "_hopeless_found", "self._give_up_hopeless(one)", "pass"),
 }
-
-
-# Found too, but only after more seeds than a test may take.
-RARE = frozenset(
-    {
-        "answers of earlier epochs count",
-        "adopts what runs elsewhere",
-        "fingerprint not compared",
-        "found: draining agents are not kept",
-        "found: a late report revives the dead",
-        "found: an old answer frees the new slot",
-        "found: broken class keeps its tasks",
-        "found: drained by a report, never stopped",
-        "found: stopped for a lost reason is final",
-        "found: prefetch although it is off",
-        "found: stale list after a hand-back",
-        "replies without looking at the fence",
-        "snapshot covers what it does not have",
-    }
-)
 
 
 def hunt(name: str, budget: int = BUDGET) -> Killed:
@@ -272,28 +264,73 @@ def hunt_all(names: list[str], budget: int = BUDGET, jobs: int = 2) -> Iterator[
         yield from pool.map(one, names)
 
 
+def tell(killed: list[Killed], budget: int, path: Path) -> None:
+    """Write the kill table. Mutants not hunted this time keep their rows."""
+    rows = {one.name: _row(one, budget) for one in killed}
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+        rows = {line.split(" | ")[0].removeprefix("| "): line for line in kept} | rows
+    lines = [rows[name] for name in MUTANTS if name in rows]
+    path.write_text(
+        "\n".join((TABLE_HEAD, *lines, f"\n{len(lines)} of {len(MUTANTS)} planted bugs are in the table.\n"))
+    )
+
+
+def _row(one: Killed, budget: int) -> str:
+    where, what = getattr(MUTANTS[one.name], "where", ""), one.detail.replace("|", "/")
+    what = re.sub(r"^(invariant \w+|[\w.]+(Error|Broken|Transition)): ", "", what)
+    found = f"{one.seeds} | {one.invariant} | {what[:110]}" if one.seeds else f"survived {budget} | |"
+    return f"| {one.name} | {where} | {found} |"
+
+
+TABLE_HEAD = """# Planted bugs, and what finds them
+
+Made by `make mutants`. Seeds are run from 0 on until one breaks an invariant of `flowray/testing/invariants.py` (a
+number, or a letter and a number), `Coordination.check()` (InvariantBroken), or the core's own arrows and tables (the
+other errors).
+
+| planted bug | where | seeds | broken | as it was found |
+|---|---|---|---|---|"""
+TABLE = Path(__file__).with_name("KILLS.md")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", type=int, default=BUDGET, help="seeds for each mutant")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("names", nargs="*", help="mutants; all by default")
+    parser.add_argument("--summary", type=Path, help="what `flowray.testing --save` wrote; end with one line of JSON")
+    parser.add_argument("--shrink", metavar="NAME", help="plant one mutant and make the first seed that finds it small")
     parser.add_argument("--one", action="store_true", help="hunt one mutant in this process, print JSON")
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(asdict(hunt(options.names[0], options.budget))))
         return 0
+    if options.shrink:
+        MUTANTS[options.shrink]()
+        failing = next(seed for seed in range(options.budget) if run_seed(seed).violation)
+        shrunk = shrink(failing)
+        assert shrunk is not None
+        sys.stdout.write(shrunk.describe() + "\n")
+        return 0
     names = options.names or list(MUTANTS)
     width = max(map(len, names))
     sys.stdout.write(f"{'mutant':{width}}  seeds   wall s  found by\n")
-    survived = 0
+    killed: list[Killed] = []
     for one in hunt_all(names, options.budget, options.jobs):
-        survived += not one.seeds
+        killed.append(one)
+        tell(killed, options.budget, TABLE)
         seeds = str(one.seeds) if one.seeds else "-"
         found = f"{one.invariant}: {one.detail}"[:100] if one.seeds else f"SURVIVED {options.budget} seeds"
         sys.stdout.write(f"{one.name:{width}}  {seeds:>5}  {one.wall_s:7.1f}  {found}\n")
         sys.stdout.flush()
-    sys.stdout.write(f"{len(names) - survived} of {len(names)} found\n")
-    return 1 if survived else 0
+    found_all = sum(one.seeds > 0 for one in killed)
+    sys.stdout.write(f"{found_all} of {len(names)} found\n")
+    if options.summary is not None:
+        swarm = json.loads(options.summary.read_text())
+        fields = {"virtual_hours": swarm["virtual_hours"], "violations": len(swarm["violations"])}
+        sys.stdout.write(json.dumps({**fields, "mutants": len(names), "mutants_killed": found_all}) + "\n")
+    return 0 if found_all == len(names) else 1
 
 
 if __name__ == "__main__":
