@@ -13,7 +13,7 @@ INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdl
 DATA        ?= ../shared/data
 ROUTER_DATA := $(foreach set,llmrouter_mix mmlu_pro_matrix routellm_pairs intent_clinc150,--data $(DATA)/$(set))
 
-.PHONY: demo test test-fast test-ray chaos check format sim mutants bench router docs clean help
+.PHONY: demo test test-fast test-ray chaos check format sim mutants journals bench router docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutant
 
 mutants: $(VENV)/.dev  ## hunt the bugs planted in the core and write tests/simulation/KILLS.md
 	$(BIN)/python tests/simulation/mutants.py
+
+journals: $(VENV)/.dev  ## before a release: keep journals that this version writes, for all later ones to recover
+	$(BIN)/python tests/store/releases.py
 
 bench: $(VENV)/.dev  ## measure flowray beside plain Ray, gRPC, xoscar and AutoGen
 	$(BIN)/python -m bench core

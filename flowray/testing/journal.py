@@ -36,7 +36,7 @@ class Disk:
         self.keys: dict[str, TaskId] = {}  # of outcomes
         self.last_at = 0.0  # the highest time in it
         self.torn: Group = ()  # a part of a group, at its end
-        self._on_synced = on_synced
+        self.on_synced = on_synced
 
     def begin(self) -> int:
         """A new coordinator takes over; from now on no other may write."""
@@ -54,7 +54,7 @@ class Disk:
                 self.outcomes[outcome.task_id] = outcome
                 if outcome.key:
                     self.keys[outcome.key] = outcome.task_id
-        self._on_synced(epoch, group)
+        self.on_synced(epoch, group)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Everything so far is in the snapshot."""

@@ -365,11 +365,11 @@ def run_options(options: Options, *, trace: bool = False, thorough: bool = False
 
 
 def _drive(world: World, options: Options) -> None:
-    operator, callers = _safety(world, options)
+    operator, callers = safety(world, options)
     _liveness(world, options, operator, callers)
 
 
-def _safety(world: World, options: Options) -> tuple[Operator, list[Caller]]:
+def safety(world: World, options: Options) -> tuple[Operator, list[Caller]]:
     """Work arrives and faults happen: nothing bad may follow."""
     clock = world.clock
     operator = Operator(world)

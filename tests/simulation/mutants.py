@@ -1,8 +1,8 @@
 """Planted bugs: each must be found by the swarm within a few hundred seeds, or the swarm proves little.
 
-`python tests/simulation/mutants.py` prints the kill table and writes it to KILLS.md beside this file. A mutant changes a
-line of the core, or of the protocol that its driver keeps; many are bugs that the simulation found while the core was
-young. `--shrink NAME` shows the smallest world that finds one.
+`python tests/simulation/mutants.py` prints the kill table and writes it to KILLS.md beside this file. A mutant
+changes a line of the core, or of the protocol that its driver keeps; many are bugs that the simulation found while the
+core was young. `--shrink NAME` shows the smallest world that finds one.
 """
 
 from __future__ import annotations
