@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
-IDLE_S = 1.0  # an agent beside a task that waits may be idle for less, as messages take time
 CHECK_LEAST = 5  # events between two looks at the whole core
 CHECK_SHARE = 2  # the core is checked whole once in so many events as this part of its tasks and agents, or at each
 _EPSILON = 1e-6
@@ -427,32 +426,6 @@ class Observer:
             self._world.note("recovered with back-offs")
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def look_for_idleness(self) -> None:
-        """By now nobody waits while an agent that could do the task is idle, and stays idle for a second more."""
-        waiting, idle = self._idle_pairs()
-        if waiting and idle:
-            self._world.clock.after(IDLE_S, lambda: self._still_idle(waiting, idle))
-
-    def _idle_pairs(self) -> tuple[dict[TaskId, int], dict[tuple[str, int], float]]:
-        """Tasks that wait, by attempts so far; idle processes, by the time at which they last ended something."""
-        open_tasks = self.book.open.items()
-        waiting = {task_id: entry.attempt for task_id, entry in open_tasks if entry.state is TaskState.QUEUED}
-        processes = self._world.processes.items()
-        return waiting, {key: one.last_end for key, one in processes if one.idle}
-
-    def _still_idle(self, waiting: dict[TaskId, int], idle: dict[tuple[str, int], float]) -> None:
-        now_waiting, now_idle = self._idle_pairs()
-        routed = self._world.policy.routing.enabled  # then a task may wait for another class that is better
-        for task_id in [name for name, attempt in waiting.items() if now_waiting.get(name) == attempt]:
-            task = self.book.open[task_id].task
-            for (agent_id, incarnation), since in idle.items():
-                spec = self.book.specs[class_of(agent_id)]
-                fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
-                if not fits or task.agent not in ("", spec.name) or (routed and not task.agent):
-                    continue
-                if now_idle.get((agent_id, incarnation)) == since:
-                    raise Violation("17", f"{task_id} waits and {agent_id} is idle, long after the faults stopped")
 
     def finish(self) -> None:
         """Faults have stopped and everything had its time."""

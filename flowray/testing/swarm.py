@@ -38,6 +38,7 @@ from flowray.testing.faults import (
     Slow,
     SlowDisk,
 )
+from flowray.testing.idleness import look_for_idleness
 from flowray.testing.invariants import Violation, value_of
 from flowray.testing.rarer import RARER_POINTS, draw_rarer_faults
 from flowray.testing.world import World
@@ -388,7 +389,7 @@ def _liveness(world: World, options: Options, operator: Operator, callers: list[
     """The faults stop: within bounds everything good must follow."""
     clock = world.clock
     world.heal()
-    clock.after(BUSY_AGAIN_S, world.observer.look_for_idleness)
+    clock.after(BUSY_AGAIN_S, lambda: look_for_idleness(world))
 
     def ended() -> bool:
         leader = world.leader

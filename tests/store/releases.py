@@ -78,9 +78,7 @@ def unpack(archive: Path, directory: Path) -> None:
 def groups_of(seed: int) -> list[tuple[int, tuple[DurableCommand, ...]]]:
     """(epoch, group) in the order in which a simulated world wrote them."""
     options = draw_options(seed)
-    world = World(
-        seed=seed, behaviour=RandomWork(seed, options.median_s), faults=options.faults, policy=options.policy
-    )
+    world = World(seed=seed, behaviour=RandomWork(seed, options.median_s), faults=options.faults, policy=options.policy)
     groups = []
     observed = world.observer.written
 
