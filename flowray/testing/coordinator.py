@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 Reply = Callable[[Command], None]
 Watcher = Callable[[Outcome | None], None]
-SNAPSHOT_EVERY = 150  # groups; small, so that recovery from snapshot and journal is common
+SNAPSHOT_EVERY = (15, 50, 150)  # groups; small, so that recovery from snapshot and journal is common
 
 
 class CoordinatorProcess:
@@ -92,7 +92,8 @@ class CoordinatorProcess:
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (groups on disk, what to do then)
         self._watchers: dict[TaskId, list[Watcher]] = {}
         self._tick_at: float | None = None
-        self._next_snapshot = SNAPSHOT_EVERY
+        self._snapshot_every = Random(f"{world.seed}/snapshots").choice(SNAPSHOT_EVERY)
+        self._next_snapshot = self._snapshot_every
         self._schedule_tick()
 
     @property
@@ -236,7 +237,7 @@ class CoordinatorProcess:
         if acknowledge is not None:
             self._when_synced(acknowledge)
         if self.writer.appended >= self._next_snapshot:
-            self._next_snapshot = self.writer.appended + SNAPSHOT_EVERY
+            self._next_snapshot = self.writer.appended + self._snapshot_every
             self.writer.offer(self.core.snapshot())
         world.observer.handled(self, event, commands)
         self._schedule_tick()

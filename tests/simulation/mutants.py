@@ -30,7 +30,6 @@ from flowray.core.coordination import Coordination
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
 from flowray.testing.__main__ import collect_rarely
-from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.journal import Disk, Writer
 from flowray.testing.shrinking import shrink
@@ -180,16 +179,12 @@ MUTANTS: dict[str, Callable[[], None]] = {
         Disk, "recall", "self.torn = ()", "self.commands.extend(self.torn)\n    self.torn = ()"
     ),
     "checksum not compared": swap(Disk, "recall", "zlib.crc32(body) != checksum", "False"),
-    "answers not kept by agents": swap(AgentProcess, "_keep", "self.unacknowledged[token] = answer", "pass"),
     # what recovery must bring back
     "waiting tasks forgotten by recovery": swap(
         C, "recover", "core._lane(entry.task).push(entry.task, entry.seq)", "pass"
     ),
     "back-offs forgotten by recovery": swap(
         C, "recover", 'core.timers.set("backoff", task_id, entry.not_before)', "pass"
-    ),
-    "agents never started are forgotten by recovery": swap(
-        C, "recover", 'core.timers.set("restart", agent.id, now)', "pass"
     ),
     "agents that do not report are kept by recovery": swap(
         C, "recover", 'core.timers.set("start", agent.id, now + grace_s)', "pass"
