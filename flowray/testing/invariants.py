@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from flowray.core.book import Book
+from flowray.core.book import STORY_LINES, Book
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
@@ -251,6 +251,11 @@ class Observer:
             )
             late_s -= max(0.0, self._world.up_since(outcome.resolved_at, epoch) - deadline_at)
             hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
+        told = outcome.choices == tuple(entry.choices)
+        if len(entry.story) < STORY_LINES:  # a longer one has lost its middle
+            told = told and outcome.story[:-1] == tuple(entry.story)
+        if not told:
+            raise Violation("15", f"{name} ended with another story than the journal tells: {outcome.story}")
         failures = entry.failures + (outcome.failure is not None and outcome.failure.kind == "application")
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
         self._apply(command)
