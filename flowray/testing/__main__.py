@@ -33,12 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _replay(options.seed, trace=options.trace)
     if options.twice:
         return _twice(options.start, options.seeds)
-    totals, most = Totals(options.start), sys.maxsize if options.hours is not None else options.seeds
+    totals = Totals(options.start)
     with _pool(options.jobs) as run:
-        while totals.seeds < most and (options.hours is None or totals.virtual_s < options.hours * 3600.0):
+        while not totals.enough(options.seeds, options.hours):
             first = options.start + totals.seeds
-            for report in run(range(first, first + min(BLOCK, most - totals.seeds))):
+            left = BLOCK if options.hours is not None else min(BLOCK, options.seeds - totals.seeds)
+            for report in run(range(first, first + left)):
                 totals.add(report)
+                if totals.enough(options.seeds, options.hours):
+                    break
     summary = totals.summary()
     if options.save is not None:
         options.save.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +130,10 @@ class Totals:
         self._sometimes: Counter[str] = Counter()
         self._digest = hashlib.blake2b(digest_size=16)
         self._began = perf_counter()
+
+    def enough(self, seeds: int, hours: float | None) -> bool:
+        """So many seeds; where hours are given, so many of these instead."""
+        return self.seeds >= seeds if hours is None else self.virtual_s >= hours * 3600.0
 
     def add(self, report: SeedReport) -> None:
         """One more."""

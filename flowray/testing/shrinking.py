@@ -37,7 +37,7 @@ class Shrunk:
         """What is left, what happened, and what broke."""
         before, after = _size(self.original), _size(self.options)
         sizes = ", ".join(f"{count} of {before[name]} {name}" for name, count in after.items())
-        lines = self.report.lines
+        lines: Sequence[str] = self.report.lines
         if len(lines) > SHOWN:
             lines = _relevant(lines, self.report.violation)
         return "\n".join(

@@ -198,7 +198,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "incarnations not in the snapshot": swap(Book, "restore", "dict(snapshot.incarnations)", "{}"),
     "age of tasks begins again": swap(Book, "restore", "self.next_seq = snapshot.next_seq", "pass"),
     "adopted and still in its lane": swap(C, "_adopt_or_stop", "self._leave_queue(entry)", "pass"),
-    "confirmed by another incarnation": swap(C, "_reconcile", "and entry.incarnation == agent.incarnation", ""),
     # agents, deadlines and what waits
     "death of an old incarnation counts": swap(C, "_on_agent_lost", "or agent.incarnation != event.incarnation", ""),
     "reports of old incarnations count": swap(C, "_on_agent_ready", "event.incarnation < known or", ""),
