@@ -222,7 +222,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "no time-out for estimates": swap(
         C, "_place", 'self.timers.set("estimates", "", self.now + self.policy.routing.within_s)', "pass"
     ),
-    "tasks stay with a class that has nobody": swap(C, "_unbind", "if one.ready_slots:", "if True:"),
     "classes without hope keep tasks": swap(C, "_hopeless_found", "self._give_up_hopeless(one)", "pass"),
 }
 
