@@ -222,7 +222,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "no time-out for estimates": swap(
         C, "_place", 'self.timers.set("estimates", "", self.now + self.policy.routing.within_s)', "pass"
     ),
-    "classes without hope keep tasks": swap(C, "_hopeless_found", "self._give_up_hopeless(one)", "pass"),
 }
 
 
