@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SEEDS  ?= 1000
+SEEDS  ?= 3000
 OUT    ?= out/audit
 # What `make demo` audits: the standard library of the Python it runs on (without its own test suites).
 INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
@@ -13,7 +13,7 @@ INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdl
 DATA        ?= ../shared/data
 ROUTER_DATA := $(foreach set,llmrouter_mix mmlu_pro_matrix routellm_pairs intent_clinc150,--data $(DATA)/$(set))
 
-.PHONY: demo test test-fast test-ray chaos crash-points check format sim mutants bench router docs clean help
+.PHONY: demo test test-fast test-ray chaos crash-points check format sim mutants journals bench router docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,8 +61,14 @@ router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its
 	$(BIN)/flowray router quantize --model out/router $(ROUTER_DATA) -o models/router/v1
 
 sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutants
-	$(BIN)/python -m flowray.testing --seeds $(SEEDS)
+	$(BIN)/python -m flowray.testing --seeds $(SEEDS) --save out/sim.json
+	$(BIN)/python tests/simulation/mutants.py --summary out/sim.json
+
+mutants: $(VENV)/.dev  ## hunt the bugs planted in the core and write tests/simulation/KILLS.md
 	$(BIN)/python tests/simulation/mutants.py
+
+journals: $(VENV)/.dev  ## before a release: keep journals that this version writes, for all later ones to recover
+	$(BIN)/python tests/store/releases.py
 
 bench: $(VENV)/.dev  ## measure flowray beside plain Ray, gRPC, xoscar and AutoGen
 	$(BIN)/python -m bench core

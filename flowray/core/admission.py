@@ -15,7 +15,7 @@ class AdmissionPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     max_open_tasks: int = 100_000  # further ones are refused, with a time to try again
     max_open_bytes: int = 1 << 30  # inline payloads, prompts and an overhead of 512 bytes for each task
-    max_recent: int = 20_000  # terminal tasks remembered by id and key, until the store can be asked for them
+    max_recent: int = 20_000  # terminal tasks remembered by id and key, besides those that are not on disk yet
 
     def __post_init__(self) -> None:
         for name in ("max_open_tasks", "max_open_bytes", "max_recent"):
@@ -24,14 +24,19 @@ class AdmissionPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Admission:
-    """Counts what is open and knows ids and keys, open and recent."""
+    """Counts what is open and knows ids and keys, open and recent.
 
-    __slots__ = ("_keys", "_policy", "_recent", "open_bytes", "open_tasks")
+    Whether a task has ended is asked here first and of the store second, so nothing is forgotten before the store has
+    it: whoever drives the core says `on_disk`.
+    """
+
+    __slots__ = ("_forgotten", "_keys", "_policy", "_recent", "open_bytes", "open_tasks")
 
     def __init__(self, policy: AdmissionPolicy) -> None:
         self._policy = policy
         self._keys: dict[str, tuple[TaskId, str]] = {}  # key -> (task, fingerprint), open and recent
         self._recent: OrderedDict[TaskId, str] = OrderedDict()  # terminal task -> its key
+        self._forgotten = 0  # tasks that were terminal and are not in it any more
         self.open_tasks = 0
         self.open_bytes = 0
 
@@ -64,7 +69,16 @@ class Admission:
         self.open_tasks -= 1
         self.open_bytes -= task.size_bytes
         self._recent[task.id] = task.key
-        if len(self._recent) > self._policy.max_recent:
+
+    @property
+    def ended(self) -> int:
+        """Tasks that were terminal so far."""
+        return self._forgotten + len(self._recent)
+
+    def on_disk(self, ended: int) -> None:
+        """So many ended tasks, the oldest, are on disk: those beyond `max_recent` need not be remembered."""
+        while self._forgotten < ended and len(self._recent) > self._policy.max_recent:
             _, key = self._recent.popitem(last=False)
+            self._forgotten += 1
             if key:
                 del self._keys[key]

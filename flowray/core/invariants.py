@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from flowray.core.naming import attempt_key
@@ -31,8 +32,9 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
     for agent in core.registry.agents():
         for task_id in agent.outstanding:
             holders.setdefault(task_id, []).append(agent.id)
+    lanes_of = Counter(task_id for lane in core.queue.lanes() for task_id in lane.ids())
     for task_id, entry in core.book.open.items():
-        in_lane = [lane for lane in core.queue.lanes() if task_id in lane]
+        in_lanes = lanes_of[task_id]
         held_by = holders.pop(task_id, [])
         backing_off = ("backoff", task_id) in core.timers
         running = entry.running() if entry.state is TaskState.RUNNING else ()
@@ -42,7 +44,7 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
         _hold(not entry.state.terminal, f"{task_id} is open and {entry.state.value}")
         asked = core.asking.is_asked(task_id)
         waits = entry.state is TaskState.QUEUED and not asked
-        _hold(len(in_lane) == waits, f"{task_id} {entry.state.value}: {len(in_lane)} lanes")
+        _hold(in_lanes == waits, f"{task_id} {entry.state.value}: {in_lanes} lanes")
         _hold(not asked or ("estimates", "") in core.timers, f"{task_id}: estimates asked for, without a timer")
         _hold(not asked or entry.state is TaskState.QUEUED, f"{task_id} {entry.state.value}: estimates asked for")
         decided = core.asking.standing(task_id)
@@ -57,8 +59,8 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
         _hold(entry.failures < entry.task.max_attempts, f"{task_id}: {entry.failures} failures and still open")
     _hold(not holders, f"agents hold tasks that are not open: {holders}")
     _hold(len(core.asking) <= len(core.book.open), f"{len(core.asking)} questions for {len(core.book.open)} tasks")
-    for lane in core.queue.lanes():
-        _hold(all(task_id in core.book.open for task_id in lane.ids()), f"lane {lane.key} holds closed tasks")
+    closed = lanes_of.keys() - core.book.open.keys()
+    _hold(not closed, f"lanes hold closed tasks: {sorted(closed)[:5]}")
 
 
 def _check_second_attempt(core: Coordination, entry: Entry, runs_on: list[str]) -> None:
@@ -79,26 +81,31 @@ def _check_counts(core: Coordination) -> None:
 
 
 def _check_agents(core: Coordination) -> None:
+    timers = core.timers
     for agent in core.registry.agents():
-        one = agent.agent_class
-        ready = agent.state is AgentState.READY
-        _hold((agent in one.free) == (ready and agent.held < agent.slots), f"{agent.id}: free list")
-        spare = ready and agent.slots <= agent.held < agent.slots + agent.prefetch
-        _hold((agent in one.spare) == spare, f"{agent.id}: spare list")
-        if agent.state in (AgentState.WAITING, AgentState.STARTING, AgentState.BROKEN, AgentState.STOPPED):
-            _hold(not agent.outstanding, f"{agent.id} is {agent.state.value} and holds attempts")
-        _hold(not agent.stopping or ("grace", agent.id) in core.timers, f"{agent.id}: stopping for ever")
-        if agent.state is AgentState.STARTING:
-            _hold(("start", agent.id) in core.timers, f"{agent.id}: starting for ever")
-        if agent.state is AgentState.WAITING:
-            _hold(("restart", agent.id) in core.timers, f"{agent.id}: waiting for ever")
+        one, state, held = agent.agent_class, agent.state, agent.held
+        ready = state is AgentState.READY
+        if (agent in one.free) != (ready and held < agent.slots):
+            raise InvariantBroken(f"{agent.id}: free list")
+        if (agent in one.spare) != (ready and agent.slots <= held < agent.slots + agent.prefetch):
+            raise InvariantBroken(f"{agent.id}: spare list")
+        if agent.stopping and ("grace", agent.id) not in timers:
+            raise InvariantBroken(f"{agent.id}: stopping for ever")
+        if ready or state is AgentState.DRAINING:
+            continue
+        _hold(not agent.outstanding, f"{agent.id} is {state.value} and holds attempts")
+        if state is AgentState.STARTING:
+            _hold(("start", agent.id) in timers, f"{agent.id}: starting for ever")
+        if state is AgentState.WAITING:
+            _hold(("restart", agent.id) in timers, f"{agent.id}: waiting for ever")
     for one in core.registry.classes():
+        free, spare = bool(one.free), bool(one.spare)
         for lane in one.lanes:
-            _hold((one in lane.free) == bool(one.free), f"{one.spec.name}: lane {lane.key} free")
-            _hold((one in lane.spare) == bool(one.spare), f"{one.spec.name}: lane {lane.key} spare")
+            if (one in lane.free) != free or (one in lane.spare) != spare:
+                raise InvariantBroken(f"{one.spec.name}: lane {lane.key}: free {free}, spare {spare}, not so there")
 
 
 def _check_nobody_waits_in_vain(core: Coordination) -> None:
     for lane in core.queue.lanes():
-        if len(lane):
-            _hold(not lane.free, f"{len(lane)} tasks wait in {lane.key} beside an idle capable agent")
+        if len(lane) and lane.free:
+            raise InvariantBroken(f"{len(lane)} tasks wait in {lane.key} beside an idle capable agent")

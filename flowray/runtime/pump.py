@@ -109,9 +109,10 @@ class Pump:
         if not durable and not waiting and not barriers:
             return
         loop = asyncio.get_running_loop()
+        ended = core.admission.ended
 
         def done(error: StoreError | None) -> None:
-            loop.call_soon_threadsafe(self._written, waiting, barriers, error)
+            loop.call_soon_threadsafe(self._written, waiting, barriers, ended, error)
 
         try:
             self._store.append(durable, done)
@@ -132,10 +133,13 @@ class Pump:
             else:
                 self._perform(command)
 
-    def _written(self, waiting: list[Command], barriers: list[Callable[[], object]], error: StoreError | None) -> None:
+    def _written(
+        self, waiting: list[Command], barriers: list[Callable[[], object]], ended: int, error: StoreError | None
+    ) -> None:
         if error is not None:
             self._on_store_failure(error)
             return
+        self.core.admission.on_disk(ended)
         for command in waiting:
             self._perform(command)
         for call in barriers:

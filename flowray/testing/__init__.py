@@ -10,20 +10,29 @@ for each recorded agent, `replay_tasks` the tasks. `make_outcomes` makes a small
 
 from flowray.testing.clock import Distribution, Fixed, LogNormal, Uniform
 from flowray.testing.faults import (
+    AgentCrashLoop,
     AgentStartFailure,
+    BitFlip,
+    ClockJump,
     CoordinatorCrash,
+    CoordinatorCrashLoop,
     CoordinatorZombie,
     Crash,
+    CrashMidway,
     Delay,
     Drop,
     Duplicate,
     FalseDeath,
     Fault,
+    FullDisk,
     Hang,
     LostTail,
+    Partition,
     Reorder,
     Slow,
     SlowDisk,
+    SyncError,
+    TornWrite,
 )
 from flowray.testing.invariants import Violation
 from flowray.testing.outcome_sets import make_outcomes
@@ -32,10 +41,15 @@ from flowray.testing.simulation import Handle, Handles, Simulation
 from flowray.testing.swarm import SeedReport, run_seed
 
 __all__ = [
+    "AgentCrashLoop",
     "AgentStartFailure",
+    "BitFlip",
+    "ClockJump",
     "CoordinatorCrash",
+    "CoordinatorCrashLoop",
     "CoordinatorZombie",
     "Crash",
+    "CrashMidway",
     "Delay",
     "Distribution",
     "Drop",
@@ -43,11 +57,13 @@ __all__ = [
     "FalseDeath",
     "Fault",
     "Fixed",
+    "FullDisk",
     "Handle",
     "Handles",
     "Hang",
     "LogNormal",
     "LostTail",
+    "Partition",
     "Recorded",
     "Reorder",
     "ReplayAgent",
@@ -56,6 +72,8 @@ __all__ = [
     "Simulation",
     "Slow",
     "SlowDisk",
+    "SyncError",
+    "TornWrite",
     "Uniform",
     "Violation",
     "make_outcomes",

@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import hashlib
 import json
 import multiprocessing
+import os
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from time import perf_counter
 
+from flowray.testing.shrinking import shrink
 from flowray.testing.swarm import SOMETIMES, SeedReport, run_seed
 
 MAX_SHOWN = 5  # failing seeds described in full
+BLOCK = 256  # seeds handed out at once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 0 when every invariant held."""
     options = _parser().parse_args(arguments)
+    if options.seed is not None and options.shrink:
+        return _shrink(options.seed)
     if options.seed is not None:
         return _replay(options.seed, trace=options.trace)
-    began = perf_counter()
-    reports = list(_run(range(options.start, options.start + options.seeds), options.jobs))
-    summary = _summary(reports, perf_counter() - began)
+    if options.twice:
+        return _twice(options.start, options.seeds)
+    totals = Totals(options.start)
+    with _pool(options.jobs) as run:
+        while not totals.enough(options.seeds, options.hours):
+            first = options.start + totals.seeds
+            left = BLOCK if options.hours is not None else min(BLOCK, options.seeds - totals.seeds)
+            for report in run(range(first, first + left)):
+                totals.add(report)
+                if totals.enough(options.seeds, options.hours):
+                    break
+    summary = totals.summary()
+    if options.save is not None:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text(json.dumps(summary, indent=2) + "\n")
     if options.json:
         _say(json.dumps(summary, indent=2))
     else:
-        _print(summary, reports)
+        _print(summary, totals.failing)
     return 1 if summary["violations"] else 0
 
 
@@ -35,18 +58,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds to run")
     parser.add_argument("--start", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--hours", type=float, help="instead: as many seeds as make so many virtual hours")
+    parser.add_argument("--twice", action="store_true", help="run the seeds in two processes that hash otherwise")
+    parser.add_argument("--save", type=Path, help="write the summary as JSON to this file, too")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--seed", type=int, help="replay this one seed, checking after every event")
+    parser.add_argument("--shrink", action="store_true", help="with --seed: the smallest world that fails like it")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event and command")
     return parser
 
 
-def _run(seeds: Sequence[int], jobs: int) -> Iterator[SeedReport]:
+@contextmanager
+def _pool(jobs: int) -> Iterator[Callable[[range], Iterable[SeedReport]]]:
+    """What runs many seeds, in so many processes."""
     if jobs <= 1:
-        yield from map(run_seed, seeds)
+        yield partial(map, run_seed)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(run_seed, seeds, chunksize=8)
+    with multiprocessing.get_context("spawn").Pool(jobs, collect_rarely) as pool:
+        yield lambda seeds: pool.imap(run_seed, seeds, chunksize=8)
+
+
+def collect_rarely() -> None:
+    """For a process that does nothing but simulate: its worlds are small, and looking for garbage takes a tenth."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def _replay(seed: int, *, trace: bool) -> int:
@@ -59,37 +94,92 @@ def _replay(seed: int, *, trace: bool) -> int:
     return 1 if report.violation else 0
 
 
-def _summary(reports: Sequence[SeedReport], wall_s: float) -> dict[str, object]:
-    sometimes: Counter[str] = Counter()
-    for report in reports:
-        sometimes.update(report.sometimes)
-    events = sum(report.events for report in reports)
-    return {
-        "seeds": len(reports),
-        "first": reports[0].seed if reports else 0,
-        "virtual_hours": round(sum(report.virtual_s for report in reports) / 3600.0, 2),
-        "events": events,
-        "steps": sum(report.steps for report in reports),
-        "wall_s": round(wall_s, 1),
-        "events_per_s": round(events / wall_s) if wall_s else 0,
-        "violations": [report.seed for report in reports if report.violation],
-        "invariants": dict(Counter(report.invariant for report in reports if report.violation)),
-        "sometimes": {point: sometimes[point] for point in sorted({*SOMETIMES, *sometimes})},
-        "never": [point for point in SOMETIMES if not sometimes[point]],
-    }
+def _shrink(seed: int) -> int:
+    shrunk = shrink(seed)
+    _say(shrunk.describe() if shrunk is not None else f"seed {seed}: every invariant held")
+    return 1 if shrunk is not None else 0
 
 
-def _print(summary: dict[str, object], reports: Sequence[SeedReport]) -> None:
-    failing = [report for report in reports if report.violation]
-    for report in failing[:MAX_SHOWN]:
+def _twice(start: int, seeds: int) -> int:
+    """0 when two processes whose sets and dictionaries differ in order simulate the very same."""
+    command = [sys.executable, "-m", "flowray.testing", "--json", "--jobs", "1"]
+    command += ["--start", str(start), "--seeds", str(seeds)]
+    digests = []
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1):  # 1: an invariant does not hold, which is not the question here
+            _say(done.stderr)
+            return done.returncode
+        digests.append(json.loads(done.stdout)["digest"])
+    _say(f"{seeds} seeds from {start}: {' and '.join(digests)}: {'equal' if len(set(digests)) == 1 else 'NOT EQUAL'}")
+    return 0 if len(set(digests)) == 1 else 1
+
+
+class Totals:
+    """Of many reports; only of those that fail more than sums is kept."""
+
+    def __init__(self, first: int) -> None:
+        self.seeds = 0
+        self.virtual_s = 0.0
+        self.failing: list[SeedReport] = []  # the first of them
+        self._first = first
+        self._events = self._steps = 0
+        self._violations: list[int] = []  # seeds
+        self._invariants: Counter[str] = Counter()
+        self._sometimes: Counter[str] = Counter()
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._began = perf_counter()
+
+    def enough(self, seeds: int, hours: float | None) -> bool:
+        """So many seeds; where hours are given, so many of these instead."""
+        return self.seeds >= seeds if hours is None else self.virtual_s >= hours * 3600.0
+
+    def add(self, report: SeedReport) -> None:
+        """One more."""
+        self.seeds += 1
+        self.virtual_s += report.virtual_s
+        self._events += report.events
+        self._steps += report.steps
+        self._sometimes.update(report.sometimes)
+        self._digest.update(report.digest.encode())
+        if report.violation:
+            self._violations.append(report.seed)
+            self._invariants[report.invariant] += 1
+            if len(self.failing) < MAX_SHOWN:
+                self.failing.append(report)
+
+    def summary(self) -> dict[str, object]:
+        """As JSON can hold it."""
+        wall_s = perf_counter() - self._began
+        return {
+            "seeds": self.seeds,
+            "first": self._first,
+            "virtual_hours": round(self.virtual_s / 3600.0, 2),
+            "events": self._events,
+            "steps": self._steps,
+            "wall_s": round(wall_s, 1),
+            "events_per_s": round(self._events / wall_s),
+            "violations": self._violations,
+            "invariants": dict(self._invariants),
+            "sometimes": {point: self._sometimes[point] for point in sorted({*SOMETIMES, *self._sometimes})},
+            "never": [point for point in SOMETIMES if not self._sometimes[point]],
+            "digest": self._digest.hexdigest(),  # equal for equal runs
+        }
+
+
+def _print(summary: dict[str, object], failing: Sequence[SeedReport]) -> None:
+    for report in failing:
         _say(f"seed {report.seed} broke invariant {report.invariant}:\n{report.violation.rstrip()}\n{report.options}")
-        _say(f"  replay: python -m flowray.testing --seed {report.seed} --trace\n")
+        _say(f"  replay: python -m flowray.testing --seed {report.seed} --trace")
+        _say(f"  make it small: python -m flowray.testing --seed {report.seed} --shrink\n")
+    points, violations = summary["sometimes"], summary["violations"]
+    assert isinstance(violations, list)
     _say(
         f"{summary['seeds']} seeds from {summary['first']}, {summary['virtual_hours']} virtual hours, "
         f"{summary['events']} events of the core ({summary['steps']} steps), {summary['wall_s']} s, "
-        f"{summary['events_per_s']} events/s, {len(failing)} violations"
+        f"{summary['events_per_s']} events/s, {len(violations)} violations"
     )
-    points = summary["sometimes"]
     assert isinstance(points, dict)
     for point, count in sorted(points.items(), key=lambda item: -item[1]):
         _say(f"  {count:8}  {point}" + ("   <- never: the generator does not get there" if not count else ""))

@@ -21,6 +21,7 @@ from flowray.core.commands import StartAttempt
 from flowray.core.events import AgentReady, AttemptFinished, AttemptReturned
 from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
 from flowray.testing.network import Link
+from flowray.testing.partitions import DOWN, UP
 
 if TYPE_CHECKING:
     from flowray.testing.coordinator import CoordinatorProcess
@@ -68,17 +69,26 @@ class Stream:
 
     def up(self, deliver: Callable[[], None]) -> None:
         """Agent to coordinator."""
-        self._send(deliver, self._up)
+        self._send(deliver, self._up, UP)
 
     def down(self, deliver: Callable[[], None]) -> None:
         """Coordinator to agent."""
-        self._send(deliver, self._down)
+        self._send(deliver, self._down, DOWN)
 
-    def _send(self, deliver: Callable[[], None], link: Link) -> None:
-        if not link.broken and not self.agent.world.network.send(deliver, link):
-            self._up.broken = self._down.broken = True
-            self.agent.world.note("stream broken")
-            self.agent.redial(self)
+    def give_up(self) -> None:
+        """Nothing gets through any more; the agent connects again."""
+        self._up.broken = self._down.broken = True
+        self.agent.redial(self)
+
+    def _send(self, deliver: Callable[[], None], link: Link, way: int) -> None:
+        world = self.agent.world
+        if link.broken:
+            return
+        if world.partitions.is_cut(self.agent, way):
+            world.partitions.hold(self.agent, deliver, link)
+        elif not world.network.send(deliver, link):
+            world.note("stream broken")
+            self.give_up()
 
 
 class AgentProcess:
@@ -101,6 +111,16 @@ class AgentProcess:
         self._held: list[Callable[[], None]] = []  # what arrived or fell due while hung
         self._last_end = 0.0
         self._resending = self._watching = False
+
+    @property
+    def idle(self) -> bool:
+        """Connected, with a slot free and nothing to do."""
+        return not (self.queue or self.hung or self.stream is None) and len(self.running) < self.spec.slots
+
+    @property
+    def last_end(self) -> float:
+        """When it last began or ended an attempt."""
+        return self._last_end
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,6 +158,9 @@ class AgentProcess:
         """Connect to the coordinator there is: the answers kept, then what is held."""
         coordinator = self.world.leader
         if coordinator is None or not coordinator.alive or coordinator.epoch < self.epoch_seen:
+            return
+        if self.world.partitions.is_cut(self):
+            self.redial(self.stream)
             return
         if coordinator.epoch > self.epoch_seen and self.unacknowledged:
             self.world.note("answer kept for a new coordinator")
@@ -244,9 +267,12 @@ class AgentProcess:
             self.world.clock.after(RESEND_S, lambda: self._do(self._resend))
 
     def _answer(self, stream: Stream, answer: AttemptFinished) -> None:
-        token = answer.task_id, answer.attempt, answer.epoch
-        acknowledge = partial(stream.down, partial(self.acknowledged, token))
-        stream.up(partial(stream.coordinator.finished, answer, acknowledge))
+        stream.up(partial(stream.coordinator.finished, answer, partial(self._acknowledge, stream, answer)))
+
+    def _acknowledge(self, stream: Stream, answer: AttemptFinished) -> None:
+        """At the coordinator: everything that the answer led to is on disk."""
+        self.world.observer.acknowledged_answer(answer)
+        stream.down(partial(self.acknowledged, (answer.task_id, answer.attempt, answer.epoch)))
 
     def _resend(self) -> None:
         self._resending = False

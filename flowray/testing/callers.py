@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, Command, GradeTask, KnownTask, RefuseTask
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import TaskState
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from flowray.testing.coordinator import CoordinatorProcess
     from flowray.testing.world import World
 
+WATCH_MAX_S = 160.0  # it asks twice as late each time, until then
 PATIENCE_S = 1.0  # without an answer for so long, a caller asks again
 WATCH_S = 10.0  # and for an outcome after this long, as the coordinator that was asked may be gone
 
@@ -28,6 +31,8 @@ class Plan:
     twice: bool = False  # two submits at once, as by an impatient proxy
     resubmits: int = 2  # when refused because there is no room
     grade: float | None = None  # that its answer gets later; None for never
+    again_after_s: float | None = None  # so long after its outcome the same is submitted once more; None for never
+    again_as: str = ""  # under which id; "" for the same one
 
 
 class Caller:
@@ -48,10 +53,14 @@ class Caller:
         self._plan = plan
         self._trying = False  # it was refused and will submit again
         self._resubmits = plan.resubmits
+        self._watch_s = WATCH_S
+        self._later: Caller | None = None  # the same request, made once more
 
     @property
     def done(self) -> bool:
         """Nothing more will be asked."""
+        if self._later is not None and not self._later.done:
+            return False
         answered = (not self.cancelling or self.cancel_answer is not None) and (
             not self.grading or self.graded is not None
         )
@@ -87,7 +96,8 @@ class Caller:
         coordinator = self.world.reach()
         if coordinator is not None:
             self.world.network.send(partial(coordinator.watch, self.follows, self._watched))
-        self.world.clock.after(WATCH_S, self.watch)
+        self.world.clock.after(self._watch_s, self.watch)
+        self._watch_s = min(2 * self._watch_s, WATCH_MAX_S)
 
     def cancel(self) -> None:
         """Ask to cancel until that is answered."""
@@ -160,10 +170,16 @@ class Caller:
             self.submit()
 
     def _seen(self, outcome: Outcome | None) -> None:
-        if outcome is not None and self.outcome is None:
-            self.outcome = outcome
-            if self._plan.grade is not None and outcome.state is TaskState.SUCCEEDED:
-                self.grade(self._plan.grade)
+        if outcome is None or self.outcome is not None:
+            return
+        self.outcome = outcome
+        if self._plan.grade is not None and outcome.state is TaskState.SUCCEEDED:
+            self.grade(self._plan.grade)
+        if self._plan.again_after_s is not None:
+            self.world.note("submitted again after its end")
+            task = structs.replace(self.task, id=TaskId(self._plan.again_as or self.task.id))
+            self._later = Caller(self.world, Plan(task=task, at_s=self.world.clock.now + self._plan.again_after_s))
+            self._later.begin()
 
 
 class Operator:
@@ -181,6 +197,8 @@ class Operator:
     def add(self, spec: AgentSpec) -> None:
         """The team shall have these agents; a later call for the same class overrides an earlier one."""
         self._wanted[spec.name] = spec
+        if self.world.partitions.active:
+            self.world.note("agents scaled while some were cut off")
         self._ask(spec)
 
     def _ask(self, spec: AgentSpec) -> None:

@@ -7,11 +7,13 @@ The protocol, which the Ray shell keeps too:
 - an answer of an agent is acknowledged when everything it led to is on disk;
 - no caller is told anything, not even a refusal, by a process whose epoch is over: a reply with nothing to wait for
   still looks at the fence;
-- a repeat of a task that ended long ago is recognised in the store, before the core is asked.
+- a repeat of a task that ended long ago is recognised in the store, before the core is asked;
+- the core is told which ends are on disk: those it need not remember any more.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
 Reply = Callable[[Command], None]
 Watcher = Callable[[Outcome | None], None]
-SNAPSHOT_EVERY = 150  # groups; small, so that recovery from snapshot and journal is common
+SNAPSHOT_EVERY = (15, 50, 150)  # groups; small, so that recovery from snapshot and journal is common
 
 
 class CoordinatorProcess:
@@ -66,11 +68,15 @@ class CoordinatorProcess:
         self.alive = True
         self.paused = False
         self.streams: dict[tuple[str, int], Stream] = {}  # to agents, by (id, incarnation)
-        snapshot, commands = world.disk.recall()
+        if world.disk.torn:
+            world.note("torn write dropped")
+        snapshot, commands = world.disk.recall(world.flips())
+        # UTC, which may be wrong, but never before what is recorded; from here on it goes as time does.
+        self.ahead_s = max(world.clock.now + world.skew_s(), world.disk.last_at + 1e-6) - world.clock.now
         self.core = Coordination.recover(
             epoch=self.epoch,
             rng=Random(f"{world.seed}/core/{self.epoch}"),
-            now=world.clock.now,
+            now=self.now,
             policy=world.policy,
             snapshot=snapshot,
             commands=commands,
@@ -82,13 +88,21 @@ class CoordinatorProcess:
             sync_s=world.sync_s,
             on_synced=self._release,
             on_fenced=self.fenced,
+            fails=world.sync_fails,
+            on_failed=self._sync_failed,
         )
         self._held: deque[Callable[[], None]] = deque()  # what arrived while paused
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (groups on disk, what to do then)
         self._watchers: dict[TaskId, list[Watcher]] = {}
         self._tick_at: float | None = None
-        self._next_snapshot = SNAPSHOT_EVERY
+        self._snapshot_every = Random(f"{world.seed}/snapshots").choice(SNAPSHOT_EVERY)
+        self._next_snapshot = self._snapshot_every
         self._schedule_tick()
+
+    @property
+    def now(self) -> float:
+        """By the clock of this life."""
+        return self.world.clock.now + self.ahead_s
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,6 +140,8 @@ class CoordinatorProcess:
 
     def finished(self, event: AttemptFinished, acknowledge: Callable[[], None]) -> None:
         """An agent answers."""
+        if self.writer.fenced:
+            self.world.note("zombie was told an answer")
         self._receive(lambda: self._handle(event, acknowledge=acknowledge))
 
     def hear(self, event: Event) -> None:
@@ -145,7 +161,7 @@ class CoordinatorProcess:
     def die(self) -> None:
         """The process ends; part of the journal's tail may be lost."""
         self.alive = False
-        if self.writer.die(self.world.rng, self.world.lost_tail):
+        if self.writer.die(self.world.rng, self.world.lost_tail, self.world.torn_writes):
             self.world.note("tail lost")
         self._forget()
 
@@ -167,6 +183,11 @@ class CoordinatorProcess:
         self.world.note("zombie writer fenced")
         self._forget()
 
+    def _sync_failed(self) -> None:
+        """What the sync covered may be on disk or not, now or never: only a new life can tell."""
+        self.world.note("sync failed")
+        self.world.lose_coordinator(self, 0.5)
+
     def _forget(self) -> None:
         self._held.clear()
         self._waiting.clear()
@@ -176,6 +197,8 @@ class CoordinatorProcess:
 
     def _submit(self, task: Task, reply: Reply) -> None:
         answer = self._remembered(task)
+        if answer is not None and not self.core.admission.recent(task.id):
+            self.world.note("ended task found in the store")
         if answer is None:
             self._handle(TaskSubmitted(task), reply)
         else:
@@ -209,11 +232,15 @@ class CoordinatorProcess:
     def _handle(self, event: Event, reply: Reply | None = None, acknowledge: Callable[[], None] | None = None) -> None:
         world = self.world
         world.observer.told(self, event)
-        commands = self.core.handle(event, world.clock.now)
+        commands = self.core.handle(event, self.now)
         durable = [command for command in commands if command.durable]
         if durable:
             self.writer.append(durable)  # type: ignore[arg-type]
+            if any(type(command) is ResolveTask for command in durable):
+                self._when_synced(partial(self.core.admission.on_disk, self.core.admission.ended))
         for command in commands:
+            if world.cuts_short(self):
+                return
             do = partial(self._perform, command, reply)
             if command.waits or type(command) is RefuseTask:
                 self._when_synced(do)
@@ -222,7 +249,7 @@ class CoordinatorProcess:
         if acknowledge is not None:
             self._when_synced(acknowledge)
         if self.writer.appended >= self._next_snapshot:
-            self._next_snapshot = self.writer.appended + SNAPSHOT_EVERY
+            self._next_snapshot = self.writer.appended + self._snapshot_every
             self.writer.offer(self.core.snapshot())
         world.observer.handled(self, event, commands)
         self._schedule_tick()
@@ -245,14 +272,17 @@ class CoordinatorProcess:
         due = self.core.next_due()
         if due is not None and (self._tick_at is None or due < self._tick_at):
             self._tick_at = due
-            self.world.clock.at(due, lambda: self._receive(lambda: self._tick(due)))
+            when = due - self.ahead_s
+            while when + self.ahead_s < due:  # rounding: a tick must not come before what is due
+                when = math.nextafter(when, math.inf)
+            self.world.clock.at(when, lambda: self._receive(lambda: self._tick(due)))
 
     def _tick(self, at: float) -> None:
         if self._tick_at != at:
             return
         self._tick_at = None
         due = self.core.next_due()
-        if due is not None and due <= self.world.clock.now:
+        if due is not None and due <= self.now:
             self._handle(Ticked())
         else:
             self._schedule_tick()

@@ -135,3 +135,80 @@ class SlowDisk(Fault):
     """Every sync of the journal takes up to this long."""
 
     sync_s: float = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashMidway(Fault):
+    """The coordinator ends between two effects of one event: after so many events on average."""
+
+    ratio: float
+    down_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorCrashLoop(Fault):
+    """A coordinator that was just started ends again within `within_s`, with this probability."""
+
+    ratio: float
+    within_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentCrashLoop(Fault):
+    """Processes of agents that were just started end within `within_s`, with this probability."""
+
+    ratio: float
+    within_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition(Fault):
+    """A share of the agents and the coordinator do not reach each other; with `one_way`, in one direction only.
+
+    What is sent meanwhile is held, and arrives afterwards unless the stream was given up. With `staggered` the agents
+    are cut off one after another, and come back in another order.
+    """
+
+    share: float = 0.5
+    at_s: float | None = None
+    rate_per_s: float | None = None
+    lasts_s: float = 5.0
+    one_way: bool = False
+    staggered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockJump(Fault):
+    """The clock of each life of the coordinator is wrong by up to this much, either way."""
+
+    max_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncError(Fault):
+    """A sync of the journal fails: the process must end, for what was in it may be gone."""
+
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullDisk(Fault):
+    """No sync of the journal ends for up to `lasts_s`: the disk is full, or stalls."""
+
+    at_s: float | None = None
+    rate_per_s: float | None = None
+    lasts_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TornWrite(Fault):
+    """At a crash of the coordinator a part of the group being written is on disk, with this probability."""
+
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitFlip(Fault):
+    """A coordinator that starts reads one wrong bit of the journal, with this probability."""
+
+    ratio: float

@@ -15,6 +15,7 @@ those of the reliability contract:
 15  only legal arrows; recovery gives the live state
 17  when the faults stop, everything ends
 20  and nothing is left behind
+T1  the time-line of the journal never goes back, whatever the clocks of machines do
 P7  retries are bounded, and wait as long as they must
 O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
 C1  at most two attempts of one task run at once, on two agents, only if it is idempotent, and within a budget
@@ -24,12 +25,13 @@ R1  whom a router's estimates chose could be chosen, with a known probability
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from flowray.core.book import Book, Entry
+from flowray.core.book import STORY_LINES, Book, Entry
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
+CHECK_LEAST = 5  # events between two looks at the whole core
+CHECK_SHARE = 2  # the core is checked whole once in so many events as this part of its tasks and agents, or at each
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
 
@@ -103,6 +107,10 @@ class Observer:
         self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
         self._until_check = 0
         self._doubled: Counter[tuple[int, str]] = Counter()  # (epoch, hedge | copy | one) -> starts
+        self._last_at = 0.0  # of what is on disk
+        self._deadlines: dict[TaskId, float] = {}  # of accepted tasks
+        self._starts: dict[str, list[float]] = {}  # agent -> when it was started, in this epoch and without an answer
+        self._starts_of = 0  # that epoch
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -111,6 +119,10 @@ class Observer:
         newest = self._world.disk.epoch
         hold(epoch == newest, "3", f"epoch {epoch} wrote to the journal of epoch {newest}")
         for command in group:
+            at = command.outcome.resolved_at if isinstance(command, ResolveTask) else command.at
+            if at < self._last_at:
+                raise Violation("T1", f"the journal goes from {self._last_at} back to {at}: {command!r}")
+            self._last_at = at
             if isinstance(command, AcceptTask):
                 self._accept(command, epoch)
             elif isinstance(command, StartAttempt):
@@ -118,7 +130,7 @@ class Observer:
             elif isinstance(command, RequeueTask):
                 self._requeue(command)
             elif isinstance(command, ResolveTask):
-                self._resolve(command)
+                self._resolve(command, epoch)
             else:
                 if isinstance(command, WakeTask):
                     early = self.book.open[command.task_id].not_before - command.at
@@ -126,6 +138,9 @@ class Observer:
                 elif isinstance(command, StartAgent):
                     highest = self.book.incarnations.get(command.agent_id, 0)
                     hold(command.incarnation > highest, "3", f"incarnation {command.incarnation} after {highest}")
+                    self._agent_start(command, epoch)
+                elif isinstance(command, AddAgents):
+                    self._starts.clear()
                 elif isinstance(command, GradeTask):
                     outcome = self.resolved.get(command.task_id)
                     answered = outcome is not None and outcome.state is TaskState.SUCCEEDED
@@ -134,6 +149,19 @@ class Observer:
                 self._apply(command)
                 if isinstance(command, WakeTask):
                     self._wait(command.task_id)
+
+    def _agent_start(self, command: StartAgent, epoch: int) -> None:
+        """The first loss is made good at once, further ones within the window wait."""
+        if epoch != self._starts_of:
+            self._starts_of = epoch
+            self._starts.clear()
+        starts, policy = self._starts.setdefault(command.agent_id, []), self._world.policy.restart
+        if len(starts) >= 2 and command.at - starts[-2] < policy.window_s:
+            waited_s = command.at - starts[-1]
+            enough = waited_s >= policy.delay_s - _EPSILON
+            hold(enough, "P7", f"{command.agent_id} was started again after {waited_s} s, for the third time")
+        starts.append(command.at)
+        del starts[:-2]
 
     def _apply(self, command: DurableCommand) -> None:
         try:
@@ -149,6 +177,8 @@ class Observer:
             hold(owner is None, "7", f"{task.id} and {owner.id if owner else ''} share the key {task.key}")
             self._keys[task.key] = task
         self.accepted[task.id] = epoch
+        if task.deadline_s is not None:
+            self._deadlines[task.id] = command.at + task.deadline_s
         self._apply(command)
         bound = self._world.policy.admission.max_open_tasks
         hold(len(self.book.open) <= bound, "11", f"{len(self.book.open)} tasks are open, {bound} are allowed")
@@ -179,6 +209,10 @@ class Observer:
             hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
             hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
         hold(command.attempt > entry.attempts, "3", f"{name} was started after attempt {entry.attempts}")
+        if not adopted and (task.id in self._deadlines or command.remaining_s is not None):
+            left_s = max(0.0, self._deadlines.get(task.id, math.inf) - command.at)
+            told = command.remaining_s is not None and abs(command.remaining_s - left_s) <= _EPSILON
+            hold(told, "9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
         spec = self.book.specs[class_of(command.agent_id)]
         fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
         fits = fits and task.agent in ("", spec.name)
@@ -206,6 +240,7 @@ class Observer:
         if entry.state is TaskState.RUNNING:
             for held in entry.running():
                 self._holds[held.agent_id] -= 1
+                self._starts.pop(held.agent_id, None)  # an answer, maybe
         elif entry.state is TaskState.QUEUED:
             self._lanes[entry.task.tier, entry.task.agent, entry.task.needs].pop(task_id, None)
 
@@ -215,6 +250,7 @@ class Observer:
             over = [held.agent_id for held in before.running() if held.attempt == command.attempt]
             hold(len(over) == 1 and before.extra is not None, "C1", f"{command.task_id}: nothing outlives {command}")
             self._holds[over[0]] -= 1
+            self._starts.pop(over[0], None)
         else:
             alone = before is None or before.extra is None
             hold(alone, "C1", f"{command.task_id} waits again while an attempt of it goes on")
@@ -231,7 +267,7 @@ class Observer:
         if entry.state is TaskState.QUEUED:
             self._wait(command.task_id)
 
-    def _resolve(self, command: ResolveTask) -> None:
+    def _resolve(self, command: ResolveTask, epoch: int) -> None:
         outcome = command.outcome
         name = outcome.task_id
         hold(name not in self.resolved, "2", f"{name} ended twice")
@@ -251,7 +287,7 @@ class Observer:
             hold(kind in _REASONS_TO_DIE, "8", f"{name} is a dead letter because of {kind!r}")
             over = entry.extra is None or kind in ("poison", "agent_lost")
             hold(over, "C1", f"{name} is a dead letter because of {kind!r} while {entry.running()} go on")
-        deadline_at = entry.deadline_at
+        deadline_at = self._deadlines.get(name)
         if outcome.state is TaskState.EXPIRED:
             hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
         if deadline_at is not None:
@@ -259,8 +295,13 @@ class Observer:
             hold(
                 outcome.state is not TaskState.EXPIRED or late_s >= -_EPSILON, "9", f"{name} expired {-late_s} s early"
             )
-            late_s -= max(0.0, self._world.up_since(outcome.resolved_at) - deadline_at)
+            late_s -= max(0.0, self._world.up_since(outcome.resolved_at, epoch) - deadline_at)
             hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
+        told = outcome.choices == tuple(entry.choices)
+        if len(entry.story) < STORY_LINES:  # a longer one has lost its middle
+            told = told and outcome.story[:-1] == tuple(entry.story)
+        if not told:
+            raise Violation("15", f"{name} ended with another story than the journal tells: {outcome.story}")
         failures = entry.failures + (outcome.failure is not None and outcome.failure.kind in ("application", "quality"))
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
         self._apply(command)
@@ -308,6 +349,14 @@ class Observer:
         else:
             hold(task_id in self.resolved, "4", f"the outcome of {task_id} was shown and is not on disk")
             hold(self.resolved[task_id] == outcome, "2", f"{task_id} was shown another outcome than is on disk")
+
+    def acknowledged_answer(self, answer: AttemptFinished) -> None:
+        """A coordinator tells an agent that it may forget this answer."""
+        entry = self.book.open.get(answer.task_id)
+        running = entry.running() if entry is not None and entry.state is TaskState.RUNNING else ()
+        token = answer.agent_id, answer.attempt, answer.epoch
+        if any((held.agent_id, held.attempt, held.epoch) == token for held in running):
+            raise Violation("4", f"the answer to {answer.task_id} was acknowledged and is not on disk")
 
     # ── what the core does ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -371,7 +420,7 @@ class Observer:
             hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
-            self._until_check = (len(core.book.open) + len(world.processes)) // 5
+            self._until_check = max(CHECK_LEAST, (len(core.book.open) + len(world.processes)) // CHECK_SHARE)
             core.check()
         if self._rng.random() < 0.004:
             self.compare(coordinator)
@@ -440,6 +489,14 @@ class Observer:
         now = coordinator.core.now
         same = coordinator.core.book.snapshot(now) == self.book.snapshot(now)
         hold(same, "15", "a new coordinator's book is not what the journal says")
+
+        book = coordinator.core.book.open.values()
+        if self._world.disk.snapshot is not None:
+            self._world.note("recovered from a snapshot")
+        if any(entry.state is TaskState.RUNNING for entry in book):
+            self._world.note("recovered with running attempts")
+        if any(entry.state is TaskState.BACKING_OFF for entry in book):
+            self._world.note("recovered with back-offs")
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,11 +2,13 @@
 
 It keeps the contract of `flowray.store`: a group is on disk after the sync that covers it; what was not synced when
 its writer died may be lost, and what survives is a prefix; a write from an epoch that is not the current one is
-refused and changes nothing.
+refused and changes nothing. A part of a group does not count, and a journal of which one bit is wrong is refused. A
+sync that fails is not tried again: what it covered may be gone.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
@@ -15,6 +17,7 @@ import msgspec
 
 from flowray.core.commands import DurableCommand, GradeTask, ResolveTask
 from flowray.core.model import Outcome, Snapshot, TaskId
+from flowray.errors import StoreCorrupt
 from flowray.testing.clock import VirtualClock
 
 _commands = msgspec.msgpack.Decoder(list[DurableCommand])
@@ -32,7 +35,9 @@ class Disk:
         self.outcomes: dict[TaskId, Outcome] = {}
         self.keys: dict[str, TaskId] = {}  # of outcomes
         self.grades: dict[TaskId, GradeTask] = {}  # the newest of each outcome
-        self._on_synced = on_synced
+        self.last_at = 0.0  # the highest time in it
+        self.torn: Group = ()  # a part of a group, at its end
+        self.on_synced = on_synced
 
     def begin(self) -> int:
         """A new coordinator takes over; from now on no other may write."""
@@ -43,6 +48,8 @@ class Disk:
         """One group is on disk now. The caller has checked the fence."""
         self.commands.extend(group)
         for command in group:
+            at = command.outcome.resolved_at if type(command) is ResolveTask else command.at  # type: ignore[union-attr]
+            self.last_at = max(self.last_at, at)
             if type(command) is ResolveTask:
                 outcome = command.outcome
                 self.outcomes[outcome.task_id] = outcome
@@ -50,16 +57,28 @@ class Disk:
                     self.keys[outcome.key] = outcome.task_id
             elif type(command) is GradeTask:
                 self.grades[command.task_id] = command
-        self._on_synced(epoch, group)
+        self.on_synced(epoch, group)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Everything so far is in the snapshot."""
         self.snapshot = _snapshot.decode(msgspec.msgpack.encode(snapshot))
+        self.last_at = max(self.last_at, snapshot.at)
         self.commands.clear()
 
-    def recall(self) -> tuple[Snapshot | None, list[DurableCommand]]:
-        """What a new coordinator reads, through the same encoding as the real store's."""
-        return self.snapshot, _commands.decode(msgspec.msgpack.encode(self.commands))
+    def recall(self, flips: Random | None = None) -> tuple[Snapshot | None, list[DurableCommand]]:
+        """What a new coordinator reads, through the same encoding as the real store's; with `flips`, one bit wrong.
+
+        Raises StoreCorrupt when the bytes are not what was written.
+        """
+        self.torn = ()  # its checksum says that it is not whole, so it was never promised to anyone
+        body = msgspec.msgpack.encode(self.commands)
+        checksum = zlib.crc32(body)
+        if flips is not None:
+            bit = flips.randrange(8 * len(body))
+            body = body[: bit // 8] + bytes((body[bit // 8] ^ 1 << bit % 8,)) + body[bit // 8 + 1 :]
+        if zlib.crc32(body) != checksum:
+            raise StoreCorrupt("the journal does not match its checksum")
+        return self.snapshot, _commands.decode(body)
 
 
 class Writer:
@@ -74,6 +93,8 @@ class Writer:
         sync_s: Callable[[], float],
         on_synced: Callable[[], None],
         on_fenced: Callable[[], None],
+        fails: Callable[[], bool] = lambda: False,
+        on_failed: Callable[[], None] = lambda: None,
     ) -> None:
         self.appended = 0  # groups handed in
         self.synced = 0  # of those, on disk
@@ -83,6 +104,8 @@ class Writer:
         self._sync_s = sync_s
         self._on_synced = on_synced
         self._on_fenced = on_fenced
+        self._fails = fails
+        self._on_failed = on_failed
         self._waiting: deque[Group] = deque()
         self._syncing = 0  # groups covered by the sync under way
         self._sync_number = 0  # of the sync under way: one that was paused ends without effect
@@ -121,8 +144,11 @@ class Writer:
         self._sync_number += 1
         self._sync()
 
-    def die(self, rng: Random, lost: float) -> int:
-        """The process ends: a prefix of the tail survives, or with probability `lost` nothing. Groups lost."""
+    def die(self, rng: Random, lost: float, torn: float = 0.0) -> int:
+        """The process ends: a prefix of the tail survives, or with probability `lost` nothing. Groups lost.
+
+        Of the first group lost a part may be there, with probability `torn`.
+        """
         self._stopped = True
         survivors = 0
         if self._waiting and not self.fenced and rng.random() >= lost:
@@ -130,6 +156,9 @@ class Writer:
         for _ in range(survivors):
             self._disk.write(self._epoch, self._waiting.popleft())
             self.synced += 1
+        if self._waiting and torn and not self.fenced and rng.random() < torn:
+            group = self._waiting[0]
+            self._disk.torn = group[: rng.randrange(len(group) + 1)]
         return len(self._waiting)
 
     def land(self, rng: Random) -> None:
@@ -154,6 +183,10 @@ class Writer:
         if self.fenced:
             self._stopped = True
             self._on_fenced()
+            return
+        if self._fails():
+            self._stopped = True
+            self._on_failed()
             return
         for _ in range(self._syncing):
             self._disk.write(self._epoch, self._waiting.popleft())

@@ -17,6 +17,8 @@ gives the whole text back with the answers that the core gives now, so equal tex
     answer AGENT TASK [attempt= epoch= run=]        fail AGENT TASK [attempt= epoch= retryable=no]
     hand_back AGENT TASK [attempt= epoch=]          cancel ID       at SECONDS      restart      tail_lost N
     state
+
+AGENT in `ready`, `lost` and `start_failed` may be an older process of it: writer-0@1.
 """
 
 from __future__ import annotations
@@ -178,23 +180,25 @@ class Scenario:
         )
         return self._tell(TaskSubmitted(task))
 
-    def _incarnation(self, agent_id: str) -> int:
-        agent = self._core.registry.agent(AgentId(agent_id))
-        return agent.incarnation if agent is not None else 1
+    def _process(self, word: str) -> tuple[AgentId, int]:
+        """An agent and its incarnation: the newest, unless said otherwise."""
+        name, _, incarnation = word.partition("@")
+        agent = self._core.registry.agent(AgentId(name))
+        return AgentId(name), int(incarnation) if incarnation else agent.incarnation if agent is not None else 1
 
     def _ready(self, words: list[str], named: Mapping[str, str]) -> list[str]:
         running = []
         for word in words[1:]:
             task_id, attempt, *epoch = word.split("/")
             running.append(Running(TaskId(task_id), int(attempt), int(epoch[0]) if epoch else self._core.epoch))
-        return self._tell(AgentReady(AgentId(words[0]), self._incarnation(words[0]), tuple(running)))
+        return self._tell(AgentReady(*self._process(words[0]), tuple(running)))
 
     def _lost(self, words: list[str], named: Mapping[str, str]) -> list[str]:
-        return self._tell(AgentLost(AgentId(words[0]), self._incarnation(words[0]), "killed"))
+        return self._tell(AgentLost(*self._process(words[0]), "killed"))
 
     def _start_failed(self, words: list[str], named: Mapping[str, str]) -> list[str]:
         failure = Failure(kind="application", type="OSError", message="no model file")
-        return self._tell(AgentStartFailed(AgentId(words[0]), self._incarnation(words[0]), failure))
+        return self._tell(AgentStartFailed(*self._process(words[0]), failure))
 
     def _token(self, words: list[str], named: Mapping[str, str]) -> tuple[TaskId, int, int, AgentId]:
         """Of the attempt meant: the current one, unless said otherwise."""

@@ -41,7 +41,9 @@ from flowray.testing.faults import (
     Slow,
     SlowDisk,
 )
+from flowray.testing.idleness import look_for_idleness
 from flowray.testing.invariants import Violation, value_of
+from flowray.testing.rarer import RARER_POINTS, draw_rarer_faults
 from flowray.testing.world import World
 
 CAPABILITIES = ("code", "read", "see", "write")
@@ -92,7 +94,11 @@ SOMETIMES = (
     "waited for estimates in vain",
     "zombie went on",
     "zombie writer fenced",
+    *RARER_POINTS,
 )
+LONG_EVERY = 4  # seeds
+BUSY_S = 160.0  # a long world has as many faults as one that lasts so long
+BUSY_AGAIN_S = 60.0  # after the faults stopped: by then no task waits while an agent that could do it is idle
 SETTLE_S = 90.0  # after the last outcome: agents come back, stopped attempts end
 
 
@@ -176,6 +182,8 @@ def draw_options(seed: int) -> Options:
     specs = _draw_specs(rng)
     safety_s = rng.choice((5.0, 15.0, 40.0))
     count = int(20 * 15 ** (rng.random() ** 2))
+    if seed % LONG_EVERY == 0:  # now and then a long one: hardly busy, with more lives of everything
+        safety_s, count = rng.choice((600.0, 1800.0, 3600.0)), 2 * count
     doubled = Random(f"{seed}/doubled")  # draws of its own: so the seeds of before tell the same stories
     slots = sum(s.count * s.slots for s in specs)
     # Between hardly any load and about twice what the team can do.
@@ -185,7 +193,7 @@ def draw_options(seed: int) -> Options:
         specs=specs,
         plans=_doubled(doubled, specs, _draw_plans(rng, specs, count, safety_s, median_s)),
         rescales=_draw_rescales(rng, specs, safety_s),
-        faults=_draw_faults(rng, safety_s),
+        faults=(*_draw_faults(rng, safety_s), *draw_rarer_faults(Random(f"{seed}/rarer"), safety_s)),
         policy=structs.replace(_draw_policy(rng), acting=_draw_acting(doubled)),
         safety_s=safety_s,
         median_s=median_s,
@@ -209,6 +217,7 @@ def _draw_plans(
     rng: Random, specs: tuple[AgentSpec, ...], count: int, safety_s: float, median_s: float
 ) -> tuple[Plan, ...]:
     plans: list[Plan] = []
+    again = Random(f"{count}/{median_s}/again")
     priorities = rng.choice(((0,), (0, 5), (-1, 0, 1, 9)))
     burst = rng.random() < 0.3
     keyed, cancelled, twice, killers = rng.random() * 0.4, rng.random() * 0.3, rng.random() * 0.3, rng.random() * 0.02
@@ -241,9 +250,11 @@ def _draw_plans(
             Plan(
                 task=task,
                 at_s=1.0 if burst else rng.uniform(0.5, safety_s * 0.8),
-                cancel_after_s=rng.random() ** 3 * safety_s if rng.random() < cancelled else None,
+                cancel_after_s=rng.random() ** 3 * min(BUSY_S, safety_s) if rng.random() < cancelled else None,
                 twice=rng.random() < twice,
                 grade=(number % 11) / 10 if number % 3 == 0 else None,
+                again_after_s=again.uniform(0.0, 5.0) if again.random() < 0.1 else None,
+                again_as=f"{task.id}+" if key and again.random() < 0.5 else "",
             )
         )
     return tuple(plans)
@@ -294,7 +305,7 @@ def _with_count(spec: AgentSpec, count: int) -> AgentSpec:
 def _draw_faults(rng: Random, safety_s: float) -> tuple[Fault, ...]:
     def rate(most: float) -> float:
         """Between one in the whole run and `most` per second."""
-        return max(1.0 / safety_s, most * rng.random() ** 2)
+        return max(1.0 / safety_s, most * min(1.0, BUSY_S / safety_s) * rng.random() ** 2)
 
     possible: list[Callable[[], Fault]] = [
         lambda: Crash(rate_per_s=rate(2.0), notice_s=rng.choice((0.05, 1.0, 10.0))),
@@ -321,7 +332,7 @@ def _draw_policy(rng: Random) -> CorePolicy:
         admission=AdmissionPolicy(
             max_open_tasks=rng.choice((25, 100_000, 100_000, 100_000, 100_000, 100_000)),
             max_open_bytes=rng.choice((16 * 1024, 1 << 30, 1 << 30, 1 << 30)),
-            max_recent=rng.choice((2000, 20_000)),
+            max_recent=rng.choice((1, 20, 2000, 20_000)),
         ),
         retry=RetryPolicy(
             backoff_s=rng.choice((0.05, 0.2)),
@@ -358,7 +369,12 @@ def _draw_routing(rng: Random) -> RoutingPolicy:
 
 def run_seed(seed: int, *, trace: bool = False, thorough: bool = False) -> SeedReport:
     """Run one seed to its end. Never raises for what the core does wrong: that is in the report."""
-    options = draw_options(seed)
+    return run_options(draw_options(seed), trace=trace, thorough=thorough)
+
+
+def run_options(options: Options, *, trace: bool = False, thorough: bool = False) -> SeedReport:
+    """Run one world to its end, as `run_seed` does."""
+    seed = options.seed
     began = perf_counter()
     world: World | None = None
     violation = invariant = ""
@@ -392,6 +408,12 @@ def run_seed(seed: int, *, trace: bool = False, thorough: bool = False) -> SeedR
 
 
 def _drive(world: World, options: Options) -> None:
+    operator, callers = safety(world, options)
+    _liveness(world, options, operator, callers)
+
+
+def safety(world: World, options: Options) -> tuple[Operator, list[Caller]]:
+    """Work arrives and faults happen: nothing bad may follow."""
     clock = world.clock
     operator = Operator(world)
     for spec in options.specs:
@@ -402,7 +424,14 @@ def _drive(world: World, options: Options) -> None:
     for caller in callers:
         caller.begin()
     clock.run(options.safety_s)
+    return operator, callers
+
+
+def _liveness(world: World, options: Options, operator: Operator, callers: list[Caller]) -> None:
+    """The faults stop: within bounds everything good must follow."""
+    clock = world.clock
     world.heal()
+    clock.after(BUSY_AGAIN_S, lambda: look_for_idleness(world))
 
     def ended() -> bool:
         leader = world.leader

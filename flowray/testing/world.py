@@ -15,6 +15,7 @@ from typing import TypeVar
 from flowray.core.events import AgentLost, AgentStartFailed, Event
 from flowray.core.model import AgentId, AgentSpec, Failure
 from flowray.core.policy import CorePolicy
+from flowray.errors import StoreCorrupt
 from flowray.testing.agent import AgentProcess, Behaviour, Stream
 from flowray.testing.clock import VirtualClock
 from flowray.testing.coordinator import CoordinatorProcess
@@ -25,18 +26,23 @@ from flowray.testing.faults import (
     Crash,
     FalseDeath,
     Fault,
+    FullDisk,
     Hang,
     LostTail,
+    Partition,
     Slow,
     SlowDisk,
 )
 from flowray.testing.invariants import Observer
 from flowray.testing.journal import Disk
 from flowray.testing.network import Network
+from flowray.testing.partitions import Partitions
 from flowray.testing.router import SimulatedRouter
+from flowray.testing.strikes import Strikes
 from flowray.testing.trace import Trace
 
 F = TypeVar("F", bound=Fault)
+STANDIN_S = 2.0  # a coordinator that cannot read its journal tries again
 
 
 class World:
@@ -56,6 +62,7 @@ class World:
         self.seed = seed
         self.behaviour = behaviour
         self.faults: tuple[Fault, ...] = tuple(faults)
+        self._by_kind: dict[type[Fault], Fault] = {type(fault): fault for fault in reversed(self.faults)}
         self.policy = policy or CorePolicy()
         self.clock = VirtualClock()
         self.rng = Random(f"{seed}/world")
@@ -70,6 +77,11 @@ class World:
         self.coordinators: list[CoordinatorProcess] = []  # alive, the leader last
         self.downtime: list[tuple[float, float]] = []  # (from, until) without a working coordinator
         self.healed = False
+        self.strikes = Strikes(self)
+        self.partitions = Partitions(self)
+        # The coordinator asks for these at each turn.
+        self.flips, self.skew_s, self.sync_fails = self.strikes.flips, self.strikes.skew_s, self.strikes.sync_fails
+        self._ahead_s: dict[int, float] = {}  # epoch -> its clock less the world's
         self._down_since: float | None = 0.0
         self._start_s = start_s
         self._streams = 0
@@ -85,7 +97,7 @@ class World:
 
     def fault(self, kind: type[F]) -> F | None:
         """The fault of this kind, while there are faults."""
-        return None if self.healed else next((f for f in self.faults if isinstance(f, kind)), None)
+        return None if self.healed else self._by_kind.get(kind)  # type: ignore[return-value]
 
     @property
     def lost_tail(self) -> float:
@@ -96,7 +108,12 @@ class World:
     def sync_s(self) -> float:
         """How long the next sync takes."""
         slow = self.fault(SlowDisk)
-        return self.rng.uniform(0.0005, slow.sync_s if slow is not None else 0.004)
+        return self.strikes.until_room_s() + self.rng.uniform(0.0005, slow.sync_s if slow is not None else 0.004)
+
+    @property
+    def torn_writes(self) -> float:
+        """Probability that a part of a group is on disk after a crash."""
+        return self.strikes.torn()
 
     def open_stream(self, agent: AgentProcess, coordinator: CoordinatorProcess) -> Stream:
         """A new connection."""
@@ -107,18 +124,28 @@ class World:
 
     def start_coordinator(self) -> None:
         """A new life of the coordinator, in a new epoch; it finds the agents that are there."""
-        if self.leader is not None and self.leader.alive and not self.leader.paused:
+        if self.leader is not None and self.leader.alive and not self.leader.paused and not self.leader.writer.fenced:
             return
         if self.leader is not None and self.leader.alive:
             self.leader.writer.land(self.rng)
         self.trace.line("coordinator starts")
-        self.leader = CoordinatorProcess(self)
+        try:
+            self.leader = CoordinatorProcess(self)
+        except StoreCorrupt:
+            self.note("damaged journal refused")
+            self._down()
+            self.clock.after(STANDIN_S, self.start_coordinator)
+            return
+        self._ahead_s[self.leader.epoch] = self.leader.ahead_s
         self.coordinators = [c for c in self.coordinators if c.alive]
         self.coordinators.append(self.leader)
+        if len(self.coordinators) > 2:
+            self.note("three coordinators at once")
         self._up()
         self.observer.recovered(self.leader)
         for process in list(self.processes.values()):
             process.redial()
+        self.strikes.coordinator_started()
 
     def crash_coordinator(self, down_s: float) -> None:
         """The coordinator ends; another starts later."""
@@ -129,6 +156,22 @@ class World:
         self._down()
         self.leader.die()
         self.clock.after(down_s, self.start_coordinator)
+
+    def lose_coordinator(self, coordinator: CoordinatorProcess, down_s: float) -> None:
+        """This one ends, whether it is the one in charge or an older one."""
+        if coordinator is self.leader:
+            self.crash_coordinator(down_s)
+        elif coordinator.alive:
+            coordinator.die()
+
+    def cuts_short(self, coordinator: CoordinatorProcess) -> bool:
+        """Does this coordinator end between two effects of one event? Then it has."""
+        down_s = self.strikes.down_midway_s()
+        if down_s is None or not coordinator.alive:
+            return not coordinator.alive
+        self.note("crashed between two effects")
+        self.lose_coordinator(coordinator, down_s)
+        return True
 
     def pause_coordinator(self, pause_s: float, replaced_after_s: float) -> None:
         """The coordinator stops, is replaced, and goes on as if nothing had happened."""
@@ -144,7 +187,7 @@ class World:
     def _resume(self, coordinator: CoordinatorProcess) -> None:
         if coordinator.alive and coordinator.paused:
             self.trace.line(f"the coordinator of epoch {coordinator.epoch} goes on")
-            if coordinator is self.leader:
+            if coordinator is self.leader and not coordinator.writer.fenced:
                 self._up()
             else:
                 self.note("zombie went on")
@@ -159,9 +202,13 @@ class World:
             self.downtime.append((self._down_since, self.clock.now))
             self._down_since = None
 
-    def up_since(self, at: float) -> float:
-        """When the last outage before this time ended."""
-        return max((until for _, until in self.downtime if until <= at), default=0.0)
+    def up_since(self, at: float, epoch: int) -> float:
+        """When the last outage before this time ended; both by the clock of a coordinator's life."""
+        ahead_s = self._ahead_s[epoch]
+        for _, until in reversed(self.downtime):
+            if until + ahead_s <= at:
+                return until + ahead_s
+        return 0.0
 
     def reach(self) -> CoordinatorProcess | None:
         """The coordinator that a caller reaches: now and then an old one that is still there."""
@@ -196,6 +243,7 @@ class World:
             return
         self.processes[process.id, process.incarnation] = process
         process.dial()
+        self.strikes.agent_up(process)
 
     def stop_agent(self, agent_id: AgentId, incarnation: int) -> None:
         """Ray is asked to end a process; that works for a hung one too."""
@@ -210,7 +258,11 @@ class World:
         self.trace.line(f"{process.id}#{process.incarnation} ends")
         process.alive = False
         del self.processes[process.id, process.incarnation]
-        self.tell_leader(self.rng.uniform(0.001, notice_s), AgentLost(process.id, process.incarnation, "exit code -9"))
+        lost = AgentLost(process.id, process.incarnation, "exit code -9")
+        self.tell_leader(self.rng.uniform(0.001, notice_s), lost)
+        if self.strikes.says_again():
+            self.note("death told twice")
+            self.tell_leader(self.rng.uniform(0.001, 5.0 + notice_s), lost)
 
     def tell_leader(self, delay_s: float, event: Event) -> None:
         """Ray tells the coordinator of then, if there is one."""
@@ -247,6 +299,10 @@ class World:
             return lambda once: self._befall(fault.share, once, partial(self.crash, notice_s=fault.notice_s))
         if isinstance(fault, Hang):
             return lambda once: self._befall(fault.share, once, partial(self._hang, lasts_s=fault.lasts_s))
+        if isinstance(fault, Partition):
+            return lambda once: self.partitions.strike(fault)
+        if isinstance(fault, FullDisk):
+            return lambda once: self.strikes.full(fault)
         if isinstance(fault, FalseDeath):
             return lambda once: self._befall(0.0, False, partial(self._die_falsely, lives_on_s=fault.lives_on_s))
         if isinstance(fault, CoordinatorCrash):
@@ -271,14 +327,19 @@ class World:
     def _die_falsely(self, process: AgentProcess, lives_on_s: float) -> None:
         self.trace.line(f"{process.id}#{process.incarnation} is reported dead and lives on")
         self.note("reported dead and lives on")
-        self.tell_leader(0.0, AgentLost(process.id, process.incarnation, "node declared dead"))
+        self.report_death(process, "node declared dead")
         self.clock.after(self.rng.uniform(0.0, lives_on_s), lambda: self.crash(process))
+
+    def report_death(self, process: AgentProcess, cause: str) -> None:
+        """Ray calls a process dead, whether it is or not."""
+        self.tell_leader(0.0, AgentLost(process.id, process.incarnation, cause))
 
     def heal(self) -> None:
         """Faults stop: what hangs wakes up or is ended, and a paused coordinator goes on."""
         self.trace.line("faults stop")
         self.healed = True
         self.network.heal()
+        self.partitions.heal()
         for process in list(self.processes.values()):
             if process.hung and self.rng.random() < 0.5:
                 process.wake()

@@ -28,11 +28,16 @@ def test_counts_go_back_to_zero():
 
 
 def test_an_ended_task_is_remembered_by_id_and_key_until_newer_ones_push_it_out():
+    """And never before it is on disk: neither the core nor the store would know it then."""
     admission = Admission(AdmissionPolicy(max_recent=2))
     for number in range(3):
         one = task(f"t{number}", key=f"k{number}", fingerprint="f")
         admission.opened(one)
         admission.closed(one)
+    assert all(admission.recent(f"t{number}") for number in range(3))
+    admission.on_disk(0)
+    assert admission.recent("t0")
+    admission.on_disk(admission.ended)
     assert not admission.recent("t0")
     assert admission.by_key("k0") is None
     assert admission.recent("t2")

@@ -1,0 +1,88 @@
+"""What befalls the coordinator's process, its disk and its clock. (What befalls agents is in `world`.)"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from flowray.testing.faults import (
+    AgentCrashLoop,
+    BitFlip,
+    ClockJump,
+    CoordinatorCrashLoop,
+    CrashMidway,
+    Duplicate,
+    FullDisk,
+    SyncError,
+    TornWrite,
+)
+
+if TYPE_CHECKING:
+    from flowray.testing.agent import AgentProcess
+    from flowray.testing.world import World
+
+
+class Strikes:
+    """Draws, from a source of its own: a fault that is not among a world's faults draws nothing."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = Random(f"{world.seed}/strikes")
+        self._full_until = 0.0
+
+    def flips(self) -> Random | None:
+        """A source of wrong bits, when there shall be one in what a coordinator reads."""
+        fault = self._world.fault(BitFlip)
+        return self._rng if fault is not None and self._rng.random() < fault.ratio else None
+
+    def skew_s(self) -> float:
+        """How wrong the clock of a new life of the coordinator is."""
+        fault = self._world.fault(ClockJump)
+        if fault is None:
+            return 0.0
+        wrong_s = self._rng.uniform(-fault.max_s, fault.max_s) * self._rng.random()
+        self._world.note("clock ahead" if wrong_s > 0 else "clock behind")
+        return wrong_s
+
+    def torn(self) -> float:
+        """Probability that a part of a group is on disk after a crash."""
+        fault = self._world.fault(TornWrite)
+        return fault.ratio if fault is not None else 0.0
+
+    def sync_fails(self) -> bool:
+        """Does the sync that is about to end fail?"""
+        fault = self._world.fault(SyncError)
+        return fault is not None and self._rng.random() < fault.ratio
+
+    def full(self, fault: FullDisk) -> None:
+        """No sync ends for a while."""
+        self._world.note("disk full")
+        self._full_until = self._world.clock.now + self._rng.uniform(0.0, fault.lasts_s)
+
+    def until_room_s(self) -> float:
+        """How long until a sync can end."""
+        return 0.0 if self._world.healed else max(0.0, self._full_until - self._world.clock.now)
+
+    def down_midway_s(self) -> float | None:
+        """For how long the coordinator is gone when it ends right now; None when it goes on."""
+        fault = self._world.fault(CrashMidway)
+        return fault.down_s if fault is not None and self._rng.random() < fault.ratio else None
+
+    def coordinator_started(self) -> None:
+        """It may end again at once."""
+        fault, world = self._world.fault(CoordinatorCrashLoop), self._world
+        if fault is not None and self._rng.random() < fault.ratio:
+            world.note("coordinator crashed again")
+            world.clock.after(self._rng.uniform(0.0, fault.within_s), lambda: world.crash_coordinator(0.2))
+
+    def agent_up(self, process: AgentProcess) -> None:
+        """It may end again at once."""
+        fault, world = self._world.fault(AgentCrashLoop), self._world
+        if fault is not None and self._rng.random() < fault.ratio:
+            world.note("agent crashed again")
+            world.clock.after(self._rng.uniform(0.0, fault.within_s), lambda: world.crash(process))
+
+    def says_again(self) -> bool:
+        """Is a notice of death given twice?"""
+        fault = self._world.fault(Duplicate)
+        return fault is not None and self._rng.random() < fault.ratio
