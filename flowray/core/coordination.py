@@ -796,6 +796,7 @@ class Coordination:
         """The agent runs something that the book does not expect there: keep it if nobody else has it."""
         entry = self.book.open.get(one.task_id)
         fresh = entry is not None and one.attempt > entry.attempts and one.epoch < self.epoch
+        fresh = fresh and (one.task_id, one.attempt, one.epoch) not in agent.stopping  # it may have heard already
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
             self._tell_to_stop(agent, one)
             return
