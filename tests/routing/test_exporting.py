@@ -74,7 +74,7 @@ def test_a_grade_is_the_score(tmp_path):
     write_set(tmp_path, [kept(1, quality=0.9, grade=0.2), kept(2, grade=0.0), kept(3)])
     whole = data.load(tmp_path)
     assert whole.outcomes.quality[:, 0] == pytest.approx([0.2, 0.0, 1.0])
-    assert whole.outcomes.success[:, 0] == pytest.approx([1.0, 1.0, 1.0])
+    assert whole.outcomes.success[:, 0] == pytest.approx([0.0, 0.0, 1.0])  # known to be worth less than half
 
 
 def test_what_nobody_can_judge_and_what_has_no_text_is_left_out(tmp_path):

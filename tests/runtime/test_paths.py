@@ -582,7 +582,7 @@ class TestWords:
 
     def test_why_serve_did_not_answer_is_told(self, told):
         receipt = Receipt(
-            "local", "v1+4", (Estimate("a", 0.9),), (0.9,), (1.0,), "a", False, 1.0, 0.0, 0.03, "Serve: late"
+            "local", "v1+4", (Estimate("a", 0.9),), (0.9,), (1.0,), "a", False, 1.0, 0.0, 0.03, detail="Serve: late"
         )
         assert "local (Serve: late), version v1+4" in told(Choice("routed", 1, (("a-0", 0.0),), receipt))
 
