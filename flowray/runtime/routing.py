@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -57,7 +56,7 @@ class RoutingDesk:
         self._router: Router | None = None  # that answered last, and learns
         self._versions: VersionedRouter | None = None  # the router, where it has versions
         self._trouble = ""
-        self._asked: deque[RequestEstimates] = deque()
+        self._asked: dict[TaskId, RequestEstimates] = {}  # the newest question about each task
         self._asked_at = 0.0  # the first of these, by the event loop's clock
         self._loading: asyncio.Task[None] | None = None
         self._settling = False  # it will be, when this turn is over
@@ -131,7 +130,7 @@ class RoutingDesk:
             loop = asyncio.get_running_loop()
             loop.call_soon(self._answer)
             self._asked_at = loop.time()
-        self._asked.append(command)
+        self._asked[command.task_id] = command
 
     def _answer(self) -> None:
         paths = self._paths
@@ -140,7 +139,7 @@ class RoutingDesk:
             return
         batch: list[RequestEstimates] = []
         while self._asked and len(batch) < BATCH:
-            command = self._asked.popleft()
+            command = self._asked.pop(next(iter(self._asked)))
             if self._is_asked(command.task_id):
                 batch.append(command)
         if self._asked:

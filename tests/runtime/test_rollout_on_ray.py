@@ -135,6 +135,32 @@ def test_a_bad_one_is_caught_while_tasks_go_on(start_runtime: Callable[..., fr.R
         assert touched <= 0.01 * done
 
 
+def test_a_version_made_of_the_runtimes_own_outcomes_is_tried(start_runtime: Callable[..., fr.Runtime], tmp_path: Path):
+    past = make_outcomes(tmp_path / "made", tasks=300, agents=5)
+    wrong = with_the_wrong_agents(past, tmp_path / "wrong")
+    tasks = cycle(replay_tasks(past))
+    retrain = {"enabled": True, "outcomes": 600, "least": 600, "epochs": 1, "deadline_s": 60.0, "held_out": 0.2}
+    with start_runtime(
+        "retrained",
+        core__routing={"enabled": True, "within_s": 10.0, "explore": 0.3},
+        router={"artifact": str(SHIPPED), "history": str(wrong), "rollout": QUICK, "retrain": retrain},
+        tiers__secondary__agents_per_actor=5,
+    ) as rt:
+        for spec in replay_specs(past, capability="answer"):
+            rt.agents.add(**spec.arguments)
+        rt.wait_ready(timeout_s=WAIT_S)
+        until(lambda: rt.status().router)
+        for _ in range(6):
+            requests = [{"prompt": text, "labels": labels, "needs": {"answer"}} for text, labels in take(tasks, 200)]
+            rt.submit_many(requests).outcomes(timeout_s=WAIT_S)
+        until(lambda: any(record.arrow == "offered" for record in rt.router_versions().records))
+        offered = rt.router_versions().records[-1]
+        assert offered.other is not None
+        made = Path(offered.other.artifact)
+        assert made.parent.parent.name == "routers" and (made.parent / "history" / "outcomes.parquet").is_file()
+        assert offered.other.version == version_of(made, offered.other.history)
+
+
 def take(tasks, count: int):
     return [next(tasks) for _ in range(count)]
 

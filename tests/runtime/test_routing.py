@@ -152,6 +152,20 @@ def test_one_that_raises_costs_no_task():
     assert isinstance(ready, EstimatesReady)
 
 
+def test_of_two_questions_about_a_task_the_newer_one_is_answered():
+    async def scenario():
+        it = await loaded(Desk())
+        it.ask("x")  # its patience is over before it is answered, and it is asked again
+        it.desk.ask(RequestEstimates(TaskId("x"), ("a", "c"), (("b", 0.0),)))
+        await until(lambda: it.events)
+        await asyncio.sleep(0.01)
+        return it
+
+    (event,) = asyncio.run(scenario()).events
+    ((_, estimates),) = event.answers
+    assert [estimate.candidate for estimate in estimates] == ["a", "c"]
+
+
 def test_a_task_that_is_gone_is_not_asked_about():
     async def scenario():
         it = await loaded(Desk())
