@@ -10,7 +10,8 @@ be sync or async. A function of one or two arguments is an agent too.
 Agents talk to one another: `ctx.ask`, `ctx.send` and `ctx.publish` say something, `on_message(message, ctx)` hears it,
 one message at a time beside the attempts of `run`; what it returns answers an ask.
 
-`ctx.report` says what an answer was worth and what it cost, where the agent knows.
+`ctx.report` says what an answer was worth and what it cost, where the agent knows. `ctx.step` runs what shall not be run
+again by a later attempt; `ctx.fence` and `ctx.idempotency_key` are for side effects outside (`flowray.steps`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from flowray.errors import ConfigError, NotConnected
+from flowray.steps import InMemory, Steps
 
 _ATTRIBUTE = "__flowray_agent__"
 C = TypeVar("C", bound=Callable[..., Any])
@@ -89,6 +91,9 @@ class Context:
     remaining_s: float | None = None
     cancelled: bool = False  # becomes True when nobody wants the answer any more; long loops should look
     voice: Voice | None = field(default=None, repr=False)  # None where there is nobody to talk to
+    task_id: str = ""  # "" while a message is handled
+    epoch: int = 0  # of the coordinator that started the attempt
+    steps: Steps | None = field(default=None, repr=False)  # None: kept in memory, for contexts made by hand
     _quality: float | None = field(default=None, init=False, repr=False)
     _cost_usd: float | None = field(default=None, init=False, repr=False)
 
@@ -115,6 +120,45 @@ class Context:
         worth = self._quality if quality is None else _checked("quality", quality, 0.0, 1.0)
         cost = self._cost_usd if cost_usd is None else _checked("cost_usd", cost_usd, 0.0, math.inf)
         self._quality, self._cost_usd = worth, cost
+
+    def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run `fn(*args, **kwargs)` once and record its result: a later attempt of this task is given that instead.
+
+        The result is on disk before this returns it; while no coordinator is there, it waits. In async code `await` it,
+        `fn` being async or not; in sync code it returns the value. Results are encoded as payloads are. A name is
+        used once in an attempt, and what is recorded under it is the same for all attempts, so name steps by what they
+        do. A function that raises records nothing, and may be tried again.
+
+        Raises:
+            ConfigError: the name was used in this attempt, or no attempt is under way (a message is being handled).
+            StaleAttempt: this attempt is not a current one any more: nothing was recorded.
+            StepLimit: the task has 256 steps already. PayloadError: the result cannot be pickled, or is too large.
+        """
+        return self._effects("step").take(name, fn, args, kwargs)
+
+    @property
+    def fence(self) -> int:
+        """A number for this attempt, higher than that of every earlier one of this task, coordinators' restarts or not.
+
+        Give it to what can refuse a lower number than the highest it has seen: then an attempt that was given up, and
+        does not know it, changes nothing there.
+        """
+        return self._effects("fence").fence
+
+    def idempotency_key(self, step: str) -> str:
+        """A key for one side effect of this task, the same for every attempt: 43 characters of a-z, 0-9 and "-".
+
+        A replay of a dead letter is another task, with other keys.
+        """
+        return self._effects("idempotency_key").idempotency_key(step)
+
+    def _effects(self, what: str) -> Steps:
+        if self.steps is None:
+            if not self.task_id:
+                problem = f"{self.agent_id} runs no task here, and this belongs to one"
+                raise ConfigError(f"ctx.{what}", problem, "use it in `run`; a context made by hand wants a task_id")
+            self.steps = Steps(self.task_id, self.attempt, self.epoch, InMemory())
+        return self.steps
 
     def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
         """Ask another agent; the value is what its `on_message` returns. Sent at once, whether awaited or not.

@@ -13,6 +13,7 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     Command,
+    RecordStep,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -26,12 +27,15 @@ from flowray.core.model import (
     Failure,
     OpenTask,
     Outcome,
+    Payload,
     Snapshot,
     StoryLine,
     Task,
     TaskId,
 )
 from flowray.core.states import TaskState, next_task_state
+from flowray.core.steps import step_bytes
+from flowray.errors import InvalidTransition
 
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
 _RESOLVED_ARROW = {
@@ -60,6 +64,8 @@ class Entry:
         "seq",
         "started_at",
         "state",
+        "steps",
+        "steps_bytes",
         "story",
         "task",
     )
@@ -81,10 +87,17 @@ class Entry:
         self.not_before = 0.0  # end of the back-off; 0.0 unless backing off
         self.story: list[StoryLine] = []
         self.choices: list[Choice] = []
+        self.steps: dict[str, Payload | None] = {}  # recorded, by name; for all attempts
+        self.steps_bytes = 0  # memory they take, roughly
 
     def remaining_s(self, now: float) -> float | None:
         """Until its deadline, never negative; None without one."""
         return None if self.deadline_at is None else max(0.0, self.deadline_at - now)
+
+    def record(self, name: str, value: Payload | None) -> None:
+        """Keep the result of a step."""
+        self.steps[name] = value
+        self.steps_bytes += step_bytes(name, value)
 
     def tell(self, line: StoryLine) -> None:
         """Add to the story, dropping from the middle when it is full."""
@@ -108,6 +121,7 @@ class Book:
             StartAttempt: self._started,
             RequeueTask: self._requeued,
             WakeTask: self._woken,
+            RecordStep: self._recorded,
             ResolveTask: self._resolved,
             AddAgents: self._agents_added,
             StartAgent: self._agent_started,
@@ -157,6 +171,12 @@ class Book:
         entry.state = next_task_state(entry.state, "due", command.task_id)
         entry.not_before = 0.0
 
+    def _recorded(self, command: RecordStep) -> None:
+        entry = self.open[command.task_id]
+        if entry.state is not TaskState.RUNNING or command.name in entry.steps:
+            raise InvalidTransition(f"task {command.task_id} is {entry.state.value}: step {command.name!r} comes late")
+        entry.record(command.name, command.value)
+
     def _resolved(self, command: ResolveTask) -> None:
         outcome = command.outcome
         entry = self.open.pop(outcome.task_id)
@@ -185,6 +205,11 @@ class Book:
         self.incarnations = dict(snapshot.incarnations)
         for open_task in snapshot.tasks:
             self.open[open_task.task.id] = _thawed(open_task)
+
+
+def is_running(entry: Entry, attempt: int, epoch: int) -> bool:
+    """Is this the attempt that the task's agent has?"""
+    return entry.state is TaskState.RUNNING and entry.attempt == attempt and entry.epoch == epoch
 
 
 def outcome_of(
@@ -243,6 +268,7 @@ def _frozen(entry: Entry) -> OpenTask:
         not_before=entry.not_before,
         story=tuple(entry.story),
         choices=tuple(entry.choices),
+        steps=dict(entry.steps),
     )
 
 
@@ -255,4 +281,6 @@ def _thawed(saved: OpenTask) -> Entry:
     entry.failures, entry.losses, entry.kills = saved.failures, saved.losses, saved.kills
     entry.not_before = saved.not_before
     entry.story, entry.choices = list(saved.story), list(saved.choices)
+    for name, value in saved.steps.items():
+        entry.record(name, value)
     return entry

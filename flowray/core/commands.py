@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from flowray.core.model import AgentId, AgentSpec, Choice, Failure, Outcome, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Choice, Failure, Outcome, Payload, Task, TaskId
 from flowray.core.states import TaskState
 
 
@@ -112,6 +112,36 @@ class ResolveTask(Struct, frozen=True, tag="resolve", omit_defaults=True):
     task: Task | None = None  # set for dead letters, which can be replayed
 
 
+class RecordStep(Struct, frozen=True, tag="step", omit_defaults=True):
+    """A step of a running attempt has this result, for good: later attempts are given it."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    name: str
+    at: float
+    value: Payload | None = None
+
+
+class AnswerStep(Struct, frozen=True, tag="answer_step", omit_defaults=True):
+    """Tell the agent what became of its step, once what is recorded is on disk."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    agent_id: AgentId
+    incarnation: int
+    name: str
+    verdict: str  # recorded | known (an earlier record stands, `value`) | stale (not a current attempt) | refused
+    value: Payload | None = None
+    detail: str = ""  # why it was refused
+    number: int = 0  # of the request
+
+
 class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
     """Tell the agent to stop this attempt; its answer no longer matters, but must come, to free the slot."""
 
@@ -172,6 +202,8 @@ Command = (
     | RequeueTask
     | WakeTask
     | ResolveTask
+    | RecordStep
+    | AnswerStep
     | CancelAttempt
     | AnswerCancel
     | AddAgents
@@ -179,4 +211,4 @@ Command = (
     | StopAgent
 )
 
-DurableCommand = AcceptTask | StartAttempt | RequeueTask | WakeTask | ResolveTask | AddAgents | StartAgent
+DurableCommand = AcceptTask | StartAttempt | RequeueTask | WakeTask | ResolveTask | RecordStep | AddAgents | StartAgent

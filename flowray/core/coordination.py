@@ -25,10 +25,12 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerStep,
     CancelAttempt,
     Command,
     DurableCommand,
     KnownTask,
+    RecordStep,
     RefuseTask,
     RequestEstimates,
     RequeueTask,
@@ -49,6 +51,7 @@ from flowray.core.events import (
     EstimatesFailed,
     EstimatesReady,
     Event,
+    StepFinished,
     TaskSubmitted,
     Ticked,
 )
@@ -72,6 +75,7 @@ from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
 from flowray.core.routing import run_times
 from flowray.core.states import AgentState, TaskState
+from flowray.core.steps import no_room, step_bytes
 from flowray.core.timers import Timers
 
 _LANES_LOOKED_AT = 4  # of those that wait for other classes, by an agent without work
@@ -98,6 +102,7 @@ class Coordination:
             CancelRequested: self._on_cancel,
             AttemptFinished: self._on_finished,
             AttemptReturned: self._on_returned,
+            StepFinished: self._on_step,
             EstimatesReady: self._on_estimates,
             EstimatesFailed: self._on_no_estimates,
             AgentsAdded: self._on_agents_added,
@@ -186,6 +191,7 @@ class Coordination:
                 core.timers.set("hopeless", one.spec.name, now)
         for task_id, entry in book.open.items():
             core.admission.opened(entry.task)
+            core.admission.grew(entry.steps_bytes)
             if entry.deadline_at is not None:
                 core.timers.set("deadline", task_id, entry.deadline_at)
             if entry.state is TaskState.QUEUED:
@@ -415,7 +421,7 @@ class Coordination:
         if agent is not None:
             self._fill(agent)
 
-    def _is_current(self, entry: Entry, event: AttemptFinished | AttemptReturned) -> bool:
+    def _is_current(self, entry: Entry, event: AttemptFinished | AttemptReturned | StepFinished) -> bool:
         return (
             entry.state is TaskState.RUNNING
             and entry.attempt == event.attempt
@@ -440,6 +446,23 @@ class Coordination:
             self._place(entry, self._lane(entry.task))
         if agent is not None:
             self._fill(agent)
+
+    def _on_step(self, event: StepFinished) -> None:
+        """Record the first result of each step; only a running attempt's, so what a zombie brings is refused."""
+        entry = self.book.open.get(event.task_id)
+        verdict, value, detail = "stale", None, ""
+        current = entry is not None and self._is_current(entry, event) and entry.incarnation == event.incarnation
+        if entry is not None and current:
+            if event.name in entry.steps:
+                verdict, value = "known", entry.steps[event.name]
+            elif detail := no_room(entry.steps, event.name, event.value):
+                verdict = "refused"
+            else:
+                verdict = "recorded"
+                self._commit(RecordStep(event.task_id, event.attempt, event.epoch, event.name, self.now, event.value))
+                self.admission.grew(step_bytes(event.name, event.value))
+        token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
+        self._out.append(AnswerStep(*token, event.name, verdict, value, detail, event.number))
 
     def _free_slot(
         self, agent: Agent, event: AttemptFinished | AttemptReturned, current: bool, run_s: float | None
@@ -507,7 +530,7 @@ class Coordination:
         task = entry.task
         outcome = outcome_of(entry, state, self.now, answer=answer, failure=failure)
         self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None))
-        self.admission.closed(task)
+        self.admission.closed(task, entry.steps_bytes)
         if entry.deadline_at is not None:
             self.timers.clear("deadline", task.id)
 

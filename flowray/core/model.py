@@ -185,6 +185,7 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_before: float = 0.0
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()
+    steps: dict[str, Payload | None] = {}  # recorded so far, by name
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):

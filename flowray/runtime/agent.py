@@ -26,8 +26,10 @@ from ray import cloudpickle
 from flowray.agents import AgentDescription, Context, Voice, check_runnable, describe, wants_context
 from flowray.attempts import failure_of, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
-from flowray.runtime.messages import Begin, Cancel, Finished, Held, Report, Returned, Start
+from flowray.runtime.messages import Begin, Cancel, Finished, Held, Report, Returned, Start, Step
 from flowray.runtime.payloads import PayloadDesk
+from flowray.runtime.recording import StepDesk, StepRecorder
+from flowray.steps import Steps
 
 STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it holds beyond its slots
 _TOGETHER_S = 0.0005  # how long a result waits for those of attempts that were waiting behind it
@@ -62,7 +64,7 @@ class Surroundings(Protocol):
         """There is what may get stuck: `hand_back_when_stuck` and `overdue` want to be asked. From any thread."""
         ...
 
-    def report(self, report: Report) -> bool:
+    def report(self, report: Report | Step) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         ...
 
@@ -93,6 +95,13 @@ class AgentHost:
             directory=message.payloads,
             inline_bytes=message.inline_bytes,
             payload_bytes=message.payload_bytes,
+        )
+        self.steps = StepDesk(
+            message.agent_id,
+            message.incarnation,
+            send=around.report,
+            soon=around.soon,
+            later=lambda delay_s, call: around.loop.call_later(delay_s, call),
         )
         self._run: Callable[..., Any] = _nothing
         self.is_async = False
@@ -149,9 +158,11 @@ class AgentHost:
         """There is another coordinator: it has none of what was not acknowledged."""
         with self._lock:
             self._sent = self._acknowledged
+        self.steps.send_again()
 
     def flush(self) -> None:
         """Send what has not been sent."""
+        self.steps.flush()
         while (report := self.pending()) is not None:
             if not self._around.report(report):
                 return
@@ -243,6 +254,7 @@ class AgentHost:
                 attempt.task.cancel()
         for _ in range(self._begin.spec.slots):
             self._inbox.put(None)
+        self.steps.retire()
 
     def _add(self, result: Finished | Returned) -> None:
         with self._lock:
@@ -324,8 +336,8 @@ class AgentHost:
             self._begin_async(self._waiting.popleft())
 
     def _call(self, attempt: Attempt, payload: Any) -> Any:
-        given = attempt.start.task
-        task = task_for(given, attempt.start.attempt, payload)
+        start = attempt.start
+        task = task_for(start.task, start.attempt, payload)
         if not self._with_context:
             return self._run(task)
         if self._voice is None:
@@ -333,10 +345,13 @@ class AgentHost:
         attempt.ctx = Context(
             agent_id=self._begin.agent_id,
             tier=self._begin.spec.tier,
-            attempt=attempt.start.attempt,
-            remaining_s=attempt.start.remaining_s,
+            attempt=start.attempt,
+            remaining_s=start.remaining_s,
             cancelled=attempt.cancelled,
             voice=self._voice,
+            task_id=start.task.id,
+            epoch=start.epoch,
+            steps=Steps(start.task.id, start.attempt, start.epoch, StepRecorder(start, self.steps, self._desk)),
         )
         return self._run(task, attempt.ctx)
 

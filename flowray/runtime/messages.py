@@ -185,6 +185,30 @@ class Start(Struct, frozen=True, array_like=True, tag="start"):
     attempt: int
     epoch: int
     remaining_s: float | None = None
+    steps: dict[str, Payload | None] = {}  # recorded by earlier attempts
+
+
+class Step(Struct, frozen=True, array_like=True, tag="step"):
+    """Record this step of a running attempt."""
+
+    agent_id: str
+    incarnation: int
+    number: int  # of this request; its answer has the same
+    task_id: str
+    attempt: int
+    epoch: int
+    name: str
+    value: Payload | None = None
+
+
+class StepAnswer(Struct, frozen=True, array_like=True, tag="step_answer"):
+    """What became of a step; what is recorded is on disk."""
+
+    agent_id: str
+    number: int
+    verdict: str  # recorded | known | stale | refused (see core.commands.AnswerStep) | later (ask again in a moment)
+    value: Payload | None = None
+    detail: str = ""
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
@@ -328,9 +352,9 @@ class Lost(Struct, frozen=True, array_like=True, tag="lost"):
     reason: str
 
 
-ToCoordinator = Submit | Want | Question | Report | Learn | Reach | Listening | Subscribe
+ToCoordinator = Submit | Want | Question | Report | Step | Learn | Reach | Listening | Subscribe
 ToClient = Renewed | Answers | Outcomes | Reply | Farewell | Listen | Reached | Told | Lost
-ToAgent = Start | Cancel | Acknowledge | Retire | Renewed | Listen | Reached | Told | Lost
+ToAgent = Start | Cancel | Acknowledge | StepAnswer | Retire | Renewed | Listen | Reached | Told | Lost
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

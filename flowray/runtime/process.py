@@ -39,6 +39,8 @@ from flowray.runtime.messages import (
     Renewed,
     Report,
     Start,
+    Step,
+    StepAnswer,
     Told,
 )
 from flowray.runtime.places import COORDINATOR, socket_directory
@@ -207,6 +209,8 @@ class AgentProcess:
                 host.cancel(message)
             elif isinstance(message, Acknowledge):
                 host.acknowledged(message.last)
+            elif isinstance(message, StepAnswer):
+                host.steps.answered(message)
             else:
                 self._hosts.pop(message.agent_id).retire()
                 assert self._talks is not None
@@ -281,7 +285,7 @@ class AgentProcess:
         else:
             self.loop.call_soon_threadsafe(call)
 
-    def report(self, report: Report) -> bool:
+    def report(self, report: Report | Step) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         peer = self._endpoint.known(COORDINATOR) if self._endpoint is not None else None
         if peer is None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, ResolveTask
+from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, RecordStep, ResolveTask
 from flowray.core.model import OpenTask, Outcome, Snapshot, Task
+from flowray.core.steps import step_bytes
 from flowray.errors import StoreCorrupt, StoreError
 
 GENESIS = bytes(32)  # stands for the checksum before the first row
@@ -137,6 +138,8 @@ def held_bytes(command: DurableCommand) -> int:
         inline = len(value.data) if value is not None and value.data is not None else 0
         dead = command.task.size_bytes if command.task is not None else 0
         return 1024 + inline + dead
+    if isinstance(command, RecordStep):
+        return 512 + step_bytes(command.name, command.value)
     return 512 + (len(command.spec.code) if isinstance(command, AddAgents) else 0)
 
 
