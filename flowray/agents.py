@@ -10,8 +10,8 @@ be sync or async. A function of one or two arguments is an agent too.
 Agents talk to one another: `ctx.ask`, `ctx.send` and `ctx.publish` say something, `on_message(message, ctx)` hears it,
 one message at a time beside the attempts of `run`; what it returns answers an ask.
 
-`ctx.report` says what an answer was worth and what it cost, where the agent knows. `ctx.step` runs what shall not be run
-again by a later attempt; `ctx.fence` and `ctx.idempotency_key` are for side effects outside (`flowray.steps`).
+`ctx.report` says what an answer was worth and what it cost, where the agent knows. `ctx.step` runs what a later attempt
+shall not run again; `ctx.fence` and `ctx.idempotency_key` are for side effects outside (`flowray.steps`).
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ The protocol, which the Ray shell keeps too:
 - an answer of an agent is acknowledged when everything it led to is on disk;
 - no caller is told anything, not even a refusal, by a process whose epoch is over: a reply with nothing to wait for
   still looks at the fence;
+- an attempt that is given recorded steps starts when these are on disk, unless it is over by then;
+- a step of an agent that has not said what it holds is put off: whether its attempt is current is not known before;
 - a repeat of a task that ended long ago is recognised in the store, before the core is asked.
 """
 
@@ -18,10 +20,12 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from flowray.core.book import is_running
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerStep,
     CancelAttempt,
     Command,
     KnownTask,
@@ -39,6 +43,7 @@ from flowray.core.events import (
     AttemptFinished,
     CancelRequested,
     Event,
+    StepFinished,
     TaskSubmitted,
     Ticked,
 )
@@ -120,6 +125,18 @@ class CoordinatorProcess:
     def finished(self, event: AttemptFinished, acknowledge: Callable[[], None]) -> None:
         """An agent answers."""
         self._receive(lambda: self._handle(event, acknowledge=acknowledge))
+
+    def step(self, event: StepFinished, stream: Stream) -> None:
+        """An agent wants a step recorded."""
+
+        def take() -> None:
+            if (event.agent_id, event.incarnation) in self.streams:
+                self._handle(event)
+            else:
+                token = event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation
+                stream.down(partial(stream.agent.step_answered, AnswerStep(*token, event.name, "later")))
+
+        self._receive(take)
 
     def hear(self, event: Event) -> None:
         """Anything that nobody waits for: notices of death, attempts handed back."""
@@ -203,7 +220,7 @@ class CoordinatorProcess:
             self.writer.append(durable)  # type: ignore[arg-type]
         for command in commands:
             do = partial(self._perform, command, reply)
-            if command.waits or type(command) is RefuseTask:
+            if command.waits or type(command) is RefuseTask or self._starts_late(command):
                 self._when_synced(do)
             else:
                 do()
@@ -214,6 +231,11 @@ class CoordinatorProcess:
             self.writer.offer(self.core.snapshot())
         world.observer.handled(self, event, commands)
         self._schedule_tick()
+
+    def _starts_late(self, command: Command) -> bool:
+        """An attempt that must not start before everything that led to it is on disk."""
+        entry = self.core.book.open.get(command.task_id) if isinstance(command, StartAttempt) else None
+        return entry is not None and bool(entry.steps)
 
     def _when_synced(self, do: Callable[[], None]) -> None:
         """Do it once everything appended so far is on disk; not at all if this epoch is over by then."""
@@ -256,6 +278,10 @@ class CoordinatorProcess:
         elif isinstance(command, ResolveTask):
             for watcher in self._watchers.pop(command.outcome.task_id, ()):
                 watcher(command.outcome)
+        elif isinstance(command, AnswerStep):
+            stream = self.streams.get((command.agent_id, command.incarnation))
+            if stream is not None:
+                stream.down(partial(stream.agent.step_answered, command))
         elif isinstance(command, CancelAttempt):
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
@@ -276,7 +302,7 @@ class CoordinatorProcess:
     def _start_attempt(self, command: StartAttempt) -> None:
         if command.reason == "adopted":
             return
-        task = self.core.task(command.task_id)
+        entry = self.core.book.open.get(command.task_id)
         stream = self.streams.get((command.agent_id, command.incarnation))
-        if task is not None and stream is not None:
-            stream.down(partial(stream.agent.start, stream, command, task))
+        if entry is not None and stream is not None and is_running(entry, command.attempt, command.epoch):
+            stream.down(partial(stream.agent.start, stream, command, entry.task, dict(entry.steps)))

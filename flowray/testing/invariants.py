@@ -17,23 +17,29 @@ those of the reliability contract:
 20  and nothing is left behind
 P7  retries are bounded, and wait as long as they must
 O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
+S1  what a step came to is on disk before its attempt goes on, and never changes
+S2  only the current attempt records
+S3  an attempt is given every step recorded before it, and no other
+S4  of a task's attempts a later one has a higher fence, and no two have the same
 R1  whom a router's estimates chose could be chosen, with a known probability
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from flowray.core.book import Book
+from flowray.core.book import Book, is_running
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerStep,
     Command,
     DurableCommand,
     KnownTask,
+    RecordStep,
     RefuseTask,
     RequeueTask,
     ResolveTask,
@@ -43,12 +49,14 @@ from flowray.core.commands import (
 )
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
-from flowray.core.model import Choice, Outcome, Task, TaskId
+from flowray.core.fencing import fence_of
+from flowray.core.model import Choice, Outcome, Payload, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
 
 if TYPE_CHECKING:
+    from flowray.testing.agent import AgentProcess
     from flowray.testing.coordinator import CoordinatorProcess
     from flowray.testing.world import World
 
@@ -90,6 +98,9 @@ class Observer:
         self._lanes: dict[tuple[str, str, tuple[str, ...]], dict[TaskId, tuple[int, int]]] = {}
         self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
         self._until_check = 0
+        self._fences: dict[TaskId, int] = {}  # of the last attempt that the journal has
+        self._steps: dict[TaskId, dict[str, Payload | None]] = {}  # on disk; of ended tasks too
+        self._ran: dict[tuple[TaskId, int], tuple[str, int]] = {}  # (task, fence) -> the process that began it
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -106,6 +117,8 @@ class Observer:
                 self._requeue(command)
             elif isinstance(command, ResolveTask):
                 self._resolve(command)
+            elif isinstance(command, RecordStep):
+                self._record(command)
             else:
                 if isinstance(command, WakeTask):
                     early = self.book.open[command.task_id].not_before - command.at
@@ -156,6 +169,10 @@ class Observer:
             routed = self._world.policy.routing.enabled  # then tasks wait for estimates, and for different classes
             hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
             hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
+        fence = fence_of(command.epoch, command.attempt)
+        last = self._fences.get(task.id, 0)
+        hold(fence > last, "S4", f"{name} of epoch {command.epoch} has fence {fence:#x}, the one before {last:#x}")
+        self._fences[task.id] = fence
         hold(command.attempt > entry.attempt, "3", f"{name} was started after attempt {entry.attempt}")
         spec = self.book.specs[class_of(command.agent_id)]
         fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
@@ -166,6 +183,17 @@ class Observer:
         placement = self._world.policy.placement
         bound = spec.slots + (placement.max_prefetch if placement.prefetch_s else 0)
         hold(held <= bound or adopted, "5", f"{command.agent_id} holds {held} attempts, {bound} are allowed")
+
+    def _record(self, command: RecordStep) -> None:
+        name = f"step {command.name} of {command.task_id} attempt {command.attempt}"
+        entry = self.book.open.get(command.task_id)
+        current = entry is not None and is_running(entry, command.attempt, command.epoch)
+        hold(current, "S2", f"{name} of epoch {command.epoch} is not of the current attempt")
+        steps = self._steps.setdefault(command.task_id, {})
+        hold(command.name not in steps, "S1", f"{name} was recorded twice")
+        steps[command.name] = command.value
+        self._apply(command)
+        self._world.note("step recorded")
 
     def _leave(self, task_id: TaskId) -> None:
         entry = self.book.open.get(task_id)
@@ -220,6 +248,31 @@ class Observer:
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
         self._apply(command)
         self.resolved[name] = outcome
+
+    # ── what agents do ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def begun(self, process: AgentProcess, command: StartAttempt, steps: Mapping[str, Payload | None]) -> None:
+        """An attempt begins in a process, with these recorded steps."""
+        name = f"{command.task_id} attempt {command.attempt} of epoch {command.epoch}"
+        fence = command.task_id, fence_of(command.epoch, command.attempt)
+        here = process.id, process.incarnation
+        hold(self._ran.setdefault(fence, here) == here, "S4", f"{name} runs on {here} and on {self._ran[fence]}")
+        on_disk = self._steps.get(command.task_id, {})
+        for step, value in steps.items():
+            hold(step in on_disk and on_disk[step] == value, "S1", f"{name} was given {step}, which is not on disk")
+        entry = self.book.open.get(command.task_id)
+        if entry is not None and is_running(entry, command.attempt, command.epoch):
+            missing = on_disk.keys() - steps.keys()
+            hold(not missing, "S3", f"{name} was not given {sorted(missing)}")
+        if steps:
+            self._world.note("step given to a later attempt")
+
+    def step_taken(self, answer: AnswerStep, value: Payload | None) -> None:
+        """An attempt goes on after a step, with this result."""
+        name = f"step {answer.name} of {answer.task_id} attempt {answer.attempt}"
+        steps = self._steps.get(answer.task_id, {})
+        hold(answer.name in steps, "S1", f"{name} went on and is not on disk")
+        hold(steps[answer.name] == value, "S1", f"{name} went on with another result than is on disk")
 
     # ── what callers are told ────────────────────────────────────────────────────────────────────────────────────
 

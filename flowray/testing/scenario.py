@@ -14,6 +14,7 @@ gives the whole text back with the answers that the core gives now, so equal tex
     agents NAME count= slots= tier= needs=a,b       submit ID priority= deadline= timeout= attempts= key= print= needs=
     ready AGENT [TASK/ATTEMPT[/EPOCH] ...]          lost AGENT      start_failed AGENT
     answer AGENT TASK [attempt= epoch= run=]        fail AGENT TASK [attempt= epoch= retryable=no]
+    step AGENT TASK NAME [value= attempt= epoch=]
     hand_back AGENT TASK [attempt= epoch=]          cancel ID       at SECONDS      restart      tail_lost N
     state
 """
@@ -36,6 +37,7 @@ from flowray.core.events import (
     AttemptReturned,
     CancelRequested,
     Event,
+    StepFinished,
     TaskSubmitted,
     Ticked,
 )
@@ -70,6 +72,7 @@ class Scenario:
             "answer": self._answer,
             "fail": self._fail,
             "hand_back": self._hand_back,
+            "step": self._step,
             "cancel": lambda words, _: self._tell(CancelRequested(TaskId(words[0]))),
             "at": self._at,
             "restart": self._restart,
@@ -208,6 +211,11 @@ class Scenario:
         retryable = named.get("retryable", "yes") == "yes"
         failure = Failure(kind="application", type="ConnectionError", message="reset", retryable=retryable)
         return self._tell(AttemptFinished(*self._token(words, named), failure=failure, run_s=1.0))
+
+    def _step(self, words: list[str], named: Mapping[str, str]) -> list[str]:
+        value = Payload(data=named.get("value", "ok").encode(), size_bytes=2)
+        token = self._token(words, named)
+        return self._tell(StepFinished(*token, self._incarnation(words[0]), words[2], value))
 
     def _hand_back(self, words: list[str], named: Mapping[str, str]) -> list[str]:
         return self._tell(AttemptReturned(*self._token(words, named)))
