@@ -682,7 +682,8 @@ class Coordination:
     def _adopt_or_stop(self, agent: Agent, one: Running) -> None:
         """The agent runs something that the book does not expect there: keep it if nobody else has it."""
         entry = self.book.open.get(one.task_id)
-        fresh = entry is not None and one.attempt > entry.attempt and one.epoch < self.epoch
+        # Not from an epoch before the last attempt's, whatever its number: its fence would be the lower one.
+        fresh = entry is not None and one.attempt > entry.attempt and entry.epoch <= one.epoch < self.epoch
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
             self._tell_to_stop(agent, one)
             return
