@@ -48,6 +48,7 @@ def make_task(
     least_quality: float | None = None,
     max_cost_usd: float | None = None,
     weights: Mapping[str, float] | None = None,
+    exclusive: bool = False,
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -85,6 +86,8 @@ def make_task(
     _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
     _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
     weighed = _checked_weights(weights or {})
+    if not isinstance(exclusive, bool):
+        raise InvalidTask("exclusive", f"must be True or False, got {exclusive!r}")
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -106,6 +109,7 @@ def make_task(
         least_quality=least_quality,
         max_cost_usd=max_cost_usd,
         weights=weighed,
+        exclusive=exclusive,
     )
 
 

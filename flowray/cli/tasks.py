@@ -51,6 +51,9 @@ def submit(
         list[str] | None,
         typer.Option("--weight", metavar="NAME=NUMBER", help="Of the routing policy, for this task; may be repeated."),
     ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="No two attempts at the same time, even if one must wait for that.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -76,6 +79,7 @@ def submit(
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
             weights=weights,
+            exclusive=exclusive,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

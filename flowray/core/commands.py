@@ -85,7 +85,7 @@ class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True):
     task_id: TaskId
     attempt: int
     at: float
-    arrow: str  # requeued | failed (see states)
+    arrow: str  # requeued | failed | held_back (see states)
     failure: Failure | None = None
     counts: str = ""  # which bound it uses up: failures | losses | kills | ""
     not_before: float = 0.0

@@ -199,7 +199,9 @@ class Coordination:
                     core.asking.leave_out(task_id, "recovered")
                 core._lane(entry.task).push(entry.task, entry.seq)
             elif entry.state is TaskState.BACKING_OFF:
-                core.timers.set("backoff", task_id, entry.not_before)
+                # Its last attempt may have been told to stop, and not have said yet that it did.
+                fence_s = core.policy.fence_s if entry.task.exclusive and keep_agents else 0.0
+                core.timers.set("backoff", task_id, max(entry.not_before, now + fence_s))
             else:
                 core._claims.setdefault(entry.agent_id, {})[task_id] = None
                 core.timers.set("adoption", task_id, now + grace_s)
@@ -472,6 +474,7 @@ class Coordination:
             del agent.outstanding[event.task_id]
         elif token in agent.stopping:
             del agent.stopping[token]
+            self._is_over(token)
             run_s = None  # how long it ran until it was stopped says nothing of its agent
             if not agent.stopping:
                 self.timers.clear("grace", agent.id)
@@ -502,8 +505,11 @@ class Coordination:
         self._commit(failed)
         self.timers.set("backoff", task_id, not_before)
 
-    def _attempt_lost(self, entry: Entry, failure: Failure, counts: str) -> None:
-        """The attempt ended without an answer, through no fault of the agent's code: again, elsewhere, at once."""
+    def _attempt_lost(self, entry: Entry, failure: Failure, counts: str, over_in_s: float = 0.0) -> None:
+        """The attempt ended without an answer, through no fault of the agent's code: again, elsewhere, at once.
+
+        Where it may go on for `over_in_s`, or was told to stop and has not answered, an exclusive task waits.
+        """
         retry = self.policy.retry
         self.timers.clear("attempt", entry.task.id)
         if counts == "kills" and entry.kills + 1 >= retry.poison_kills:
@@ -512,9 +518,38 @@ class Coordination:
         elif counts and entry.losses + 1 >= retry.max_losses:
             message = f"{entry.losses + 1} attempts were lost; the last: {failure.message}"
             self._give_up(entry, Failure(kind="agent_lost", message=message))
+        elif entry.task.exclusive and (over_in_s or self._goes_on(entry.task.id)):
+            not_before = self.now + over_in_s
+            self._commit(RequeueTask(entry.task.id, entry.attempt, self.now, "held_back", failure, counts, not_before))
+            self.timers.set("backoff", entry.task.id, not_before)
         else:
             self._commit(RequeueTask(entry.task.id, entry.attempt, self.now, "requeued", failure, counts))
             self._place(entry, self._lane(entry.task))
+
+    # ── tasks: exclusive ones ────────────────────────────────────────────────────────────────────────────────────
+
+    def _goes_on(self, task_id: TaskId) -> bool:
+        """Was an attempt of it told to stop, and has not said yet that it did?"""
+        return any(token[0] == task_id for agent in self.registry.agents() for token in agent.stopping)
+
+    def _is_over(self, token: tuple[TaskId, int, int]) -> None:
+        """An attempt that was told to stop has ended: an exclusive task need not wait for that any more."""
+        entry = self.book.open.get(token[0])
+        waits = entry is not None and entry.task.exclusive and entry.state is TaskState.BACKING_OFF
+        if entry is not None and waits and token[1:] == (entry.attempt, entry.epoch):
+            self.timers.set("backoff", token[0], max(entry.not_before, self.now))
+
+    def _may_go_on(self, task_id: TaskId) -> None:
+        """An attempt of it may be running where nobody can stop it: an exclusive task waits until it is over."""
+        entry = self.book.open.get(task_id)
+        if entry is not None and entry.task.exclusive and entry.state is TaskState.BACKING_OFF:
+            self.timers.set("backoff", task_id, max(entry.not_before, self.now + self.policy.fence_s))
+
+    def may_lease(self, agent_id: AgentId, incarnation: int) -> bool:
+        """Is this life of the agent one that is given attempts, and has it not been given up?"""
+        agent = self.registry.agent(agent_id)
+        alive = agent is not None and agent.state in (AgentState.READY, AgentState.DRAINING)
+        return alive and agent is not None and agent.incarnation == incarnation
 
     def _give_up(self, entry: Entry, failure: Failure) -> None:
         self._resolve(entry, TaskState.DEAD, failure=failure)
@@ -635,6 +670,8 @@ class Coordination:
         # Waiting with a number: this life of it was declared over, so a late report of it changes nothing.
         over = event.incarnation == known and agent is not None and agent.state is AgentState.WAITING
         if agent is None or event.incarnation < known or over or agent.state is AgentState.BROKEN:
+            for one in event.running:
+                self._may_go_on(one.task_id)
             self._out.append(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
             return
         # Higher than ours only when the journal is an older copy: StartAgent waits for the disk.
@@ -664,7 +701,13 @@ class Coordination:
                     self.timers.set("attempt", entry.task.id, self.now + entry.task.attempt_timeout_s)
             else:
                 agent.outstanding.pop(entry.task.id, None)
-                self._attempt_lost(entry, Failure(kind="agent_lost", message="its agent does not have it"), "losses")
+                over_in_s = 0.0
+                if entry.incarnation != agent.incarnation:
+                    over_in_s = self.policy.fence_s
+                elif entry.task.exclusive:  # this may be a report from before it had it
+                    self._tell_to_stop(agent, Running(*token))
+                lost = Failure(kind="agent_lost", message="its agent does not have it")
+                self._attempt_lost(entry, lost, "losses", over_in_s)
         for one in said.values():
             self._adopt_or_stop(agent, one)
 
@@ -702,19 +745,19 @@ class Coordination:
         if agent is None or agent.incarnation != event.incarnation:
             return
         if agent.state in (AgentState.STARTING, AgentState.READY, AgentState.DRAINING):
-            self._lose(agent, event.cause or "its process ended")
+            self._lose(agent, event.cause or "its process ended", certain=event.certain)
 
     def _on_start_failed(self, event: AgentStartFailed) -> None:
         agent = self.registry.agent(event.agent_id)
         if agent is None or agent.incarnation != event.incarnation or agent.state is not AgentState.STARTING:
             return
         if not self.registry.start_failed(agent, event.failure):
-            self._lose(agent, f"it did not start: {event.failure.type}: {event.failure.message}")
+            self._lose(agent, f"it did not start: {event.failure.type}: {event.failure.message}", certain=False)
             return
         self.registry.move(agent, "gave_up")
         self.timers.clear("start", agent.id)
         self._unbind(agent.agent_class)
-        self._requeue_all(agent, "it did not start", blame=False)
+        self._requeue_all(agent, "it did not start", blame=False, certain=False)
         self._give_up_hopeless(agent.agent_class)
 
     def _give_up_hopeless(self, one: AgentClass) -> None:
@@ -726,13 +769,21 @@ class Coordination:
                     self._leave_queue(entry)
                     self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
 
-    def _lose(self, agent: Agent, cause: str) -> None:
-        """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving."""
+    def _lose(self, agent: Agent, cause: str, *, certain: bool) -> None:
+        """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving.
+
+        Where it is not certain that its process has ended, exclusive tasks wait until it must have stopped them.
+        """
         draining = agent.state is AgentState.DRAINING
         self.registry.move(agent, "lost")
         self.timers.clear("start", agent.id)
         self.timers.clear("grace", agent.id)
-        agent.stopping.clear()
+        stopping, agent.stopping = agent.stopping, {}
+        for token in stopping:
+            if certain:
+                self._is_over(token)
+            else:
+                self._may_go_on(token[0])
         agent.prefetch, agent.service_s = 0, -1.0
         agent.agent_class.update(agent)
         if draining:
@@ -740,11 +791,11 @@ class Coordination:
         else:
             self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
         self._unbind(agent.agent_class)
-        self._requeue_all(agent, cause, blame=True)
+        self._requeue_all(agent, cause, blame=True, certain=certain)
         if draining:
             self._give_up_hopeless(agent.agent_class)
 
-    def _requeue_all(self, agent: Agent, cause: str, *, blame: bool) -> None:
+    def _requeue_all(self, agent: Agent, cause: str, *, blame: bool, certain: bool) -> None:
         held = self._held_or_claimed(agent)
         agent.outstanding.clear()
         for position, task_id in enumerate(held):
@@ -752,7 +803,8 @@ class Coordination:
             self._unclaim(entry)
             # An agent takes its attempts in order: only as many as it has slots can have been running.
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
-            self._attempt_lost(entry, Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}"), counts)
+            lost = Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}")
+            self._attempt_lost(entry, lost, counts, 0.0 if certain else self.policy.fence_s)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -767,6 +819,10 @@ class Coordination:
 
     def _backoff_over(self, key: str) -> None:
         entry = self.book.open[TaskId(key)]
+        if entry.task.exclusive and self._goes_on(entry.task.id):
+            # Looked at again when it says that it is over, or its agent is lost: within this time.
+            self.timers.set("backoff", key, self.now + self.policy.cancel_grace_s)
+            return
         self._commit(WakeTask(entry.task.id, self.now))
         self._place(entry, self._lane(entry.task))
 
@@ -793,7 +849,7 @@ class Coordination:
     def _lose_quietly(self, agent: Agent, cause: str) -> None:
         """Lose an agent by our own decision: its other attempts are not to blame."""
         blamed, agent.slots = agent.slots, 0
-        self._lose(agent, cause)
+        self._lose(agent, cause, certain=False)
         agent.slots = blamed
 
     def _restart_due(self, key: str) -> None:
@@ -811,7 +867,7 @@ class Coordination:
         entry = self.book.open[TaskId(key)]
         self._unclaim(entry)
         failure = Failure(kind="agent_lost", message=f"{entry.agent_id} did not report after a coordinator restart")
-        self._attempt_lost(entry, failure, "losses")
+        self._attempt_lost(entry, failure, "losses", self.policy.fence_s)
 
     def _hopeless_found(self, key: str) -> None:
         for one in self.registry.classes():

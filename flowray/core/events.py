@@ -85,11 +85,12 @@ class AgentReady(Struct, frozen=True):
 
 
 class AgentLost(Struct, frozen=True):
-    """An agent's process is gone (certain: its process ended, or its node was declared dead)."""
+    """An agent's process is gone."""
 
     agent_id: AgentId
     incarnation: int
     cause: str = ""
+    certain: bool = True  # seen dead; not where it can only not be reached (a node declared dead) or was told to end
 
 
 class AgentStartFailed(Struct, frozen=True):

@@ -49,6 +49,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     least_quality: float | None = None  # 0..1; an answer that its agent reports to be worth less is a failed attempt
     max_cost_usd: float | None = None  # what one attempt should cost at most, > 0; None for no limit
     weights: dict[str, float] = {}  # of the routing policy, for this task alone (`flowray.core.routing.WEIGHTS`)
+    exclusive: bool = False  # no two attempts may run at the same time, whatever that costs in time
 
     @property
     def size_bytes(self) -> int:

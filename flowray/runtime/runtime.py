@@ -284,6 +284,7 @@ class Runtime:
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
         weights: Mapping[str, float] | None = None,
+        exclusive: bool = False,
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
@@ -297,6 +298,11 @@ class Runtime:
         is what an attempt should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than
         `least_quality` is a failed attempt: another class of agents is asked, as long as `max_attempts` allows, and
         then without thrift.
+
+        Attempts of one task may overlap for a moment: where its agent cannot be reached, and lives, the next attempt
+        begins all the same (only one outcome counts). With `exclusive` that cannot be: where it is not certain that an
+        attempt is over, the next waits for `core.fence_s`, and an agent that hears nothing of the coordinator for so
+        long ends what is exclusive.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -323,6 +329,7 @@ class Runtime:
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
             weights=weights,
+            exclusive=exclusive,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 

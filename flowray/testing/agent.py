@@ -8,6 +8,7 @@ What an agent must do for the core's promises to hold, in the simulation as in p
 - to a new coordinator: first the answers kept, then AgentReady with what it holds;
 - answer every CancelAttempt, also for what it does not have: the coordinator holds a slot until then;
 - hand back what it has not begun when it is stuck;
+- run exclusive attempts only under a lease, and end them when it is over;
 - go on after a step only when a coordinator has answered that it is recorded, and ask again until one does.
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flowray.core.commands import AnswerStep, StartAttempt
 from flowray.core.events import AgentReady, AttemptFinished, AttemptReturned, StepFinished
+from flowray.core.fencing import STOP_S, Lease
 from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
 from flowray.testing.network import Link
 
@@ -102,6 +104,9 @@ class AgentProcess:
         self.running: dict[Token, Run] = {}
         self._left: dict[Token, list[tuple[str, Payload | None]]] = {}  # steps that a running attempt has yet to record
         self._asked: dict[Token, StepFinished] = {}  # of those, what it waits for
+        self._lease = Lease(world.policy.lease_s)
+        self._leasing = False
+        self.exclusive: set[Token] = set()  # of what it holds
         self.unacknowledged: dict[Token, AttemptFinished] = {}
         self._seen: dict[Token, None] = {}  # attempts taken lately: a repeat is not taken again
         self._held: list[Callable[[], None]] = []  # what arrived or fell due while hung
@@ -120,6 +125,8 @@ class AgentProcess:
         held, self._held = self._held, []
         for do in held:
             self._do(do)
+        for token in list(self.running):
+            self.world.observer.runs(self, token)
 
     def _do(self, do: Callable[[], None]) -> None:
         if not self.alive:
@@ -188,6 +195,11 @@ class AgentProcess:
         if len(self._seen) > SEEN:
             del self._seen[next(iter(self._seen))]
         self.queue[token] = command, task, steps
+        if task.exclusive:
+            self.exclusive.add(token)
+            if not self._leasing:
+                self._leasing = True
+                self._renew()
         self._begin()
         if token in self.queue and not self._watching:
             self._watching = True
@@ -204,6 +216,7 @@ class AgentProcess:
                 self.world.clock.after(soon, lambda: self._do(lambda: self._end(token, run, soon, stopped)))
         elif token in self.queue:
             del self.queue[token]
+            self.exclusive.discard(token)
             self._keep(token, AttemptFinished(*token, self.id, failure=stopped))
         elif token not in self.unacknowledged:
             self.world.note("told to stop what it does not have")
@@ -217,13 +230,57 @@ class AgentProcess:
     def _begin(self) -> None:
         while self.queue and len(self.running) < self.spec.slots:
             token, (command, task, steps) = next(iter(self.queue.items()))
+            if task.exclusive and not self._lease.valid(self.world.clock.now):
+                self.world.note("waited for a lease")
+                return
             del self.queue[token]
             self.world.observer.begun(self, command, steps)
             run = self.world.behaviour.begin(self, command, task, steps)
             self.running[token] = run
             self._left[token] = list(run.steps)
+            self.world.observer.runs(self, token)
             self._last_end = self.world.clock.now
             self._work(token, run)
+
+    # ── exclusive attempts ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _renew(self) -> None:
+        """Ask for a lease, and again as long as there is something exclusive."""
+        self._leasing = bool(self.exclusive)
+        if not self._leasing:
+            return
+        if self.stream is not None:
+            number = self._lease.ask(self.world.clock.now)
+            grant = partial(self.stream.down, partial(self._do, partial(self._leased, number)))
+            self.stream.up(partial(self.stream.coordinator.lease, self.id, self.incarnation, grant))
+        self.world.clock.after(self._lease.renew_every_s, partial(self._do, self._renew))
+
+    def _leased(self, number: int) -> None:
+        before = self._lease.until
+        self._lease.granted(number)
+        if self._lease.until > before:
+            until = self._lease.until
+            self.world.clock.at(until, partial(self._do, self._fence_off))
+            self._begin()
+
+    def _fence_off(self) -> None:
+        """The lease may be over: what must not run without one is ended, with its process if it does not stop."""
+        now = self.world.clock.now
+        if self._lease.valid(now):
+            return
+        stopped = Failure(kind="cancelled", type="TaskCancelled", message="no word from a coordinator")
+        for token in [token for token in self.running if token in self.exclusive]:
+            self.world.note("fenced itself off")
+            if self.running[token].heeds_cancel:
+                self._end(token, self.running[token], 0.0, stopped)
+            else:
+                self.world.clock.after(STOP_S * 0.9, partial(self._do, partial(self._end_with_all, token)))
+
+    def _end_with_all(self, token: Token) -> None:
+        if token in self.running:
+            self.world.crash(self)
+
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _work(self, token: Token, run: Run) -> None:
         """Until the next step, or to the end: the steps part the attempt's time evenly."""
@@ -274,6 +331,7 @@ class AgentProcess:
         if self.running.get(token) is not run:
             return
         del self.running[token], self._left[token]
+        self.exclusive.discard(token)
         self._asked.pop(token, None)
         self._last_end = self.world.clock.now
         if run.kills and stopped is None:
@@ -326,5 +384,6 @@ class AgentProcess:
             return
         for token in list(self.queue):
             del self.queue[token]
+            self.exclusive.discard(token)
             self.world.note("attempt handed back")
             self.stream.up(partial(self.stream.coordinator.hear, AttemptReturned(*token, self.id)))

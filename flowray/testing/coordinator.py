@@ -7,7 +7,9 @@ The protocol, which the Ray shell keeps too:
 - an answer of an agent is acknowledged when everything it led to is on disk;
 - no caller is told anything, not even a refusal, by a process whose epoch is over: a reply with nothing to wait for
   still looks at the fence;
-- an attempt that is given recorded steps starts when these are on disk, unless it is over by then;
+- an attempt that is given recorded steps starts when these are on disk, unless it is over by then; so does one of an
+  exclusive task;
+- leases are given to agents that the core has not given up, by a coordinator whose epoch is in force;
 - a step of an agent that has not said what it holds is put off: whether its attempt is current is not known before;
 - a repeat of a task that ended long ago is recognised in the store, before the core is asked.
 """
@@ -47,7 +49,7 @@ from flowray.core.events import (
     TaskSubmitted,
     Ticked,
 )
-from flowray.core.model import AgentSpec, Outcome, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Outcome, Task, TaskId
 from flowray.testing.journal import Writer
 
 if TYPE_CHECKING:
@@ -137,6 +139,15 @@ class CoordinatorProcess:
                 stream.down(partial(stream.agent.step_answered, AnswerStep(*token, event.name, "later")))
 
         self._receive(take)
+
+    def lease(self, agent_id: AgentId, incarnation: int, grant: Callable[[], None]) -> None:
+        """An agent asks whether it may go on with exclusive attempts."""
+
+        def answer() -> None:
+            if (agent_id, incarnation) in self.streams and self.core.may_lease(agent_id, incarnation):
+                self._when_synced(grant)
+
+        self._receive(answer)
 
     def hear(self, event: Event) -> None:
         """Anything that nobody waits for: notices of death, attempts handed back."""
@@ -235,7 +246,7 @@ class CoordinatorProcess:
     def _starts_late(self, command: Command) -> bool:
         """An attempt that must not start before everything that led to it is on disk."""
         entry = self.core.book.open.get(command.task_id) if isinstance(command, StartAttempt) else None
-        return entry is not None and bool(entry.steps)
+        return entry is not None and (entry.task.exclusive or bool(entry.steps))
 
     def _when_synced(self, do: Callable[[], None]) -> None:
         """Do it once everything appended so far is on disk; not at all if this epoch is over by then."""

@@ -20,6 +20,7 @@ O3  the most urgent, then the oldest, goes first (where nobody routes: else, amo
 S1  what a step came to is on disk before its attempt goes on, and never changes
 S2  only the current attempt records
 S3  an attempt is given every step recorded before it, and no other
+X1  attempts of an exclusive task do not overlap (what is stopped, as by `kill -STOP`, does not run)
 S4  of a task's attempts a later one has a higher fence, and no two have the same
 R1  whom a router's estimates chose could be chosen, with a known probability
 """
@@ -267,6 +268,16 @@ class Observer:
         if steps:
             self._world.note("step given to a later attempt")
 
+    def runs(self, process: AgentProcess, token: tuple[TaskId, int, int]) -> None:
+        """An attempt begins, or goes on after its process was stopped."""
+        if token not in process.exclusive:
+            return
+        for other in self._world.processes.values():
+            if other is not process and not other.hung:
+                beside = [one for one in other.running if one[0] == token[0]]
+                hold(not beside, "X1", f"{token} runs on {process.id} beside {beside} on {other.id}")
+        hold(sum(one[0] == token[0] for one in process.running) == 1, "X1", f"{token} runs twice on {process.id}")
+
     def step_taken(self, answer: AnswerStep, value: Payload | None) -> None:
         """An attempt goes on after a step, with this result."""
         name = f"step {answer.name} of {answer.task_id} attempt {answer.attempt}"
@@ -363,6 +374,8 @@ class Observer:
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):
                 world.note(f"refused: {command.reason}")
+            elif isinstance(command, RequeueTask) and command.arrow == "held_back":
+                world.note("held back")
             elif isinstance(command, KnownTask) and command.task_id != command.submitted_id:
                 world.note("repeat recognised by its key")
         core = coordinator.core

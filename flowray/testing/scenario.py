@@ -12,7 +12,8 @@ gives the whole text back with the answers that the core gives now, so equal tex
 
     policy retry.backoff_s=1 cancel_grace_s=2 ...   only at the beginning
     agents NAME count= slots= tier= needs=a,b       submit ID priority= deadline= timeout= attempts= key= print= needs=
-    ready AGENT [TASK/ATTEMPT[/EPOCH] ...]          lost AGENT      start_failed AGENT
+                                                    exclusive=yes
+    ready AGENT [TASK/ATTEMPT[/EPOCH] ...]          lost AGENT [certain=no]      start_failed AGENT
     answer AGENT TASK [attempt= epoch= run=]        fail AGENT TASK [attempt= epoch= retryable=no]
     step AGENT TASK NAME [value= attempt= epoch=]
     hand_back AGENT TASK [attempt= epoch=]          cancel ID       at SECONDS      restart      tail_lost N
@@ -174,6 +175,7 @@ class Scenario:
             max_attempts=int(named.get("attempts", "3")),
             key=named.get("key", ""),
             fingerprint=named.get("print", ""),
+            exclusive=named.get("exclusive", "no") == "yes",
         )
         return self._tell(TaskSubmitted(task))
 
@@ -189,7 +191,8 @@ class Scenario:
         return self._tell(AgentReady(AgentId(words[0]), self._incarnation(words[0]), tuple(running)))
 
     def _lost(self, words: list[str], named: Mapping[str, str]) -> list[str]:
-        return self._tell(AgentLost(AgentId(words[0]), self._incarnation(words[0]), "killed"))
+        certain = named.get("certain", "yes") == "yes"
+        return self._tell(AgentLost(AgentId(words[0]), self._incarnation(words[0]), "killed", certain))
 
     def _start_failed(self, words: list[str], named: Mapping[str, str]) -> list[str]:
         failure = Failure(kind="application", type="OSError", message="no model file")

@@ -124,6 +124,7 @@ class Simulation:
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
         weights: Mapping[str, float] | None = None,
+        exclusive: bool = False,
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
 
@@ -149,6 +150,7 @@ class Simulation:
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,
             weights=weights,
+            exclusive=exclusive,
         )
         handle = Handle(self, self._caller(task, resubmits=0))
         self._accepted([handle])

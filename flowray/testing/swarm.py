@@ -68,6 +68,8 @@ SOMETIMES = (
     "expired while waiting",
     "explored",
     "failover attempt",
+    "fenced itself off",
+    "held back",
     "older epoch refused by an agent",
     "prefetched",
     "refused: conflict",
@@ -85,6 +87,7 @@ SOMETIMES = (
     "tail lost",
     "taken over from a class that was waited for",
     "told to stop what it does not have",
+    "waited for a lease",
     "waited for estimates in vain",
     "zombie went on",
     "zombie writer fenced",
@@ -205,7 +208,7 @@ def _draw_plans(
 ) -> tuple[Plan, ...]:
     plans: list[Plan] = []
     effects = Random(f"{rng.random()}/effects")  # on its own, so that more of it changes nothing else
-    stepped = effects.choice((0.0, 0.3, 0.8))
+    stepped, alone = effects.choice((0.0, 0.3, 0.8)), effects.choice((0.0, 0.0, 0.3, 1.0))
     priorities = rng.choice(((0,), (0, 5), (-1, 0, 1, 9)))
     burst = rng.random() < 0.3
     keyed, cancelled, twice, killers = rng.random() * 0.4, rng.random() * 0.3, rng.random() * 0.3, rng.random() * 0.02
@@ -232,6 +235,7 @@ def _draw_plans(
             max_attempts=rng.choice((1, 3, 3, 5)),
             key=key,
             fingerprint=fingerprint,
+            exclusive=effects.random() < alone,
             labels=({"kills": "yes"} if rng.random() < killers else {}) | _draw_steps(effects, stepped),
         )
         plans.append(
@@ -309,6 +313,7 @@ def _draw_policy(rng: Random) -> CorePolicy:
         cancel_grace_s=rng.choice((0.3, 5.0)),
         adoption_s=rng.choice((0.3, 2.0, 5.0)),
         start_timeout_s=rng.choice((2.0, 10.0)),
+        fence_s=Random(f"{rng.random()}/fence").choice((3.0, 11.0)),
     )
 
 

@@ -271,7 +271,7 @@ class World:
     def _die_falsely(self, process: AgentProcess, lives_on_s: float) -> None:
         self.trace.line(f"{process.id}#{process.incarnation} is reported dead and lives on")
         self.note("reported dead and lives on")
-        self.tell_leader(0.0, AgentLost(process.id, process.incarnation, "node declared dead"))
+        self.tell_leader(0.0, AgentLost(process.id, process.incarnation, "node declared dead", certain=False))
         self.clock.after(self.rng.uniform(0.0, lives_on_s), lambda: self.crash(process))
 
     def heal(self) -> None:
