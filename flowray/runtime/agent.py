@@ -26,7 +26,8 @@ from ray import cloudpickle
 from flowray.agents import AgentDescription, Context, Voice, check_runnable, describe, wants_context
 from flowray.attempts import failure_of, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
-from flowray.runtime.messages import Begin, Cancel, Finished, Held, Report, Returned, Start, Step
+from flowray.runtime.leases import LeaseKeeper, Tokens
+from flowray.runtime.messages import Begin, Cancel, Finished, Held, Renew, Report, Returned, Start, Step
 from flowray.runtime.payloads import PayloadDesk
 from flowray.runtime.recording import StepDesk, StepRecorder
 from flowray.steps import Steps
@@ -64,7 +65,7 @@ class Surroundings(Protocol):
         """There is what may get stuck: `hand_back_when_stuck` and `overdue` want to be asked. From any thread."""
         ...
 
-    def report(self, report: Report | Step) -> bool:
+    def report(self, report: Report | Step | Renew) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         ...
 
@@ -96,6 +97,13 @@ class AgentHost:
             inline_bytes=message.inline_bytes,
             payload_bytes=message.payload_bytes,
         )
+        self._unleased: list[Attempt] = []  # exclusive ones that may not begin yet; guarded by the lock
+        self.leases = LeaseKeeper(
+            message.lease_s,
+            self,
+            ask=lambda number: around.report(Renew(message.agent_id, message.incarnation, number)),
+            later=lambda delay_s, call: around.loop.call_later(delay_s, call),
+        )
         self.steps = StepDesk(
             message.agent_id,
             message.incarnation,
@@ -122,6 +130,11 @@ class AgentHost:
             crowded = len(self._attempts) > self._begin.spec.slots
         if crowded:
             self._around.stir()
+        if message.task.exclusive:
+            self.leases.need()
+        self._dispatch(attempt)
+
+    def _dispatch(self, attempt: Attempt) -> None:
         if not self.is_async:
             self._inbox.put(attempt)
         elif self._busy < self._begin.spec.slots:
@@ -145,6 +158,8 @@ class AgentHost:
             self._add(Finished(*token, failure=Failure(kind="cancelled", message="not here")))
         elif attempt.task is not None:
             attempt.task.cancel()
+        elif attempt.start.task.exclusive:
+            self.release()  # it need not wait for a lease in order to end
 
     def acknowledged(self, last: int) -> None:
         """Results up to this number are on disk."""
@@ -185,6 +200,43 @@ class AgentHost:
             if not batch:
                 return None
             return Report(self._begin.agent_id, self._begin.incarnation, self._sent + len(batch), batch)
+
+    # ── exclusive attempts (`leases.Exclusive`) ──────────────────────────────────────────────────────────────────
+
+    def held(self) -> bool:
+        """Are there exclusive attempts, begun or not?"""
+        with self._lock:
+            return any(attempt.start.task.exclusive for attempt in self._attempts.values())
+
+    def stop(self) -> Tokens:
+        """Tell those that have begun to stop; which."""
+        with self._lock:
+            begun = {t: a for t, a in self._attempts.items() if a.start.task.exclusive and a.begun_at}
+            for attempt in begun.values():
+                attempt.cancelled = True
+                if attempt.ctx is not None:
+                    attempt.ctx.cancelled = True
+        tasks = [attempt.task for attempt in begun.values() if attempt.task is not None]
+
+        def cancel() -> None:
+            for task in tasks:
+                task.cancel()
+
+        if tasks:
+            self._around.soon(cancel)
+        return frozenset(begun)
+
+    def runs(self, tokens: Tokens) -> bool:
+        """Does one of these still run?"""
+        with self._lock:
+            return any(token in self._attempts for token in tokens)
+
+    def release(self) -> None:
+        """There may be a lease: those that wait for one are tried again. On the loop."""
+        with self._lock:
+            unleased, self._unleased = self._unleased, []
+        for attempt in unleased:
+            self._dispatch(attempt)
 
     # ── called from elsewhere ────────────────────────────────────────────────────────────────────────────────────
 
@@ -361,6 +413,9 @@ class AgentHost:
         token = (start.task.id, start.attempt, start.epoch)
         with self._lock:
             if token not in self._attempts:
+                return False
+            if start.task.exclusive and not attempt.cancelled and not self.leases.valid():
+                self._unleased.append(attempt)
                 return False
             attempt.begun_at = time.monotonic()
             cancelled = attempt.cancelled

@@ -40,7 +40,7 @@ from flowray.core.commands import (
 )
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentLost
-from flowray.core.model import Outcome
+from flowray.core.model import AgentId, Outcome
 from flowray.core.states import AgentState
 from flowray.errors import MeshError, PayloadError, StoreError
 from flowray.mesh.doors import OUTSIDE
@@ -62,9 +62,11 @@ from flowray.runtime.messages import (
     Farewell,
     Introduction,
     Learn,
+    Leased,
     Listening,
     Question,
     Reach,
+    Renew,
     Renewed,
     Reply,
     Report,
@@ -304,7 +306,7 @@ class Coordinator:
         for agent in self._core.registry.agents():
             if agent.state is AgentState.STARTING and self._pools.process(agent.id, agent.incarnation) is None:
                 cause = "it was gone when the coordinator came back"
-                self._pump.put(AgentLost(agent.id, agent.incarnation, cause))
+                self._pump.put(AgentLost(agent.id, agent.incarnation, cause, certain=False))
 
     def _store_failed(self, error: StoreError) -> None:
         print(f"flowray coordinator stops: {error}", file=sys.stderr, flush=True)  # noqa: T201
@@ -349,9 +351,12 @@ class Coordinator:
             self._pools.stop(command.agent_id, command.incarnation)
 
     def _starts_at_once(self, command: StartAttempt) -> bool:
-        """Not an attempt that is given what earlier ones recorded: that must be on disk before user code sees it."""
+        """Not an attempt that is given what earlier ones recorded: that must be on disk before user code sees it.
+
+        Nor one of an exclusive task: the next coordinator must know of it.
+        """
         entry = self._core.book.open.get(command.task_id)
-        return entry is None or not entry.steps
+        return entry is None or not (entry.steps or entry.task.exclusive)
 
     def _send_attempt(self, command: StartAttempt) -> None:
         if command.reason == "adopted":
@@ -397,12 +402,14 @@ class Coordinator:
             except msgspec.DecodeError as error:
                 self._endpoint.forget(peer.name, f"it sent something that is no message: {error}")
                 return
-            if isinstance(message, Report | Step):
+            if isinstance(message, Report | Step | Renew):
                 if self._doorway.is_outside(peer.name):
                     self._endpoint.forget(peer.name, "clients outside the cluster have no agents to report of")
                     return
                 if isinstance(message, Step):
                     self._take_step(peer, message)
+                elif isinstance(message, Renew):
+                    self._lease(message)
                 else:
                     self._take_report(peer, message)
             elif isinstance(message, Submit):
@@ -500,6 +507,23 @@ class Coordinator:
             self._pump.put(event_of(message))
         else:
             peer.send_anyway(messages.encode(StepAnswer(message.agent_id, message.number, "later")))
+
+    def _lease(self, message: Renew) -> None:
+        """An agent asks whether its exclusive attempts may go on. Answered only in an epoch that is in force."""
+        loop = asyncio.get_running_loop()
+
+        def done(error: StoreError | None) -> None:
+            loop.call_soon_threadsafe(self._leased, message, error)
+
+        if self._core.may_lease(AgentId(message.agent_id), message.incarnation):
+            self._store.confirm_epoch(done)
+
+    def _leased(self, message: Renew, error: StoreError | None) -> None:
+        if error is not None:
+            self._store_failed(error)
+        process = self._pools.process(message.agent_id, message.incarnation)
+        if process is not None:
+            process.link.send(Leased(message.agent_id, message.number))
 
     async def report(self, message: Report) -> None:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""
