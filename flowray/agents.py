@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -27,9 +28,10 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from flowray.errors import ConfigError, NotConnected
-from flowray.steps import InMemory, Steps
+from flowray.steps import InMemory, Recorder, Steps
 
 _ATTRIBUTE = "__flowray_agent__"
+_making = threading.Lock()  # held while a context makes what only some of them need
 C = TypeVar("C", bound=Callable[..., Any])
 _MAX_TOPICS = 100  # subscribed to by one agent
 _MAX_TOPIC = 200  # characters of its name
@@ -93,9 +95,10 @@ class Context:
     voice: Voice | None = field(default=None, repr=False)  # None where there is nobody to talk to
     task_id: str = ""  # "" while a message is handled
     epoch: int = 0  # of the coordinator that started the attempt
-    steps: Steps | None = field(default=None, repr=False)  # None: kept in memory, for contexts made by hand
+    recorder: Callable[[], Recorder] | None = field(default=None, repr=False)  # None: in memory, for tests by hand
     _quality: float | None = field(default=None, init=False, repr=False)
     _cost_usd: float | None = field(default=None, init=False, repr=False)
+    _steps: Steps | None = field(default=None, init=False, repr=False)
 
     @property
     def quality(self) -> float | None:
@@ -153,12 +156,14 @@ class Context:
         return self._effects("idempotency_key").idempotency_key(step)
 
     def _effects(self, what: str) -> Steps:
-        if self.steps is None:
-            if not self.task_id:
-                problem = f"{self.agent_id} runs no task here, and this belongs to one"
-                raise ConfigError(f"ctx.{what}", problem, "use it in `run`; a context made by hand wants a task_id")
-            self.steps = Steps(self.task_id, self.attempt, self.epoch, InMemory())
-        return self.steps
+        if not self.task_id:
+            problem = f"{self.agent_id} runs no task here, and this belongs to one"
+            raise ConfigError(f"ctx.{what}", problem, "use it in `run`; a context made by hand wants a task_id")
+        with _making:
+            if self._steps is None:
+                make = self.recorder or InMemory
+                self._steps = Steps(self.task_id, self.attempt, self.epoch, make())
+            return self._steps
 
     def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
         """Ask another agent; the value is what its `on_message` returns. Sent at once, whether awaited or not.

@@ -10,7 +10,7 @@ import pytest
 import flowray as fr
 from flowray.core.fencing import fence_of, idempotency_key
 from flowray.errors import ConfigError, StepLimit
-from flowray.steps import InMemory, Steps
+from flowray.steps import InMemory
 from flowray.testing import Crash, Simulation
 
 
@@ -41,7 +41,7 @@ def test_what_is_recorded_is_not_run_again() -> None:
         return [await ctx.step("b", work, attempt), await ctx.step("c", async_work, attempt)]
 
     for attempt in (1, 2):
-        ctx = context(attempt=attempt, steps=Steps("t", attempt, 1, recorder))
+        ctx = context(attempt=attempt, recorder=lambda: recorder)
         assert ctx.step("a", work, attempt) == 1
         assert asyncio.run(both(ctx, attempt)) == [1, 1]
     assert runs == [1, 1, 1]
@@ -95,7 +95,7 @@ def test_functions_that_are_none() -> None:
 def test_a_full_task_is_told_before_the_function_runs() -> None:
     recorder = InMemory()
     recorder.values.update({f"s{number}": number for number in range(256)})
-    ctx = context(steps=Steps("t", 1, 1, recorder))
+    ctx = context(recorder=lambda: recorder)
     ran: list[int] = []
     assert ctx.step("s7", lambda: ran.append(1)) == 7
     with pytest.raises(StepLimit, match="has 256 recorded steps"):

@@ -520,6 +520,8 @@ class Coordination:
             self._give_up(entry, Failure(kind="agent_lost", message=message))
         elif entry.task.exclusive and (over_in_s or self._goes_on(entry.task.id)):
             not_before = self.now + over_in_s
+            why = f"waits {over_in_s:g} s until it must be over" if over_in_s else "waits until it says that it is over"
+            failure = structs.replace(failure, message=f"{failure.message}; its task is exclusive and {why}")
             self._commit(RequeueTask(entry.task.id, entry.attempt, self.now, "held_back", failure, counts, not_before))
             self.timers.set("backoff", entry.task.id, not_before)
         else:

@@ -30,7 +30,6 @@ from flowray.runtime.leases import LeaseKeeper, Tokens
 from flowray.runtime.messages import Begin, Cancel, Finished, Held, Renew, Report, Returned, Start, Step
 from flowray.runtime.payloads import PayloadDesk
 from flowray.runtime.recording import StepDesk, StepRecorder
-from flowray.steps import Steps
 
 STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it holds beyond its slots
 _TOGETHER_S = 0.0005  # how long a result waits for those of attempts that were waiting behind it
@@ -307,6 +306,7 @@ class AgentHost:
         for _ in range(self._begin.spec.slots):
             self._inbox.put(None)
         self.steps.retire()
+        self.release()
 
     def _add(self, result: Finished | Returned) -> None:
         with self._lock:
@@ -403,7 +403,7 @@ class AgentHost:
             voice=self._voice,
             task_id=start.task.id,
             epoch=start.epoch,
-            steps=Steps(start.task.id, start.attempt, start.epoch, StepRecorder(start, self.steps, self._desk)),
+            recorder=lambda: StepRecorder(start, self.steps, self._desk),
         )
         return self._run(task, attempt.ctx)
 

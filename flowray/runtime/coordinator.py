@@ -367,9 +367,7 @@ class Coordinator:
         if process is not None and entry is not None and is_running(entry, command.attempt, command.epoch):
             self._acknowledgements.tell(command.agent_id)
             process.link.send(
-                Start(
-                    command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, dict(entry.steps)
-                )
+                Start(command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, entry.steps)
             )
 
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────

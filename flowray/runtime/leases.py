@@ -96,9 +96,10 @@ class LeaseKeeper:
 
     def need(self) -> None:
         """There is an exclusive attempt. On the loop."""
-        if self._watcher is None:
-            self._watcher = threading.Thread(target=self._watch, daemon=True, name="agent-lease")
-            self._watcher.start()
+        with self._changed:
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, daemon=True, name="agent-lease")
+                self._watcher.start()
         if not self._renewing:
             self._renewing = True
             self._renew()
@@ -132,7 +133,10 @@ class LeaseKeeper:
             while True:
                 now = time.monotonic()
                 at = fence.look(now)
-                self._changed.wait(None if at is None else max(0.0, at - now))
+                if at is None and not self._attempts.held():
+                    self._watcher = None
+                    return
+                self._changed.wait(self._lease.ttl_s if at is None else max(0.0, at - now))
 
 
 def _end_process() -> None:

@@ -14,7 +14,6 @@ from flowray.agents import AgentDescription, Context, wants_context
 from flowray.attempts import failure_of, task_for
 from flowray.core.commands import StartAttempt
 from flowray.core.model import Failure, Payload, Task
-from flowray.steps import Steps
 from flowray.testing.agent import AgentProcess, Given, Run
 from flowray.testing.clock import Distribution
 from flowray.values import decode_value, encode_value
@@ -63,7 +62,7 @@ class UserWork:
             remaining_s=command.remaining_s,
             task_id=task.id,
             epoch=command.epoch,
-            steps=Steps(task.id, command.attempt, command.epoch, taken),
+            recorder=lambda: taken,
         )
         duration_s = self._draw(target, seen)
         value: Payload | None = None
