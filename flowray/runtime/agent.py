@@ -303,10 +303,10 @@ class AgentHost:
                 attempt.ctx.cancelled = True
             if attempt.task is not None:
                 attempt.task.cancel()
-        for _ in range(self._begin.spec.slots):
-            self._inbox.put(None)
         self.steps.retire()
         self.release()
+        for _ in range(self._begin.spec.slots):
+            self._inbox.put(None)
 
     def _add(self, result: Finished | Returned) -> None:
         with self._lock:

@@ -19,10 +19,13 @@ from time import perf_counter
 from typing import Any
 
 from flowray.core.admission import Admission
-from flowray.core.commands import StartAgent
+from flowray.core.book import Book
+from flowray.core.commands import AnswerStep, StartAgent
 from flowray.core.coordination import Coordination
+from flowray.core.fencing import Lease
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass
+from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.journal import Writer
 from flowray.testing.swarm import run_seed
@@ -112,7 +115,23 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
     "capabilities ignored": swap(AgentClass, "serves", "self.capabilities.issuperset(key.needs)", "True"),
     "hung agents are kept": swap(C, "_grace_over", "due > self.now", "(due := self.now + 1e6)"),
+    # steps, fences and exclusive tasks
+    "a stale attempt records": swap(C, "_on_step", "self._is_current(entry, event)", "bool(entry.agent_id)"),
+    "a step is recorded again": swap(C, "_on_step", "if event.name in entry.steps:", "if False:"),
+    "steps are not kept": swap(Book, "_recorded", "entry.record(command.name, command.value)", "pass"),
+    "goes on before its step is on disk": put(AnswerStep, "waits", False),
+    "is given steps that are not on disk": swap(P, "_starts_late", " or bool(entry.steps)", ""),
+    "exclusive tasks do not wait": swap(C, "_attempt_lost", "elif entry.task.exclusive and", "elif False and"),
+    "told to stop and not waited for": swap(
+        C, "_backoff_over", "if entry.task.exclusive and self._goes_on(entry.task.id):", "if False:"
+    ),
+    "exclusive attempts start before they are on disk": swap(P, "_starts_late", "entry.task.exclusive or ", ""),
+    "nobody fences itself off": swap(AgentProcess, "_fence_off", "if self._lease.valid(now):", "if True:"),
+    "leases are for ever": swap(Lease, "granted", "at + self.ttl_s", "at + 1e9"),
+    "leases for those given up": swap(C, "may_lease", "return alive and", "return True or"),
+    "leases of an epoch that is over": swap(P, "lease", "self._when_synced(grant)", "grant()"),
     # bugs that the simulation found
+    "found: adopts with a lower fence": swap(C, "_adopt_or_stop", "entry.epoch <= one.epoch", "one.epoch"),
     "found: claim outlives its answer": swap(C, "_on_finished", "self._unclaim(entry)", "pass"),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
