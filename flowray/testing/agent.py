@@ -3,7 +3,8 @@
 What an agent must do for the core's promises to hold, in the simulation as in production:
 
 - refuse what a coordinator of an older epoch than the newest seen sends;
-- take the same attempt once, however often it arrives;
+- take the same attempt once, however often it arrives, and not after it was told to stop it (which may overtake it
+  here; in production a link keeps the order);
 - keep an answer, and send it again, until a coordinator acknowledges it;
 - to a new coordinator: first the answers kept, then AgentReady with what it holds;
 - answer every CancelAttempt, also for what it does not have: the coordinator holds a slot until then;
@@ -125,7 +126,7 @@ class AgentProcess:
         held, self._held = self._held, []
         for do in held:
             self._do(do)
-        for token in list(self.running):
+        for token in list(self.running) if self.alive else ():
             self.world.observer.runs(self, token)
 
     def _do(self, do: Callable[[], None]) -> None:
@@ -191,9 +192,7 @@ class AgentProcess:
         token = command.task_id, command.attempt, command.epoch
         if not self._accepts(stream) or token in self._seen:
             return
-        self._seen[token] = None
-        if len(self._seen) > SEEN:
-            del self._seen[next(iter(self._seen))]
+        self._remember(token)
         self.queue[token] = command, task, steps
         if task.exclusive:
             self.exclusive.add(token)
@@ -204,6 +203,12 @@ class AgentProcess:
         if token in self.queue and not self._watching:
             self._watching = True
             self.world.clock.after(STUCK_S, lambda: self._do(self._hand_back))
+
+    def _remember(self, token: Token) -> None:
+        """What comes of this attempt from now on is a repeat, or too late."""
+        self._seen[token] = None
+        if len(self._seen) > SEEN:
+            del self._seen[next(iter(self._seen))]
 
     def _cancel(self, stream: Stream, token: Token) -> None:
         if not self._accepts(stream):
@@ -220,6 +225,7 @@ class AgentProcess:
             self._keep(token, AttemptFinished(*token, self.id, failure=stopped))
         elif token not in self.unacknowledged:
             self.world.note("told to stop what it does not have")
+            self._remember(token)
             self._answer(stream, AttemptFinished(*token, self.id, failure=stopped))
 
     def _forget(self, token: Token) -> None:
