@@ -335,7 +335,12 @@ def _draw_routing(rng: Random) -> RoutingPolicy:
 
 def run_seed(seed: int, *, trace: bool = False, thorough: bool = False) -> SeedReport:
     """Run one seed to its end. Never raises for what the core does wrong: that is in the report."""
-    options = draw_options(seed)
+    return run_options(draw_options(seed), trace=trace, thorough=thorough)
+
+
+def run_options(options: Options, *, trace: bool = False, thorough: bool = False) -> SeedReport:
+    """The same with options of one's own."""
+    seed = options.seed
     began = perf_counter()
     world: World | None = None
     violation = invariant = ""
