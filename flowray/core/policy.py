@@ -23,9 +23,7 @@ class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     restart: RestartPolicy = RestartPolicy()
     cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
     adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running
-    # An exclusive task waits this long where its last attempt may still be running. An agent whose process has had no
-    # word from the coordinator for a second less than this ends its exclusive attempts.
-    fence_s: float = 11.0
+    fence_s: float = 11.0  # an exclusive task waits so long where its last attempt may go on; agents end it 1 s before
     start_timeout_s: float = 120.0  # an agent asked for must be ready within this, or it is asked for again
 
     def __post_init__(self) -> None:
