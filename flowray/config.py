@@ -97,6 +97,7 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     object_store_mb: int = 512  # of the embedded one
     dashboard: bool = False  # of the embedded one, on loopback
     fast_failure_detection: bool = True  # notice lost processes and nodes in about a second instead of 14 to 64
+    stopped_s: float = 1.0  # a process that has been stopped (SIGSTOP) for so long is ended; 0: never
     agent_output: bool = True  # show what agents print in the driver's terminal
     temp_dir: str = ""  # Ray's session directory; "" for Ray's default
     template: bool = True  # on nodes started here, fork agents from a process that has imported everything they need
@@ -107,6 +108,8 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError("num_cpus", f"must be at least 1, got {self.num_cpus}")
         if self.object_store_mb < 80:
             raise ConfigError("object_store_mb", f"Ray needs at least 80, got {self.object_store_mb}")
+        if not 0 <= self.stopped_s <= 3600:
+            raise ConfigError("stopped_s", f"must be between 0 (never) and 3600 seconds, got {self.stopped_s}")
         for module in self.preload:
             if not all(part.isidentifier() for part in module.split(".")):
                 raise ConfigError("preload", f"wants names of modules, got {module!r}")

@@ -149,7 +149,7 @@ class Asking:
             remaining_s,
             policy_for(entry.task, self._policy),
             rng,
-            extras=[self._extra(candidate.one) for candidate in candidates] if self._policy.tiers else (),
+            extras=[self._extra(candidate.one) for candidate in candidates],
             quality=thrift,
             max_cost_usd=limit,
         )
@@ -193,7 +193,9 @@ class Asking:
 
     def _extra(self, one: AgentClass) -> float:
         """What the policy adds to the value of its agents."""
-        return self._policy.tiers.get(one.spec.tier, 0.0)
+        policy, free = self._policy, one.free_memory
+        extra = policy.tiers.get(one.spec.tier, 0.0)
+        return extra if free >= policy.roomy else extra - policy.short_of_memory * (1.0 - free / policy.roomy)
 
     def is_asked(self, task_id: TaskId) -> bool:
         """Is a question about it under way?"""

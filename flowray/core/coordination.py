@@ -51,6 +51,7 @@ from flowray.core.events import (
     EstimatesFailed,
     EstimatesReady,
     Event,
+    MemoryTold,
     StepFinished,
     TaskSubmitted,
     Ticked,
@@ -109,6 +110,7 @@ class Coordination:
             AgentReady: self._on_agent_ready,
             AgentLost: self._on_agent_lost,
             AgentStartFailed: self._on_start_failed,
+            MemoryTold: self._on_memory_told,
             Ticked: self._on_tick,
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
@@ -242,7 +244,8 @@ class Coordination:
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _lane(self, task: Task) -> Lane:
-        return self.queue.find(task) or self.queue.lane(task, self.registry.classes())
+        found = self.queue.find(task)  # which is falsy when nobody waits there
+        return found if found is not None else self.queue.lane(task, self.registry.classes())
 
     def _lane_of(self, entry: Entry) -> Lane:
         """The lane where a waiting task is."""
@@ -807,6 +810,16 @@ class Coordination:
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
             lost = Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}")
             self._attempt_lost(entry, lost, counts, 0.0 if certain else self.policy.fence_s)
+
+    def _on_memory_told(self, event: MemoryTold) -> None:
+        touched: dict[AgentClass, None] = {}
+        for agent_id in event.agent_ids:
+            agent = self.registry.agent(agent_id)
+            if agent is not None:
+                agent.free_memory = event.free
+                touched[agent.agent_class] = None
+        for one in touched:
+            one.memory_told()
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -101,6 +101,13 @@ class AgentStartFailed(Struct, frozen=True):
     failure: Failure
 
 
+class MemoryTold(Struct, frozen=True):
+    """How much memory is free on the node where some agents are."""
+
+    free: float  # 0..1 of the node's memory
+    agent_ids: tuple[AgentId, ...]
+
+
 class Ticked(Struct, frozen=True):
     """Time has passed. Whatever is due by `now` happens."""
 
@@ -117,5 +124,6 @@ Event = (
     | AgentReady
     | AgentLost
     | AgentStartFailed
+    | MemoryTold
     | Ticked
 )

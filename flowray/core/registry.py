@@ -42,6 +42,7 @@ class Agent:
         "counted_held",
         "counted_slots",
         "failure",
+        "free_memory",
         "id",
         "incarnation",
         "last_lost_at",
@@ -74,6 +75,7 @@ class Agent:
         self.start_failures = 0  # in a row
         self.resolved = 0  # attempts it finished, ever
         self.failure: Failure | None = None  # why it last failed to start
+        self.free_memory = 1.0  # 0..1 of its node's, as far as anybody said
 
     @property
     def held(self) -> int:
@@ -104,6 +106,7 @@ class AgentClass:
         "agents",
         "capabilities",
         "free",
+        "free_memory",
         "held",
         "lanes",
         "ready_slots",
@@ -123,6 +126,7 @@ class AgentClass:
         self.ready_slots = 0  # of its agents that take attempts
         self.held = 0  # attempts that these hold
         self.service_s = -1.0  # moving average of its agents' run times; negative before the first
+        self.free_memory = 1.0  # 0..1 of their nodes', on average over its agents
         self.standing = 0.5  # 0..1 moving average of what came of its attempts
 
     def serves(self, key: LaneKey) -> bool:
@@ -170,6 +174,10 @@ class AgentClass:
     def graded(self, grade: float) -> None:
         """One more attempt of its agents is over, and was worth so much (0..1)."""
         self.standing += _STANDING_WEIGHT * (grade - self.standing)
+
+    def memory_told(self) -> None:
+        """Some of its agents' nodes have more or less memory free."""
+        self.free_memory = sum(agent.free_memory for agent in self.agents) / max(1, len(self.agents))
 
     def wait_s(self, waiting: int, usual_s: float) -> float:
         """How long a task would wait for one of its agents, behind `waiting` others, by their average run time.

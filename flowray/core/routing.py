@@ -43,6 +43,8 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     good: float = 0.02  # candidates within so much of the best are as good
     explore: float = 0.05  # share of the tasks, at most, that go to another than a good one, to learn of it
     tiers: dict[str, float] = {}  # tier -> what it is worth that one of its agents gets a task; may be negative
+    short_of_memory: float = 0.1  # what it costs to give a task to agents whose nodes have no memory left
+    roomy: float = 0.1  # share of free memory that is enough; below it costs grow in proportion
     curiosity: float = 0.5  # how many of an estimate's deviations count when it is asked whether another may be better
 
     def __post_init__(self) -> None:
@@ -52,10 +54,12 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ConfigError("routing.shortlist", f"must be between 2 and 256, got {self.shortlist}")
         if not 0 <= self.newcomers < self.shortlist:
             raise ConfigError("routing.newcomers", f"must be less than the shortlist, got {self.newcomers}")
+        if not 0 < self.roomy <= 1:
+            raise ConfigError("routing.roomy", f"must be above 0 and at most 1, got {self.roomy}")
         for name in ("use_quality", "explore", "good"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"routing.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("usd", "second", "slowdown", "curiosity"):
+        for name in ("usd", "second", "slowdown", "short_of_memory", "curiosity"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"routing.{name}", f"must not be negative, got {getattr(self, name)}")
         for tier, worth in self.tiers.items():
@@ -107,7 +111,7 @@ def value_of(
 ) -> float:
     """What it is worth to give the task to this candidate, who begins after `wait_s` and takes `run_s` then.
 
-    `extra` is what the policy adds whatever comes of it (its tier's worth).
+    `extra` is what the policy adds whatever comes of it: its tier's worth, less what it costs to be short of memory.
     """
     worth = expected(estimate, policy)
     if remaining_s is not None:

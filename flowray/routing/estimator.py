@@ -75,6 +75,8 @@ class RouterEstimator:
         Raises:
             ValueError: the history is of other agents, or attempts have another shape.
         """
+        if not len(agents):
+            return self._labels_alone(tasks)
         known = self.acquaintance(agents, histories)
         features = featurise(tasks)
         memory = known.records.memory
@@ -97,11 +99,25 @@ class RouterEstimator:
             latency_s=np.exp(recalled.log_latency),
             cost_usd=np.exp(recalled.log_cost),
             confidence=(seen[None, :] * (0.5 + 0.5 * recalled.familiarity[:, None])).astype(np.float32),
-            capabilities={
-                name: Labelled(labels=self.network.config.heads[name], probabilities=share)
-                for name, share in shares.items()
-            },
+            capabilities=self._labelled(shares),
         )
+
+    def _labels_alone(self, tasks: TaskBatch) -> Estimates:
+        """What is left to say where there is no agent to speak of."""
+        nothing = np.zeros((len(tasks), 0), np.float32)
+        shares = self._reader(len(tasks)).serve_labels(featurise(tasks))
+        return Estimates(
+            success=nothing,
+            quality=nothing,
+            latency_s=nothing,
+            cost_usd=nothing,
+            confidence=nothing,
+            capabilities=self._labelled(shares),
+        )
+
+    def _labelled(self, shares: Mapping[str, Floats]) -> dict[str, Labelled]:
+        heads = self.network.config.heads
+        return {name: Labelled(labels=heads[name], probabilities=share) for name, share in shares.items()}
 
     def acquaintance(self, agents: AgentBatch, histories: Histories) -> Acquaintance:
         """Read a history once; as long as it lives the same object is answered from memory."""

@@ -74,9 +74,7 @@ class Plain:
         """`sums` [tasks, all widths + 1] as `Folded.pooled` gives them."""
         config, n_tasks = self._config, len(sums)
         labels_end, meaning_end, sense_end = self._widths
-        scale: Floats = np.maximum(sums[:, -1:], 1) ** np.float32(-0.5)
-        standard: Floats = (traits - self._trait_mean) * self._trait_scale
-        bound(standard, -4.0, 4.0)
+        scale, standard = self._scaled(sums, traits)
         logits, shares = self._labels(sums[:, :labels_end] * scale, standard)
         tables = [shares[name] for name in config.tables]
         common = np.concatenate([standard, *tables], axis=1)
@@ -94,6 +92,16 @@ class Plain:
         sense = sums[:, meaning_end:sense_end]
         length = np.sqrt(np.einsum("tw,tw->t", sense, sense))[:, None]
         return Served(logits, shares, hidden, certain, sense / np.maximum(length, np.float32(1e-12)))
+
+    def read_labels(self, sums: Floats, traits: Floats) -> dict[str, Floats]:
+        """The probabilities alone: `sums` [tasks, label_width + 1]."""
+        scale, standard = self._scaled(sums, traits)
+        return self._labels(sums[:, :-1] * scale, standard)[1]
+
+    def _scaled(self, sums: Floats, traits: Floats) -> tuple[Floats, Floats]:
+        scale: Floats = np.maximum(sums[:, -1:], 1) ** np.float32(-0.5)
+        standard: Floats = (traits - self._trait_mean) * self._trait_scale
+        return scale, bound(standard, -4.0, 4.0)
 
     def judge(
         self, served: Served, familiarity: Floats, records: Sequence[Floats], strengths: Floats, trust: float

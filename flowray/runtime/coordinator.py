@@ -150,6 +150,14 @@ class CoordinatorActor:
         """An agent whose event loop is blocked reports this way."""
         await self._usable().report(messages.decode(body, Report))
 
+    async def ended(self, process: str, cause: str) -> None:
+        """A keeper is about to end a process of agents, and says why."""
+        self._usable().ended(process, cause)
+
+    async def memory(self, node_id: str, free: float) -> None:
+        """A keeper says how much of its node's memory (0..1) is free."""
+        self._usable().memory(node_id, free)
+
     async def shut_down(self) -> None:
         """See Coordinator.shut_down."""
         if self._trying is not None:
@@ -294,7 +302,8 @@ class Coordinator:
             if self._epoch > 1:
                 await self._pools.find()
                 self._miss_agents()
-            self._pools.directory.complete()
+            else:
+                self._pools.directory.complete()
             await self._pump.run()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported and ends the process
             # A core that broke an invariant must not go on: its successor starts again from the journal.
@@ -304,7 +313,8 @@ class Coordinator:
     def _miss_agents(self) -> None:
         """Agents that died while no coordinator was there to see it: their tasks need not wait for `adoption_s`."""
         for agent in self._core.registry.agents():
-            if agent.state is AgentState.STARTING and self._pools.process(agent.id, agent.incarnation) is None:
+            gone = self._pools.process(agent.id, agent.incarnation) is None
+            if agent.state is AgentState.STARTING and gone and not self._pools.may_come(agent.agent_class.spec.name):
                 cause = "it was gone when the coordinator came back"
                 self._pump.put(AgentLost(agent.id, agent.incarnation, cause, certain=False))
 
@@ -527,6 +537,14 @@ class Coordinator:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""
         self._put_results(message)
         await self._pump.synced()
+
+    def ended(self, process: str, cause: str) -> None:
+        """See Pools.ended."""
+        self._pools.ended(process, cause)
+
+    def memory(self, node_id: str, free: float) -> None:
+        """See Pools.memory."""
+        self._pools.memory(node_id, free)
 
     def _put_results(self, message: Report) -> None:
         for event in results_as_events(message.agent_id, message.results):

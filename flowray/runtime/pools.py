@@ -20,7 +20,15 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from flowray.config import Config
-from flowray.core.events import AgentLost, AgentReady, AgentStartFailed, AttemptFinished, AttemptReturned, Event
+from flowray.core.events import (
+    AgentLost,
+    AgentReady,
+    AgentStartFailed,
+    AttemptFinished,
+    AttemptReturned,
+    Event,
+    MemoryTold,
+)
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
@@ -28,6 +36,7 @@ from flowray.runtime.blocks import LATELY_S, Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
+from flowray.runtime.keepers import Keepers
 from flowray.runtime.messages import Begin, Finished, Found, Held, Prepare, Prepared, Renewed, Retire, Returned
 from flowray.runtime.process import AgentActor
 from flowray.runtime.transport import ProcessLink
@@ -35,13 +44,14 @@ from flowray.runtime.transport import ProcessLink
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
 _ROOM_S = 1.0  # for Ray to find room for a block, where there is some
 _DYING_S = 1.0  # for a process that Ray calls dead to be gone
-_ATTEND_S = 3.0  # a process that does not answer a new coordinator within this is ended
+_ATTEND_S = 3.0  # a new coordinator begins at the latest after this, whether all processes have answered it or not
+_ANSWER_S = 9.0  # and a process that has not answered after this is ended
 
 
 class Process:
     """One process, and the agents in it."""
 
-    __slots__ = ("agents", "gone", "link", "made", "place", "spec_name", "stopped")
+    __slots__ = ("agents", "cause", "gone", "link", "made", "place", "spec_name", "stopped")
 
     def __init__(self, link: ProcessLink, spec_name: str, place: Place) -> None:
         self.link = link
@@ -50,6 +60,7 @@ class Process:
         self.made: Prepared | None = None  # where it is, once it is up
         self.agents: dict[str, int] = {}  # agent -> its incarnation here
         self.stopped = False  # by us
+        self.cause = ""  # of its death, where somebody said it beforehand
         self.gone = False
 
 
@@ -90,6 +101,9 @@ class Pools:
         self._classes: dict[str, AgentSpec] = {}  # that agents were started of
         self._warming: set[str] = set()  # classes for which one is being started
         self._starting = 0  # agents
+        self._keepers = Keepers(config.name, self._node_id, config.ray.stopped_s, coordinator)
+        self._free: dict[str, float] = {}  # node -> share of its memory, as its keeper said last
+        self._attending: set[str] = set()  # processes that have yet to answer a new coordinator
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -130,16 +144,32 @@ class Pools:
         self._put(AgentLost(AgentId(agent_id), incarnation, "stopped by the coordinator", certain=False))
 
     async def find(self) -> None:
-        """After a restart: report every process of this runtime that is alive, and what it holds."""
+        """After a restart: report every process of this runtime that is alive, and what it holds.
+
+        Those that are too busy to answer soon are not waited for; the directory is told when they are there, or gone.
+        """
         prefix = f"{self._config.name}/agent/"
         await self._open_to_nodes()
         named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
         names = sorted(n["name"] for n in named if n["namespace"] == NAMESPACE and n["name"].startswith(prefix))
-        await asyncio.gather(*(self._attend(name, name.removeprefix(prefix)) for name in names))
+        self._attending.update(name.removeprefix(prefix) for name in names)
+        attending = [self._spawn(self._attend(name, name.removeprefix(prefix))) for name in names]
+        if attending:
+            await asyncio.wait(attending, timeout=_ATTEND_S)
+        self._spawn(self._complete(attending))
+
+    async def _complete(self, attending: list[asyncio.Task[None]]) -> None:
+        await asyncio.gather(*attending)
+        self.directory.complete()
+
+    def may_come(self, class_name: str) -> bool:
+        """Is there a process of this class that has yet to say which agents it hosts?"""
+        return any(name.rpartition("-")[0] == class_name for name in self._attending)
 
     async def kill_all(self) -> None:
         """End every process and remove every block of this runtime, known here or not."""
         self._closed = True
+        self._keepers.close()
         for task in self._tasks:
             task.cancel()
         prefix = f"{self._config.name}/"
@@ -202,8 +232,11 @@ class Pools:
             self._keep_warm(one)
 
     def _is_ready(self, process: Process, agent_id: AgentId, incarnation: int) -> None:
-        if not process.gone:
-            self._put(AgentReady(agent_id, incarnation))
+        if process.gone:
+            return
+        if process.made is not None and process.made.node_id in self._free:
+            self._put(MemoryTold(self._free[process.made.node_id], (agent_id,)))
+        self._put(AgentReady(agent_id, incarnation))
 
     async def _process_for(self, spec: AgentSpec) -> Process:
         """A process with room for one more agent of this class: one of several, a warm one, or a new one."""
@@ -260,6 +293,7 @@ class Pools:
             self._blocks.give_back(spec.name, place)
             raise
         self._processes[name] = process
+        self._keepers.add(process.made.node_id, name, process.made.pid)
         if prepare.credentials is None and (credentials := self._doorway.issue(name)) is not None:
             process.link.send(Renewed(credentials))  # another node was seen while it started
         self._spawn(self._watch(process))
@@ -356,7 +390,10 @@ class Pools:
         if process.gone:
             return
         process.gone = True
+        cause = process.cause or cause
         name = process.link.process
+        if process.made is not None:
+            self._keepers.remove(process.made.node_id, name)
         self._processes.pop(name, None)
         self._endpoint.forget(name, cause)
         self._blocks.give_back(process.spec_name, process.place)
@@ -385,6 +422,20 @@ class Pools:
             process.link.kill()
             self._lost(process, event.reason)
 
+    def ended(self, name: str, cause: str) -> None:
+        """A keeper is about to end a process: that is why it will be gone."""
+        process = self._processes.get(name)
+        if process is not None:
+            process.cause = cause
+
+    def memory(self, node_id: str, free: float) -> None:
+        """So much of a node's memory (0..1) is free."""
+        self._free[node_id] = free
+        there = [one for one in self._processes.values() if one.made is not None and one.made.node_id == node_id]
+        agent_ids = tuple(AgentId(agent_id) for one in there for agent_id in one.agents)
+        if agent_ids:
+            self._put(MemoryTold(free, agent_ids))
+
     def renew_certificates(self) -> None:
         """Send every process a new one."""
         for name, process in self._processes.items():
@@ -394,17 +445,24 @@ class Pools:
 
     async def _attend(self, full_name: str, name: str) -> None:
         try:
+            await self._find(full_name, name)
+        finally:
+            self._attending.discard(name)
+
+    async def _find(self, full_name: str, name: str) -> None:
+        try:
             actor = await asyncio.to_thread(ray.get_actor, full_name, namespace=NAMESPACE)
         except ValueError:
             return  # it died in between; the core hears nothing of it and asks for a new one
         link = ProcessLink(actor, self._endpoint, name)
         try:
-            found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), _ATTEND_S)
+            found = await link.attend(self._epoch, self._coordinator, self._doorway.door(), _ANSWER_S)
         except _UNREACHABLE:
             found = Found()
         spec = self._spec_of(found.spec_name)
         warm = found.warm and spec is not None
-        if found.made is None or not (found.held or warm):
+        held = [one for one in found.held if one.incarnation >= self._newest(one.agent_id)]
+        if found.made is None or not (held or warm):
             # Hung, or not even begun, or nobody's: not worth waiting for.
             link.kill()
             self._endpoint.forget(name, "it did not answer a new coordinator")
@@ -414,24 +472,32 @@ class Pools:
         if spec is not None:
             await asyncio.to_thread(self._blocks.claim, spec, process.place)
         self._processes[name] = process
+        self._keepers.add(process.made.node_id, name, process.made.pid)
         if warm:
             self._warm.setdefault(found.spec_name, []).append(process)
-        for held in found.held:
-            process.agents[held.agent_id] = held.incarnation
-            newest = self._at.get(held.agent_id)
-            if newest is None or newest.agents.get(held.agent_id, 0) < held.incarnation:
-                self._at[held.agent_id] = process
-            for event in results_as_events(held.agent_id, held.results):
+        for one in found.held:
+            if one not in held:  # it took so long that another one was started in its place
+                link.send(Retire(one.agent_id))
+        for one in held:
+            process.agents[one.agent_id] = one.incarnation
+            self._at[one.agent_id] = process
+            for event in results_as_events(one.agent_id, one.results):
                 self._put(event)
-            if held.hears:
-                self.directory.put(held.agent_id, name, held.topics)
-            self._put(_ready(held))
+            if one.hears:
+                self.directory.put(one.agent_id, name, one.topics)
+            self._put(_ready(one))
         self._spawn(self._watch(process))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _newest(self, agent_id: str) -> int:
+        """The highest incarnation of an agent that a process is known of; 0 where there is none."""
+        process = self._at.get(agent_id)
+        return process.agents.get(agent_id, 0) if process is not None else 0
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

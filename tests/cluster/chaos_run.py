@@ -37,7 +37,9 @@ class Plan:
     """How many of each fault, and the load."""
 
     agents: int = 4
+    hung: int = 1  # agents that are stopped and do not go on
     coordinators: int = 3
+    stopped: int = 1  # coordinators that are stopped and do not go on
     nodes: int = 1
     both: int = 1  # a coordinator and an agent at nearly the same time: nobody is there to see the agent die
     cuts_s: tuple[float, ...] = (5.0,)  # for how long the other node is cut off, each time
@@ -50,14 +52,37 @@ class Plan:
     seed: int = 0
 
 
-FULL = Plan(agents=20, coordinators=10, nodes=3, both=5, cuts_s=(5.0, 60.0), head_agents=3, far_agents=3, calm_s=2.0)
+FULL = Plan(
+    agents=20,
+    hung=5,
+    coordinators=10,
+    stopped=3,
+    nodes=3,
+    both=5,
+    cuts_s=(5.0, 60.0),
+    head_agents=3,
+    far_agents=3,
+    calm_s=2.0,
+)
+
+
+KINDS = {  # of faults -> what the summary calls them
+    "agent": "process_kill",
+    "hung": "hung",
+    "coordinator": "coordinator_kill",
+    "stopped": "coordinator_stop",
+    "node": "node_kill",
+    "both": "coordinator_and_process_kill",
+    "cut": "partition",
+}
+OF_COORDINATOR = ("coordinator", "stopped")
 
 
 @dataclass
 class Fault:
     """One kill, and what the clients saw of it."""
 
-    kind: str  # agent | coordinator | node | both | cut
+    kind: str  # one of KINDS
     victims: list[str]  # agent ids; for a coordinator its epoch
     at: float  # monotonic
     at_utc: float
@@ -89,7 +114,7 @@ class Report:
         head = f"{'fault':<12} {'n':>3} {'lost':>5} {'twice':>6}   {'first outcome p50':>17} {'p99':>6} {'max':>6}"
         head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}"
         rows = [head]
-        for kind in ("agent", "coordinator", "node", "both", "cut"):
+        for kind in KINDS:
             faults = [f for f in self.faults if f.kind == kind]
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
@@ -106,6 +131,19 @@ class Report:
         )
         return "\n".join(rows)
 
+    def summary(self) -> dict[str, Any]:
+        """Of each kind how many, what was lost and done twice in the whole run, and the time from each to useful work
+        elsewhere: to the first outcome of what it had interrupted, in seconds."""
+        rows = []
+        for kind, name in KINDS.items():
+            faults = [f for f in self.faults if f.kind == kind]
+            times = [f.first_s for f in faults if f.first_s is not None]
+            row: dict[str, Any] = {"fault": name, "n": len(faults)}
+            row |= {"lost": len(self.verdict.lost), "twice": len(self.verdict.twice)}
+            row |= {f"{label}_s": nearest(times, q) for label, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))}
+            rows.append(row)
+        return {"faults": rows}
+
     def write(self, path: Path) -> None:
         """As JSON."""
         verdict = {**asdict(self.verdict), "good": self.verdict.good}
@@ -113,9 +151,15 @@ class Report:
         path.write_text(json.dumps({**body, "faults": [asdict(fault) for fault in self.faults]}, indent=1))
 
 
+def nearest(values: list[float], q: float) -> float | None:
+    """The quantile by the nearest rank; None of nothing."""
+    return round(sorted(values)[max(0, math.ceil(q * len(values)) - 1)], 3) if values else None
+
+
 def quantile(values: list[float], q: float) -> str:
-    """By the nearest rank, as text; "-" of nothing."""
-    return f"{sorted(values)[max(0, math.ceil(q * len(values)) - 1)]:.2f}" if values else "-"
+    """The same as text; "-" of nothing."""
+    found = nearest(values, q)
+    return "-" if found is None else f"{found:.2f}"
 
 
 class Chaos:
@@ -246,18 +290,20 @@ class Chaos:
 
         self.until(now, f"{fault.kind} {', '.join(fault.victims)} is back")
 
-    def kill_agent(self) -> None:
+    def kill_agent(self, kind: str = "agent") -> None:
+        """Kill one, or (`hung`) stop it: then it is for others to notice."""
+        send = signal.SIGSTOP if kind == "hung" else signal.SIGKILL
         while True:
             status = self.calm()
             agent_id, _, incarnation, node, pid, _ = self.rng.choice(status["agents"])
-            fault = self.note("agent", [agent_id], status)
+            fault = self.note(kind, [agent_id], status)
             try:
-                self.cluster.kill_process(self.cluster.node_of(node), pid)
+                os.kill(self.cluster.host_pid(self.cluster.node_of(node), pid), send)
                 break
             except ProcessLookupError:  # it had gone by itself since that status
                 self.faults.pop()
         self.back(fault, lambda s: _ready_again(s, {agent_id: incarnation}))
-        self.say(f"agent {agent_id} (held {fault.held}, {fault.open} open): back after {fault.back_s:.2f} s")
+        self.say(f"{kind} {agent_id} (held {fault.held}, {fault.open} open): back after {fault.back_s:.2f} s")
 
     def kill_coordinator(self, *, twice: bool = False) -> None:
         """At a random moment; with `twice` once more at a random moment of its start and recovery."""
@@ -274,6 +320,15 @@ class Chaos:
         self.back(fault, lambda s: s["epoch"] > status["epoch"] and s["at"] > fault.at)
         also = ", killed again while it recovered" if twice else ""
         self.say(f"coordinator ({fault.open} open{also}): back after {fault.back_s:.2f} s")
+
+    def stop_coordinator(self) -> None:
+        """It keeps its connections and its journal, and does nothing any more."""
+        status = self.calm()
+        victim = self.cluster.host_pid(HEAD, status["pid"])
+        fault = self.note("stopped", [str(victim)], status)
+        os.kill(victim, signal.SIGSTOP)
+        self.back(fault, lambda s: s["epoch"] > status["epoch"])
+        self.say(f"stopped coordinator ({fault.open} open): another one after {fault.back_s:.2f} s")
 
     def kill_both(self) -> None:
         """A coordinator and an agent, in either order, at most half a second apart."""
@@ -376,7 +431,7 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
         end_utc = later[0] if later else math.inf
         times = []
         for at, outcome in outcomes:
-            if fault.kind == "coordinator":
+            if fault.kind in OF_COORDINATOR:
                 lost = [line for line in outcome["story"] if _lost(line) and fault.at_utc < line[0] < end_utc]
                 fault.rerun += len(lost)
                 if fault.at_utc < outcome["resolved_at"] < end_utc and at > fault.at:
@@ -392,7 +447,7 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
                     times.append(at - fault.at)
         if times:
             fault.first_s = min(times)
-            fault.last_s = max(times) if fault.kind != "coordinator" else None
+            fault.last_s = max(times) if fault.kind not in OF_COORDINATOR else None
     return sum(max(0, outcome["attempts"] - 1) for _, outcome in outcomes)
 
 
@@ -421,7 +476,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> Report:
         twice = plan.coordinators // 3  # so many of them are killed again before they have recovered
         faults = [chaos.kill_agent] * plan.agents + [chaos.kill_node] * plan.nodes
         faults += [chaos.kill_coordinator] * (plan.coordinators - 2 * twice)
-        faults += [chaos.kill_both] * plan.both
+        faults += [chaos.kill_both] * plan.both + [chaos.stop_coordinator] * plan.stopped
+        faults += [partial(chaos.kill_agent, "hung")] * plan.hung
         faults += [partial(chaos.kill_coordinator, twice=True)] * twice
         faults += [partial(chaos.cut, away_s) for away_s in plan.cuts_s]
         chaos.rng.shuffle(faults)
@@ -431,5 +487,5 @@ def run(plan: Plan, say: Callable[[str], None]) -> Report:
         again = measure(chaos.faults, chaos.history)
         asked, visitor = questions(chaos.history), (chaos.directory / "visited").read_text()
         report = Report(plan.seed, time.monotonic() - began, verdict, chaos.faults, again, asked, visitor)
-        say(f"\n{verdict}\n\n{report.table()}\n")
+        say(f"\n{verdict}\n\n{report.table()}\n\n{json.dumps(report.summary())}\n")
     return report

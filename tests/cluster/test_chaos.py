@@ -1,5 +1,6 @@
-"""kill -9 of agents, coordinators and a node of a real two-node cluster, and its cable pulled out: nothing accepted is
-lost, nothing ends twice, whether the client is inside the cluster or beside the node that is cut off.
+"""kill -9 and SIGSTOP of agents and coordinators, kill -9 of a node of a real two-node cluster, and its cable pulled
+out: nothing accepted is lost, nothing ends twice, whether the client is inside the cluster or beside the
+node that is cut off.
 
 Short by default; `make chaos` (--chaos-full) kills as often as the promise says. FLOWRAY_CHAOS_JSON names the file for
 the figures, FLOWRAY_CHAOS_SEED another seed.
@@ -40,7 +41,8 @@ def test_no_kill_loses_an_accepted_task_or_gives_it_two_outcomes(
     assert report.verdict.good, report.verdict
     assert report.verdict.accepted > plan.open
     assert report.verdict.readers == 3
-    assert len(report.faults) == plan.agents + plan.coordinators + plan.nodes + plan.both + len(plan.cuts_s)
+    wanted = plan.agents + plan.hung + plan.coordinators + plan.stopped + plan.nodes + plan.both + len(plan.cuts_s)
+    assert len(report.faults) == wanted
     assert report.asked.get("answered") and not report.asked.get("wrong")
     accepted, missing = map(int, report.visitor.split())
     assert accepted and not missing

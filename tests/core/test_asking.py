@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flowray.core.commands import RequestEstimates, StartAttempt
-from flowray.core.events import AgentsAdded, CancelRequested, EstimatesFailed, EstimatesReady
-from flowray.core.model import Estimate, TaskId
+from flowray.core.events import AgentsAdded, CancelRequested, EstimatesFailed, EstimatesReady, MemoryTold
+from flowray.core.model import AgentId, Estimate, TaskId
 from flowray.core.policy import CorePolicy
 from flowray.core.routing import RoutingPolicy
 
@@ -271,6 +271,22 @@ class TestManyClasses:
             seen |= set(asked.candidates)
             it.tell(CancelRequested(TaskId(f"t{number}")))
         assert len(seen) == 20
+
+
+def test_who_has_no_memory_left_gets_less_and_who_has_enough_all_the_same():
+    it = team(own=1, other=2)
+    it.tell(MemoryTold(0.3, (AgentId("own-0"),)))
+    it.submit("a")
+    assert starts(tell(it, "a", own=0.62, other=0.6)) == [("a", "own-0")]
+    it.answer("own-0", "a")
+    it.tell(MemoryTold(0.05, (AgentId("own-0"), AgentId("nobody-7"))))
+    it.submit("b")
+    (start,) = tell(it, "b", own=0.62, other=0.6)
+    assert start.choice.receipt.chosen == "other"
+    assert start.choice.receipt.values[0] == pytest.approx(0.57, abs=0.002)  # half of what is enough: half the cost
+    it.tell(MemoryTold(0.0, (AgentId("other-0"),)))  # one of two: on average there is enough
+    it.submit("c")
+    assert tell(it, "c", own=0.5, other=0.6)[0].choice.receipt.values[1] == pytest.approx(0.6, abs=0.002)
 
 
 def test_a_tier_may_be_worth_less_than_another():

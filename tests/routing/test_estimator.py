@@ -64,6 +64,18 @@ def test_no_candidates_give_no_columns_but_the_capabilities(router):
     assert estimates.capabilities["task_type"].best() == ("poems",)
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_capabilities_are_the_same_whether_there_are_agents_or_not(precision):
+    asked = RouterEstimator(trained().network, precision=precision)
+    tasks = TaskBatch.of_texts(["add two numbers", "", "translate this letter into French", "x" * 9_000])
+    with_agents = asked.estimate(tasks, AGENTS, NOTHING).capabilities
+    without = asked.estimate(tasks, AgentBatch.of_ids([]), past(np.zeros((0, 0)))).capabilities
+    assert list(with_agents) == list(without)
+    for head, labelled in with_agents.items():
+        assert labelled.labels == without[head].labels
+        np.testing.assert_allclose(labelled.probabilities, without[head].probabilities, atol=1e-5)
+
+
 def test_no_tasks_give_no_rows(router):
     assert router.estimate(TaskBatch.of_texts([]), AGENTS, NOTHING).success.shape == (0, 3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import threading
 import time
@@ -64,6 +65,12 @@ class Tool:
         if "file" in payload:
             note(payload["file"], f"{payload.get('name', task.id)}")
         until_open(payload["gate"])
+        return f"{ctx.agent_id} attempt {ctx.attempt}"
+
+    def hold(self, payload: dict[str, Any], task: fr.Task, ctx: fr.Context) -> str:
+        """Keep the interpreter's lock for some seconds: nothing else in the process moves."""
+        note(payload["file"], "began")
+        ctypes.PyDLL(None).sleep(payload["seconds"])
         return f"{ctx.agent_id} attempt {ctx.attempt}"
 
     def polite(self, payload: dict[str, Any], task: fr.Task, ctx: fr.Context) -> str:

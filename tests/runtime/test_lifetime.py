@@ -44,10 +44,10 @@ def test_agents_of_a_killed_driver_do_not_stay(ray_address: str, eventually: Cal
             named = ray.util.list_named_actors(all_namespaces=True)
             return [n["name"] for n in named if n["name"].startswith("orphan/")]
 
-        names = sorted(ours())
-        assert names[-1] == "orphan/coordinator"
-        # Its agent's process, and perhaps the one kept warm.
-        assert len(names) in (2, 3) and all(n.startswith("orphan/agent/textstatistics-") for n in names[:-1])
+        names = ours()
+        assert "orphan/coordinator" in names
+        # Its agent's process, and perhaps the one kept warm and the node's keeper.
+        assert sum(name.startswith("orphan/agent/textstatistics-") for name in names) in (1, 2)
     finally:
         driver.kill()
         driver.wait()

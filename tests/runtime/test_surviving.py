@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private import state
 from ray_agents import Broken, Tool
 
 import flowray as fr
@@ -94,6 +95,21 @@ def test_a_killed_coordinator_loses_nothing_and_repeats_nothing(
     assert not lost, "no attempt was given up (some were handed back unstarted)"
 
 
+def test_a_process_too_busy_to_answer_a_new_coordinator_is_not_taken_for_dead(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    rt.wait_ready(WAIT_S)
+    handle = rt.submit(tool("hold", seconds=6, file=str(tmp_path / "ran")), needs={"tools"})
+    eventually(lambda: lines("ran"), "it runs")
+    before = rt.status()
+    os.kill(before.pid, signal.SIGKILL)
+    assert rt.submit("meanwhile", needs={"tools"}).result(WAIT_S) == "MEANWHILE"
+    assert not handle.done, "the others did not wait for it"
+    assert handle.result(WAIT_S).endswith("attempt 1")
+    assert lines("ran") == ["began"]
+    assert {a.agent_id: a.incarnation for a in rt.status().agents} == {a.agent_id: a.incarnation for a in before.agents}
+
+
 def test_an_agent_that_dies_while_no_coordinator_is_there_is_missed(
     rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
 ) -> None:
@@ -110,6 +126,60 @@ def test_an_agent_that_dies_while_no_coordinator_is_there_is_missed(
     handle.result(WAIT_S)
     assert f"{victim} was lost" in handle.story().lines[2].detail
     rt.wait_ready(WAIT_S)
+
+
+def test_a_stopped_agent_is_ended_and_its_task_completes_on_another(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    """Nobody would ever notice: its connections stay, and Ray asks it nothing."""
+    rt.wait_ready(WAIT_S)
+    eventually(lambda: keepers(rt), "there is a keeper")
+    handle = rt.submit(tool("wait", gate=str(tmp_path / "gate"), file=str(tmp_path / "ran")), needs={"tools"})
+    eventually(lambda: lines("ran"), "it runs")
+    victim = next(line.agent_id for line in handle.story().lines if line.what == "started")
+    os.kill(next(a.pid for a in rt.status().agents if a.agent_id == victim), signal.SIGSTOP)
+    eventually(lambda: len(lines("ran")) == 2, "it runs again")
+    (tmp_path / "gate").touch()
+    assert handle.result(WAIT_S).endswith("attempt 2")
+    assert "was stopped for 1 s" in handle.story().lines[2].detail
+    rt.wait_ready(WAIT_S)
+
+
+def test_a_stopped_coordinator_is_ended_and_its_successor_repeats_nothing(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Callable[[str], list[str]]
+) -> None:
+    rt.wait_ready(WAIT_S)
+    (keeper,) = eventually(lambda: keepers(rt), "there is a keeper")
+    gate = tmp_path / "gate"
+    handle = rt.submit(tool("wait", gate=str(gate), file=str(tmp_path / "ran")), needs={"tools"})
+    eventually(lambda: lines("ran"), "it runs")
+    before = rt.status()
+    os.kill(before.pid, signal.SIGSTOP)
+    assert rt.submit("meanwhile", needs={"tools"}).result(WAIT_S) == "MEANWHILE"
+    gate.touch()
+    assert handle.result(WAIT_S).endswith("attempt 1")
+    after = rt.status()
+    assert after.epoch == before.epoch + 1 and after.pid != before.pid
+    assert keepers(rt) == [keeper], "the same keeper serves the new coordinator"
+
+
+def test_a_keeper_that_dies_is_replaced_and_the_next_one_knows_whom_to_watch(
+    rt: fr.Runtime, eventually: Callable[..., Any]
+) -> None:
+    rt.wait_ready(WAIT_S)
+    (keeper,) = eventually(lambda: keepers(rt), "there is a keeper")
+    os.kill(keeper, signal.SIGKILL)
+    eventually(lambda: keepers(rt) and keepers(rt) != [keeper], "there is another one")
+    before = {a.agent_id: a.incarnation for a in rt.status().agents}
+    os.kill(rt.status().agents[0].pid, signal.SIGSTOP)
+    eventually(lambda: {a.agent_id: a.incarnation for a in rt.status().agents} != before, "the stopped agent is new")
+    rt.wait_ready(WAIT_S)
+
+
+def keepers(rt: fr.Runtime) -> list[int]:
+    """Process ids of the runtime's keepers."""
+    prefix = f"{rt.config.name}/keeper/"
+    return [a["Pid"] for a in state.actors().values() if a["State"] == "ALIVE" and a["Name"].startswith(prefix)]
 
 
 def test_agents_that_do_not_start_say_why_and_their_tasks_fail(rt: fr.Runtime) -> None:
