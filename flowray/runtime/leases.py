@@ -3,7 +3,8 @@
 Whether such an attempt may run is decided by `core.fencing.Lease`; here a clock goes with it. Asking for a lease, and
 hearing of one, is done on the process's loop. Watching it is done by a thread, because user code may block that loop.
 What does not stop when it is told to is ended with its process: the next attempt begins when that must have happened.
-(A process that is itself stopped, as by `kill -STOP`, notices only when it goes on; `ctx.fence` is for that.)
+(A process that is itself stopped, as by `kill -STOP`, notices when it goes on, and ends itself at once; `ctx.fence` is
+for what it does until then.)
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ class SelfFence:
         if self._lease.valid(now):
             return self._lease.until
         self._told = self._attempts.stop()
-        self._end_at = now + _GRACE_S
+        # From the lease's end, not from now: this process may have been stopped, and only now goes on.
+        self._end_at = self._lease.until + _GRACE_S
+        if self._told and now >= self._end_at:
+            self._end()
         return self._end_at if self._told else None
 
 

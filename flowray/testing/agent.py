@@ -275,12 +275,15 @@ class AgentProcess:
         if self._lease.valid(now):
             return
         stopped = Failure(kind="cancelled", type="TaskCancelled", message="no word from a coordinator")
+        until = self._lease.until + 0.9 * STOP_S
         for token in [token for token in self.running if token in self.exclusive]:
             self.world.note("fenced itself off")
             if self.running[token].heeds_cancel:
                 self._end(token, self.running[token], 0.0, stopped)
-            else:
-                self.world.clock.after(STOP_S * 0.9, partial(self._do, partial(self._end_with_all, token)))
+            elif now < until:
+                self.world.clock.at(until, partial(self._do, partial(self._end_with_all, token)))
+            else:  # the process was stopped, and only now goes on
+                self._end_with_all(token)
 
     def _end_with_all(self, token: Token) -> None:
         if token in self.running:

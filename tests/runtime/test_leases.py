@@ -97,6 +97,15 @@ def test_what_does_not_stop_is_ended_with_its_process_in_time() -> None:
     assert ended == [True]
 
 
+def test_a_process_that_was_stopped_for_long_ends_at_once() -> None:
+    """Another attempt has begun by now, so there is no time to stop in."""
+    lease, attempts, ended = Lease(10.0), Attempts(), []
+    fence = SelfFence(lease, attempts, lambda: ended.append(True))
+    lease.granted(lease.ask(0.0))
+    fence.look(60.0)
+    assert ended == [True]
+
+
 def test_it_asks_as_long_as_there_is_something_exclusive() -> None:
     attempts, asked, due = Attempts(), [], []
     keeper = LeaseKeeper(600.0, attempts, ask=asked.append, later=lambda delay_s, call: due.append((delay_s, call)))
