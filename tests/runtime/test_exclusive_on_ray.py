@@ -30,7 +30,8 @@ def patient(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
 
 @pytest.fixture(scope="module")
 def brief(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
-    with start_runtime("brief", core__fence_s=2.5) as runtime:
+    # A coordinator that is stopped here is not to be ended for that.
+    with start_runtime("brief", core__fence_s=2.5, ray__stopped_s=600.0) as runtime:
         runtime.agents.add(Deaf, count=2, capabilities={"deaf"})
         runtime.agents.add(Polite, count=2, capabilities={"polite"})
         runtime.wait_ready()
