@@ -178,6 +178,7 @@ RARE = frozenset(
         "found: stopped for a lost reason is final",
         "found: prefetch although it is off",
         "found: stale list after a hand-back",
+        "leases of an epoch that is over",
         "replies without looking at the fence",
         "snapshot covers what it does not have",
         # Found at once in worlds made for them (`test_effects`).
@@ -188,7 +189,6 @@ RARE = frozenset(
         "nobody fences itself off",
         "leases are for ever",
         "leases for those given up",
-        "leases of an epoch that is over",
         "found: adopts with a lower fence",
     }
 )
