@@ -40,12 +40,11 @@ from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
-from flowray.testing.__main__ import collect_rarely
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.journal import Disk, Writer
 from flowray.testing.shrinking import shrink
-from flowray.testing.swarm import run_seed
+from flowray.testing.swarm import collect_rarely, run_seed
 
 BUDGET = 5000  # seeds
 SEED_S = 60.0  # of processor time: a seed that takes longer has made the core hang
