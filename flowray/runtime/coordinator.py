@@ -36,7 +36,7 @@ from flowray.core.commands import (
     StopAgent,
 )
 from flowray.core.events import AgentLost
-from flowray.core.model import AgentId, Outcome
+from flowray.core.model import AgentId, Outcome, Payload
 from flowray.core.states import AgentState
 from flowray.errors import MeshError, PayloadError, RouterRefused, StoreError
 from flowray.mesh.doors import OUTSIDE
@@ -312,10 +312,13 @@ class Coordinator:
 
     def _perform(self, command: Command) -> None:
         if isinstance(command, StartAttempt):
-            if self._starts_at_once(command):
-                self._send_attempt(command)
-            else:
-                self._pump.when_synced(lambda: self._send_attempt(command))
+            entry = self._core.book.open.get(command.task_id)
+            # As they are now: what an attempt beside it records from here on is on disk later than this start.
+            steps = dict(entry.steps) if entry is not None and entry.steps else {}
+            if entry is None or not (steps or entry.task.exclusive):
+                self._send_attempt(command, steps)
+            else:  # what it is given must be on disk first; of an exclusive one the next coordinator must know
+                self._pump.when_synced(lambda: self._send_attempt(command, steps))
         elif isinstance(command, RequestEstimates):
             assert self._routing is not None  # the core asks only where routing is on
             self._routing.ask(command)
@@ -346,15 +349,7 @@ class Coordinator:
         elif isinstance(command, StopAgent):
             self._pools.stop(command.agent_id, command.incarnation)
 
-    def _starts_at_once(self, command: StartAttempt) -> bool:
-        """Not an attempt that is given what earlier ones recorded: that must be on disk before user code sees it.
-
-        Nor one of an exclusive task: the next coordinator must know of it.
-        """
-        entry = self._core.book.open.get(command.task_id)
-        return entry is None or not (entry.steps or entry.task.exclusive)
-
-    def _send_attempt(self, command: StartAttempt) -> None:
+    def _send_attempt(self, command: StartAttempt, steps: dict[str, Payload | None]) -> None:
         if command.reason == "adopted":
             return  # the agent has it already
         process = self._pools.process(command.agent_id, command.incarnation)
@@ -363,7 +358,7 @@ class Coordinator:
         if process is not None and entry is not None and is_running(entry, command.attempt, command.epoch):
             self._acknowledgements.tell(command.agent_id)
             process.link.send(
-                Start(command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, entry.steps)
+                Start(command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, steps)
             )
 
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -58,7 +58,7 @@ from flowray.core.states import TaskState
 from flowray.testing.journal import Writer
 
 if TYPE_CHECKING:
-    from flowray.testing.agent import Stream
+    from flowray.testing.agent import Given, Stream
     from flowray.testing.world import World
 
 Reply = Callable[[Command], None]
@@ -270,6 +270,8 @@ class CoordinatorProcess:
             if world.cuts_short(self):
                 return
             do = partial(self._perform, command, reply)
+            if isinstance(command, StartAttempt):
+                do = partial(self._start_attempt, command, self._given(command))
             if command.waits or type(command) is RefuseTask or self._starts_late(command):
                 self._when_synced(do)
             else:
@@ -286,6 +288,10 @@ class CoordinatorProcess:
         """An attempt that must not start before everything that led to it is on disk."""
         entry = self.core.book.open.get(command.task_id) if isinstance(command, StartAttempt) else None
         return entry is not None and (entry.task.exclusive or bool(entry.steps))
+
+    def _given(self, command: StartAttempt) -> Given:
+        """Steps as they are now: what an attempt beside it records from here on is on disk later than this start."""
+        return dict(self.core.book.open[command.task_id].steps) if command.task_id in self.core.book.open else {}
 
     def _when_synced(self, do: Callable[[], None]) -> None:
         """Do it once everything appended so far is on disk; not at all if this epoch is over by then."""
@@ -324,9 +330,7 @@ class CoordinatorProcess:
 
     def _perform(self, command: Command, reply: Reply | None) -> None:
         kind = type(command)
-        if isinstance(command, StartAttempt):
-            self._start_attempt(command)
-        elif isinstance(command, RequestEstimates):
+        if isinstance(command, RequestEstimates):
             self.world.router.ask(self, command)
         elif isinstance(command, ResolveTask):
             for watcher in self._watchers.pop(command.outcome.task_id, ()):
@@ -352,10 +356,10 @@ class CoordinatorProcess:
             outcome = self.world.disk.outcomes.get(command.task_id)
             reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else None))
 
-    def _start_attempt(self, command: StartAttempt) -> None:
+    def _start_attempt(self, command: StartAttempt, steps: Given) -> None:
         if command.reason == "adopted":
             return
         entry = self.core.book.open.get(command.task_id)
         stream = self.streams.get((command.agent_id, command.incarnation))
         if entry is not None and stream is not None and is_running(entry, command.attempt, command.epoch):
-            stream.down(partial(stream.agent.start, stream, command, entry.task, dict(entry.steps)))
+            stream.down(partial(stream.agent.start, stream, command, entry.task, steps))

@@ -173,6 +173,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "told to stop and not waited for": swap(
         C, "_backoff_over", "if entry.task.exclusive and self._goes_on(entry.task.id):", "if False:"
     ),
+    "found: second attempt is given steps of later": swap(P, "_given", "dict(", "("),
     "exclusive attempts start before they are on disk": swap(P, "_starts_late", "entry.task.exclusive or ", ""),
     "nobody fences itself off": swap(AgentProcess, "_fence_off", "if self._lease.valid(now):", "if True:"),
     "leases are for ever": swap(Lease, "granted", "at + self.ttl_s", "at + 1e9"),
