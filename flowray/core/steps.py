@@ -1,7 +1,8 @@
 """Recorded steps of a task: what `ctx.step(name, fn)` returned, kept until the task ends.
 
 The result of a step is on disk before user code sees it, and the first one of a name stands: a later attempt is given
-it and does not run the step again. Only a current attempt may record, so a zombie's steps change nothing.
+it and does not run the step again. Only a running attempt may record, so a zombie's steps change nothing. Of two that
+run at once (`flowray.core.acting`) either may; the other is told what stands.
 
 The bounds keep what one open task holds below about a megabyte: results over `INLINE_BYTES` are kept in the payload
 store and referred to. They are no policy, because an agent must keep them without asking.

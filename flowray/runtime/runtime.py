@@ -322,7 +322,7 @@ class Runtime:
         Attempts of one task may overlap for a moment: where its agent cannot be reached, and lives, the next attempt
         begins all the same (only one outcome counts). With `exclusive` that cannot be: where it is not certain that an
         attempt is over, the next waits for `core.fence_s`, and an agent that hears nothing of the coordinator for so
-        long ends what is exclusive.
+        long ends what is exclusive. It cannot be `idempotent` as well.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
