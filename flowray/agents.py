@@ -12,6 +12,8 @@ one message at a time beside the attempts of `run`; what it returns answers an a
 
 `ctx.report` says what an answer was worth and what it cost, where the agent knows. `verify(task, answer)`, where a
 class has it, is called with each answer for which `run` did not say so; the number it returns, 0 to 1, is the quality.
+`ctx.step` runs what a later attempt shall not run again; `ctx.fence` and `ctx.idempotency_key` are for side effects
+outside (`flowray.steps`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -27,8 +30,10 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from flowray.errors import ConfigError, NotConnected
+from flowray.steps import InMemory, Recorder, Steps
 
 _ATTRIBUTE = "__flowray_agent__"
+_making = threading.Lock()  # held while a context makes what only some of them need
 C = TypeVar("C", bound=Callable[..., Any])
 _MAX_TOPICS = 100  # subscribed to by one agent
 _MAX_TOPIC = 200  # characters of its name
@@ -90,8 +95,12 @@ class Context:
     remaining_s: float | None = None
     cancelled: bool = False  # becomes True when nobody wants the answer any more; long loops should look
     voice: Voice | None = field(default=None, repr=False)  # None where there is nobody to talk to
+    task_id: str = ""  # "" while a message is handled
+    epoch: int = 0  # of the coordinator that started the attempt
+    recorder: Callable[[], Recorder] | None = field(default=None, repr=False)  # None: in memory, for tests by hand
     _quality: float | None = field(default=None, init=False, repr=False)
     _cost_usd: float | None = field(default=None, init=False, repr=False)
+    _steps: Steps | None = field(default=None, init=False, repr=False)
 
     @property
     def quality(self) -> float | None:
@@ -116,6 +125,47 @@ class Context:
         worth = self._quality if quality is None else check_number("quality", quality, 0.0, 1.0)
         cost = self._cost_usd if cost_usd is None else check_number("cost_usd", cost_usd, 0.0, math.inf)
         self._quality, self._cost_usd = worth, cost
+
+    def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run `fn(*args, **kwargs)` once and record its result: a later attempt of this task is given that instead.
+
+        The result is on disk before this returns it; while no coordinator is there, it waits. In async code `await` it,
+        `fn` being async or not; in sync code it returns the value. Results are encoded as payloads are. A name is
+        used once in an attempt, and what is recorded under it is the same for all attempts, so name steps by what they
+        do. A function that raises records nothing, and may be tried again.
+
+        Raises:
+            ConfigError: the name was used in this attempt, or no attempt is under way (a message is being handled).
+            StaleAttempt: this attempt is not a current one any more: nothing was recorded.
+            StepLimit: the task has 256 steps already. PayloadError: the result cannot be pickled, or is too large.
+        """
+        return self._effects("step").take(name, fn, args, kwargs)
+
+    @property
+    def fence(self) -> int:
+        """A number for this attempt, higher than that of every earlier one of this task, coordinators' restarts or not.
+
+        Give it to what can refuse a lower number than the highest it has seen: then an attempt that was given up, and
+        does not know it, changes nothing there.
+        """
+        return self._effects("fence").fence
+
+    def idempotency_key(self, step: str) -> str:
+        """A key for one side effect of this task, the same for every attempt: 43 characters of a-z, 0-9 and "-".
+
+        A replay of a dead letter is another task, with other keys.
+        """
+        return self._effects("idempotency_key").idempotency_key(step)
+
+    def _effects(self, what: str) -> Steps:
+        if not self.task_id:
+            problem = f"{self.agent_id} runs no task here, and this belongs to one"
+            raise ConfigError(f"ctx.{what}", problem, "use it in `run`; a context made by hand wants a task_id")
+        with _making:
+            if self._steps is None:
+                make = self.recorder or InMemory
+                self._steps = Steps(self.task_id, self.attempt, self.epoch, make())
+            return self._steps
 
     def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
         """Ask another agent; the value is what its `on_message` returns. Sent at once, whether awaited or not.

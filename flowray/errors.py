@@ -17,6 +17,8 @@ FlowrayError
 ├── UnknownTask                no task has this id
 ├── GradeRefused               a task without an answer that a grade could be about: it is open, or did not succeed
 ├── RetryableError             for agents to raise: this attempt failed, another may succeed
+├── StaleAttempt               `ctx.step`: this attempt is not a current one of its task any more
+├── StepLimit                  `ctx.step`: one more than a task may have
 ├── InvalidTransition          a state machine was asked for an arrow that it does not have: our bug
 ├── InvariantBroken            `check()` found the state contradicting itself: our bug
 ├── StoreError                 the journal cannot be used
@@ -172,6 +174,34 @@ class RetryableError(FlowrayError):
     """Raised by an agent: this attempt failed, another one may succeed."""
 
     retryable = True
+
+
+class StaleAttempt(FlowrayError):
+    """This attempt is not a current one of its task any more: what it does is not recorded, and nobody waits for it.
+
+    The task has ended, or another attempt has taken over. Let it out of `run`.
+    """
+
+    def __init__(self, task_id: str, attempt: int, step: str) -> None:
+        super().__init__(task_id, attempt, step)
+        self.task_id, self.attempt, self.step = task_id, attempt, step
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step!r} was not recorded: attempt {self.attempt} is not a current one of task {self.task_id} "
+            "any more (it ended, or another attempt has taken over)"
+        )
+
+
+class StepLimit(FlowrayError):
+    """A task has as many recorded steps as it may have, or this one is no step that can be recorded."""
+
+    def __init__(self, step: str, detail: str) -> None:
+        super().__init__(step, detail)
+        self.step, self.detail = step, detail
+
+    def __str__(self) -> str:
+        return f"step {self.step!r} cannot be recorded: {self.detail}"
 
 
 class InvalidTransition(FlowrayError):

@@ -95,7 +95,7 @@ class LocalAgent:
 
     def __call__(self, task: Task) -> Any:
         """Run one task to its end, sync or async."""
-        ctx = Context(agent_id=self.name, tier=self.description.tier, attempt=task.attempt)
+        ctx = Context(agent_id=self.name, tier=self.description.tier, attempt=task.attempt, task_id=task.id)
         answer = self.run(task, ctx) if wants_context(self.run) else self.run(task)
         return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
 

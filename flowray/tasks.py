@@ -50,6 +50,7 @@ def make_task(
     weights: Mapping[str, float] | None = None,
     idempotent: bool = False,
     fallback: str = "",
+    exclusive: bool = False,
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -92,6 +93,13 @@ def make_task(
     if not isinstance(fallback, str):
         raise InvalidTask("fallback", f"must be the name of a class of agents, got {fallback!r}")
     _check_encodable(fallback=fallback)
+    if not isinstance(exclusive, bool):
+        raise InvalidTask("exclusive", f"must be True or False, got {exclusive!r}")
+    if exclusive and idempotent:
+        problem = (
+            "an idempotent task may have two attempts at the same time, an exclusive one may not: choose one of them"
+        )
+        raise InvalidTask("exclusive", problem)
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -115,6 +123,7 @@ def make_task(
         weights=weighed,
         idempotent=idempotent,
         fallback=fallback,
+        exclusive=exclusive,
     )
 
 

@@ -49,6 +49,17 @@ def test_the_example_of_agents_that_talk_prints_what_was_said(tmp_path: Path) ->
     assert printed == ["['yes', 'yes', 'yes']", "longer breaks: 3 of 3"]
 
 
+def test_the_example_of_recorded_steps_runs(tmp_path: Path) -> None:
+    run_script(blocks(README, "python")[4], tmp_path)
+
+
+def test_every_promise_has_a_test() -> None:
+    rows = re.findall(r"^\| (P\d) \|.*`(tests/[\w/]+\.py)::(\w+)` \|$", README, re.M)
+    assert [number for number, _, _ in rows] == [f"P{n}" for n in range(1, 9)]
+    for number, path, name in rows:
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{number} names {path}::{name}"
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_example_of_a_router_finds_the_cheap_one(tmp_path: Path) -> None:

@@ -13,11 +13,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "flowray").rglob("*.py"))
 PEERS = {"bridges", "routing", "mesh", "store", "memory", "providers", "security", "telemetry", "testing"}
-PLAIN = {"errors", "agents", "jobs", "values", "tasks", "attempts", "outcomes"}  # what they are, without a runtime
+PLAIN = {
+    "errors",
+    "steps",
+    "agents",
+    "jobs",
+    "values",
+    "tasks",
+    "attempts",
+    "outcomes",
+}  # what they are, without a runtime
 ABOVE = {"api", "cli", "notebook"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
-    "agents": {"errors"},
+    "steps": {"errors", "core"},
+    "agents": {"errors", "steps"},
     "jobs": {"errors", "agents"},
     "core": {"errors"},
     "values": {"errors"},

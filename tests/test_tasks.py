@@ -58,6 +58,8 @@ def test_needs_are_sorted_and_unique() -> None:
         ("weights", {"weights": {"beauty": 1.0}}),
         ("weights", {"weights": {"usd": -1.0}}),
         ("weights", {"weights": {"usd": "much"}}),
+        ("exclusive", {"exclusive": "yes"}),
+        ("exclusive", {"exclusive": True, "idempotent": True}),
         ("max_cost_usd", {"max_cost_usd": math.inf}),
         ("max_cost_usd", {"max_cost_usd": 0.0}),
         ("tools", {"tools": ["sum: adds", 3]}),

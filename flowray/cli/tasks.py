@@ -58,6 +58,9 @@ def submit(
     fallback: Annotated[
         str, typer.Option("--fallback", help="Agent class that gets it when the others are not up to it.")
     ] = "",
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="No two attempts at the same time, even if one must wait for that.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -85,6 +88,7 @@ def submit(
             weights=weights,
             idempotent=idempotent,
             fallback=fallback,
+            exclusive=exclusive,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

@@ -12,10 +12,11 @@ A router says what it expects of each class of agents, and how sure it is that n
   wins. It buys time: a second attempt after the first has failed, which needs nothing of this, mends as much for less.
 - **The fallback** where nobody is expected to do it in time, and for the last attempt after the others' failed.
 
-Two attempts run only of tasks that their caller called idempotent, on two agents, never more than two. A second attempt
-takes a slot that is free at that moment and never waits for one (a hedge is looked at again after twice the time). It
-is not started where the failure of both would be one more than `max_attempts` allows. Both kinds are paid from credits,
-which the starts of such tasks earn: when everything is slow or unsure, further attempts would only add load.
+Two attempts run only of tasks that their caller called idempotent (never of exclusive ones), on two agents, never more
+than two. A second attempt takes a slot that is free at that moment and never waits for one (a hedge is looked at again
+after twice the time). It is not started where the failure of both would be one more than `max_attempts` allows. Both
+kinds are paid from credits, which the starts of such tasks earn: when everything is slow or unsure, further attempts
+would only add load.
 
 All of this is pure; `flowray.core.coordination` asks and does.
 """
@@ -171,7 +172,7 @@ def gains(
 
 def may_join(task: Task, failures: int) -> bool:
     """May a second attempt of the task run beside the first? Both might fail, and count."""
-    return task.idempotent and failures + 2 <= task.max_attempts
+    return task.idempotent and not task.exclusive and failures + 2 <= task.max_attempts
 
 
 def is_last(task: Task, failures: int) -> bool:

@@ -64,10 +64,15 @@ class Admission:
         if task.key:
             self._keys[task.key] = (task.id, task.fingerprint)
 
-    def closed(self, task: Task) -> None:
-        """The task is terminal."""
+    def grew(self, size_bytes: int) -> None:
+        """An open task holds so many bytes more. It is never refused for that: what is open is bounded by its steps'
+        own bounds, and new tasks make room."""
+        self.open_bytes += size_bytes
+
+    def closed(self, task: Task, more_bytes: int = 0) -> None:
+        """The task is terminal. `more_bytes` is by how much it grew."""
         self.open_tasks -= 1
-        self.open_bytes -= task.size_bytes
+        self.open_bytes -= task.size_bytes + more_bytes
         self._recent[task.id] = task.key
 
     @property

@@ -19,6 +19,7 @@ from flowray.core.commands import (
     AddAgents,
     Command,
     GradeTask,
+    RecordStep,
     RecordVersion,
     RequeueTask,
     ResolveTask,
@@ -36,6 +37,7 @@ from flowray.core.model import (
     NotEnough,
     OpenTask,
     Outcome,
+    Payload,
     RouterRecord,
     Snapshot,
     StoryLine,
@@ -43,6 +45,8 @@ from flowray.core.model import (
     TaskId,
 )
 from flowray.core.states import TaskState, next_task_state
+from flowray.core.steps import step_bytes
+from flowray.errors import InvalidTransition
 
 ROUTER_RECORDS = 256  # decisions about the router that are kept: the newest
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
@@ -75,6 +79,8 @@ class Entry:
         "seq",
         "started_at",
         "state",
+        "steps",
+        "steps_bytes",
         "story",
         "task",
     )
@@ -99,6 +105,8 @@ class Entry:
         self.story: list[StoryLine] = []
         self.choices: list[Choice] = []
         self.not_enough: list[NotEnough] = []
+        self.steps: dict[str, Payload | None] = {}  # recorded, by name; for all attempts
+        self.steps_bytes = 0  # memory they take, roughly
 
     def remaining_s(self, now: float) -> float | None:
         """Until its deadline, never negative; None without one."""
@@ -129,6 +137,11 @@ class Entry:
         known = self.attempts == len(self.choices) and self.attempt > 0
         return self.choices[self.attempt - 1] if known else None
 
+    def record(self, name: str, value: Payload | None) -> None:
+        """Keep the result of a step."""
+        self.steps[name] = value
+        self.steps_bytes += step_bytes(name, value)
+
     def tell(self, line: StoryLine) -> None:
         """Add to the story, dropping from the middle when it is full."""
         if len(self.story) >= STORY_LINES:
@@ -152,6 +165,7 @@ class Book:
             StartAttempt: self._started,
             RequeueTask: self._requeued,
             WakeTask: self._woken,
+            RecordStep: self._recorded,
             ResolveTask: self._resolved,
             AddAgents: self._agents_added,
             StartAgent: self._agent_started,
@@ -222,6 +236,12 @@ class Book:
         entry.state = next_task_state(entry.state, "due", command.task_id)
         entry.not_before = 0.0
 
+    def _recorded(self, command: RecordStep) -> None:
+        entry = self.open[command.task_id]
+        if entry.state is not TaskState.RUNNING or command.name in entry.steps:
+            raise InvalidTransition(f"task {command.task_id} is {entry.state.value}: step {command.name!r} comes late")
+        entry.record(command.name, command.value)
+
     def _resolved(self, command: ResolveTask) -> None:
         outcome = command.outcome
         entry = self.open.pop(outcome.task_id)
@@ -260,6 +280,11 @@ class Book:
         self.routers = list(snapshot.routers)
         for open_task in snapshot.tasks:
             self.open[open_task.task.id] = _thawed(open_task)
+
+
+def is_running(entry: Entry, attempt: int, epoch: int) -> bool:
+    """Is this an attempt that an agent has?"""
+    return any(held.attempt == attempt and held.epoch == epoch for held in entry.running())
 
 
 def outcome_of(
@@ -338,6 +363,7 @@ def _frozen(entry: Entry) -> OpenTask:
         not_enough=tuple(entry.not_enough),
         attempts=entry.attempts if entry.attempts != entry.attempt else 0,
         extra=entry.extra,
+        steps=dict(entry.steps),
     )
 
 
@@ -354,4 +380,6 @@ def _thawed(saved: OpenTask) -> Entry:
     entry.not_before, entry.extra = saved.not_before, saved.extra
     entry.choices.extend(saved.choices)
     entry.not_enough.extend(saved.not_enough)
+    for name, value in saved.steps.items():
+        entry.record(name, value)
     return entry

@@ -14,7 +14,18 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from flowray.core.model import AgentId, AgentSpec, Asked, Choice, Failure, Outcome, RouterRecord, Task, TaskId
+from flowray.core.model import (
+    AgentId,
+    AgentSpec,
+    Asked,
+    Choice,
+    Failure,
+    Outcome,
+    Payload,
+    RouterRecord,
+    Task,
+    TaskId,
+)
 from flowray.core.states import TaskState
 
 
@@ -89,7 +100,7 @@ class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True):
     task_id: TaskId
     attempt: int
     at: float
-    arrow: str  # requeued | failed | outlived (see states)
+    arrow: str  # requeued | failed | outlived | held_back (see states)
     failure: Failure | None = None
     counts: str = ""  # which bound it uses up: failures | losses | kills | ""
     not_before: float = 0.0
@@ -126,6 +137,36 @@ class GradeTask(Struct, frozen=True, tag="grade", omit_defaults=True):
     quality: float  # 0..1
     at: float
     by: str = ""
+
+
+class RecordStep(Struct, frozen=True, tag="step", omit_defaults=True):
+    """A step of a running attempt has this result, for good: later attempts are given it."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    name: str
+    at: float
+    value: Payload | None = None
+
+
+class AnswerStep(Struct, frozen=True, tag="answer_step", omit_defaults=True):
+    """Tell the agent what became of its step, once what is recorded is on disk."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    agent_id: AgentId
+    incarnation: int
+    name: str
+    verdict: str  # recorded | known (an earlier record stands, `value`) | stale (not a running attempt) | refused
+    value: Payload | None = None
+    detail: str = ""  # why it was refused
+    number: int = 0  # of the request
 
 
 class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
@@ -205,6 +246,8 @@ Command = (
     | WakeTask
     | ResolveTask
     | GradeTask
+    | RecordStep
+    | AnswerStep
     | CancelAttempt
     | AnswerCancel
     | AddAgents
@@ -223,4 +266,5 @@ DurableCommand = (
     | StartAgent
     | GradeTask
     | RecordVersion
+    | RecordStep
 )

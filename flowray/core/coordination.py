@@ -29,11 +29,13 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerStep,
     CancelAttempt,
     Command,
     DurableCommand,
     GradeTask,
     KnownTask,
+    RecordStep,
     RecordVersion,
     RefuseTask,
     RequestEstimates,
@@ -57,6 +59,7 @@ from flowray.core.events import (
     Event,
     GradeGiven,
     MemoryTold,
+    StepFinished,
     TaskSubmitted,
     Ticked,
     VersionDecided,
@@ -84,6 +87,7 @@ from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
 from flowray.core.routing import run_times
 from flowray.core.states import AgentState, TaskState
+from flowray.core.steps import no_room, step_bytes
 from flowray.core.timers import Timers
 
 _LANES_LOOKED_AT = 4  # of those that wait for other classes, by an agent without work
@@ -113,6 +117,7 @@ class Coordination:
             AttemptFinished: self._on_finished,
             AttemptReturned: self._on_returned,
             GradeGiven: self._on_graded,
+            StepFinished: self._on_step,
             EstimatesReady: self._on_estimates,
             EstimatesFailed: self._on_no_estimates,
             AgentsAdded: self._on_agents_added,
@@ -208,10 +213,13 @@ class Coordination:
         )
         for task_id, entry in book.open.items():
             core.admission.opened(entry.task)
+            core.admission.grew(entry.steps_bytes)
             if entry.state is TaskState.QUEUED:
                 core._wait_recovered(entry)
             elif entry.state is TaskState.BACKING_OFF:
-                core.timers.set("backoff", task_id, entry.not_before)
+                # Its last attempt may have been told to stop, and not have said yet that it did.
+                fence_s = core.policy.fence_s if entry.task.exclusive and keep_agents else 0.0
+                core.timers.set("backoff", task_id, max(entry.not_before, now + fence_s))
             else:
                 for held in entry.running():
                     core._claims.setdefault(held.agent_id, {})[task_id] = None
@@ -538,6 +546,23 @@ class Coordination:
         if agent is not None:
             self._fill(agent)
 
+    def _on_step(self, event: StepFinished) -> None:
+        """Record the first result of each step; only a running attempt's, so what a zombie brings is refused."""
+        entry = self.book.open.get(event.task_id)
+        verdict, value, detail = "stale", None, ""
+        running = entry.running() if entry is not None else ()
+        if entry is not None and any(_is(held, event) and held.incarnation == event.incarnation for held in running):
+            if event.name in entry.steps:
+                verdict, value = "known", entry.steps[event.name]
+            elif detail := no_room(entry.steps, event.name, event.value):
+                verdict = "refused"
+            else:
+                verdict = "recorded"
+                self._commit(RecordStep(event.task_id, event.attempt, event.epoch, event.name, self.now, event.value))
+                self.admission.grew(step_bytes(event.name, event.value))
+        token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
+        self._out.append(AnswerStep(*token, event.name, verdict, value, detail, event.number))
+
     def _free_slot(
         self, agent: Agent, event: AttemptFinished | AttemptReturned, current: bool, run_s: float | None
     ) -> None:
@@ -546,6 +571,7 @@ class Coordination:
             del agent.outstanding[event.task_id]
         elif token in agent.stopping:
             del agent.stopping[token]
+            self._is_over(token)
             run_s = None  # how long it ran until it was stopped says nothing of its agent
             if not agent.stopping:
                 self.timers.clear("grace", agent.id)
@@ -592,13 +618,16 @@ class Coordination:
             self._commit(structs.replace(over, arrow="outlived", not_before=0.0))
             return
         self._commit(over)
-        if over.arrow == "failed":
-            self.timers.set("backoff", entry.task.id, over.not_before)
-        else:
+        if over.arrow == "requeued":
             self._place(entry, self._lane(entry.task))
+        else:
+            self.timers.set("backoff", entry.task.id, over.not_before)
 
-    def _attempt_lost(self, entry: Entry, attempt: int, failure: Failure, counts: str) -> None:
-        """The attempt ended without an answer, through no fault of the agent's code: again, elsewhere, at once."""
+    def _attempt_lost(self, entry: Entry, attempt: int, failure: Failure, counts: str, over_in_s: float = 0.0) -> None:
+        """The attempt ended without an answer, through no fault of the agent's code: again, elsewhere, at once.
+
+        Where it may go on for `over_in_s`, or was told to stop and has not answered, an exclusive task waits.
+        """
         retry = self.policy.retry
         self._attempt_over(entry.task, attempt, entry.numbered(attempt).agent_id)
         if counts == "kills" and entry.kills + 1 >= retry.poison_kills:
@@ -607,8 +636,39 @@ class Coordination:
         elif counts and entry.losses + 1 >= retry.max_losses:
             message = f"{entry.losses + 1} attempts were lost; the last: {failure.message}"
             self._give_up(entry, Failure(kind="agent_lost", message=message))
+        elif entry.task.exclusive and (over_in_s or self._goes_on(entry.task.id)):
+            not_before = self.now + over_in_s
+            why = f"waits {over_in_s:g} s until it must be over" if over_in_s else "waits until it says that it is over"
+            failure = structs.replace(failure, message=f"{failure.message}; its task is exclusive and {why}")
+            over = RequeueTask(entry.task.id, attempt, self.now, "held_back", failure, counts, not_before)
+            self._go_on(entry, over)
         else:
             self._go_on(entry, RequeueTask(entry.task.id, attempt, self.now, "requeued", failure, counts))
+
+    # ── tasks: exclusive ones ────────────────────────────────────────────────────────────────────────────────────
+
+    def _goes_on(self, task_id: TaskId) -> bool:
+        """Was an attempt of it told to stop, and has not said yet that it did?"""
+        return any(token[0] == task_id for agent in self.registry.agents() for token in agent.stopping)
+
+    def _is_over(self, token: tuple[TaskId, int, int]) -> None:
+        """An attempt that was told to stop has ended: an exclusive task need not wait for that any more."""
+        entry = self.book.open.get(token[0])
+        waits = entry is not None and entry.task.exclusive and entry.state is TaskState.BACKING_OFF
+        if entry is not None and waits and token[1:] == (entry.attempt, entry.epoch):
+            self.timers.set("backoff", token[0], max(entry.not_before, self.now))
+
+    def _may_go_on(self, task_id: TaskId) -> None:
+        """An attempt of it may be running where nobody can stop it: an exclusive task waits until it is over."""
+        entry = self.book.open.get(task_id)
+        if entry is not None and entry.task.exclusive and entry.state is TaskState.BACKING_OFF:
+            self.timers.set("backoff", task_id, max(entry.not_before, self.now + self.policy.fence_s))
+
+    def may_lease(self, agent_id: AgentId, incarnation: int) -> bool:
+        """Is this life of the agent one that is given attempts, and has it not been given up?"""
+        agent = self.registry.agent(agent_id)
+        alive = agent is not None and agent.state in (AgentState.READY, AgentState.DRAINING)
+        return alive and agent is not None and agent.incarnation == incarnation
 
     def _give_up(self, entry: Entry, failure: Failure) -> None:
         self._resolve(entry, TaskState.DEAD, failure=failure)
@@ -625,7 +685,7 @@ class Coordination:
         outcome = outcome_of(entry, state, self.now, answer=answer, failure=failure)
         asked = asked_of(entry, self.policy.routing.keep_text)
         self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None, asked))
-        self.admission.closed(task)
+        self.admission.closed(task, entry.steps_bytes)
         if entry.deadline_at is not None:
             self.timers.clear("deadline", task.id)
         if entry.extra is not None:
@@ -740,6 +800,8 @@ class Coordination:
         # Waiting with a number: this life of it was declared over, so a late report of it changes nothing.
         over = event.incarnation == known and agent is not None and agent.state is AgentState.WAITING
         if agent is None or event.incarnation < known or over or agent.state is AgentState.BROKEN:
+            for one in event.running:
+                self._may_go_on(one.task_id)
             self._out.append(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
             return
         # Higher than ours only when the journal is an older copy: StartAgent waits for the disk.
@@ -768,8 +830,13 @@ class Coordination:
                 self._confirm(entry, agent, held.attempt)
             else:
                 agent.outstanding.pop(task_id, None)
+                over_in_s = 0.0
+                if held.incarnation != agent.incarnation:
+                    over_in_s = self.policy.fence_s
+                elif entry.task.exclusive:  # this may be a report from before it had it
+                    self._tell_to_stop(agent, Running(*token))
                 failure = Failure(kind="agent_lost", message="its agent does not have it")
-                self._attempt_lost(entry, held.attempt, failure, "losses")
+                self._attempt_lost(entry, held.attempt, failure, "losses", over_in_s)
         for one in said.values():
             self._adopt_or_stop(agent, one)
 
@@ -795,7 +862,10 @@ class Coordination:
     def _adopt_or_stop(self, agent: Agent, one: Running) -> None:
         """The agent runs something that the book does not expect there: keep it if nobody else has it."""
         entry = self.book.open.get(one.task_id)
-        fresh = entry is not None and one.attempt > entry.attempts and one.epoch < self.epoch
+        # Not from an epoch before the last attempt's, whatever its number: its fence would be the lower one. Where the
+        # last one started was a second attempt, which has ended, its epoch is not known any more.
+        fresh = entry is not None and one.attempt > entry.attempts == entry.attempt
+        fresh = fresh and entry is not None and entry.epoch <= one.epoch < self.epoch
         fresh = fresh and (one.task_id, one.attempt, one.epoch) not in agent.stopping  # it may have heard already
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
             self._tell_to_stop(agent, one)
@@ -813,19 +883,19 @@ class Coordination:
         if agent is None or agent.incarnation != event.incarnation:
             return
         if agent.state in (AgentState.STARTING, AgentState.READY, AgentState.DRAINING):
-            self._lose(agent, event.cause or "its process ended")
+            self._lose(agent, event.cause or "its process ended", certain=event.certain)
 
     def _on_start_failed(self, event: AgentStartFailed) -> None:
         agent = self.registry.agent(event.agent_id)
         if agent is None or agent.incarnation != event.incarnation or agent.state is not AgentState.STARTING:
             return
         if not self.registry.start_failed(agent, event.failure):
-            self._lose(agent, f"it did not start: {event.failure.type}: {event.failure.message}")
+            self._lose(agent, f"it did not start: {event.failure.type}: {event.failure.message}", certain=False)
             return
         self.registry.move(agent, "gave_up")
         self.timers.clear("start", agent.id)
         self._unbind(agent.agent_class)
-        self._requeue_all(agent, "it did not start", blame=False)
+        self._requeue_all(agent, "it did not start", blame=False, certain=False)
         self._give_up_hopeless(agent.agent_class)
 
     def _give_up_hopeless(self, one: AgentClass) -> None:
@@ -838,13 +908,21 @@ class Coordination:
                     if not self._fall_back(entry, None):
                         self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
 
-    def _lose(self, agent: Agent, cause: str) -> None:
-        """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving."""
+    def _lose(self, agent: Agent, cause: str, *, certain: bool) -> None:
+        """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving.
+
+        Where it is not certain that its process has ended, exclusive tasks wait until it must have stopped them.
+        """
         draining = agent.state is AgentState.DRAINING
         self.registry.move(agent, "lost")
         self.timers.clear("start", agent.id)
         self.timers.clear("grace", agent.id)
-        agent.stopping.clear()
+        stopping, agent.stopping = agent.stopping, {}
+        for token in stopping:
+            if certain:
+                self._is_over(token)
+            else:
+                self._may_go_on(token[0])
         agent.prefetch, agent.service_s = 0, -1.0
         agent.agent_class.update(agent)
         if draining:
@@ -852,11 +930,11 @@ class Coordination:
         else:
             self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
         self._unbind(agent.agent_class)
-        self._requeue_all(agent, cause, blame=True)
+        self._requeue_all(agent, cause, blame=True, certain=certain)
         if draining:
             self._give_up_hopeless(agent.agent_class)
 
-    def _requeue_all(self, agent: Agent, cause: str, *, blame: bool) -> None:
+    def _requeue_all(self, agent: Agent, cause: str, *, blame: bool, certain: bool) -> None:
         held = self._held_or_claimed(agent)
         agent.outstanding.clear()
         for position, task_id in enumerate(held):
@@ -864,7 +942,8 @@ class Coordination:
             # An agent takes its attempts in order: only as many as it has slots can have been running.
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
             failure = Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}")
-            self._attempt_lost(entry, entry.at(agent.id).attempt, failure, counts)
+            over_in_s = 0.0 if certain else self.policy.fence_s
+            self._attempt_lost(entry, entry.at(agent.id).attempt, failure, counts, over_in_s)
 
     def _on_memory_told(self, event: MemoryTold) -> None:
         touched: dict[AgentClass, None] = {}
@@ -889,6 +968,10 @@ class Coordination:
 
     def _backoff_over(self, key: str) -> None:
         entry = self.book.open[TaskId(key)]
+        if entry.task.exclusive and self._goes_on(entry.task.id):
+            # Looked at again when it says that it is over, or its agent is lost: within this time.
+            self.timers.set("backoff", key, self.now + self.policy.cancel_grace_s)
+            return
         self._commit(WakeTask(entry.task.id, self.now))
         self._place(entry, self._lane(entry.task))
 
@@ -921,7 +1004,7 @@ class Coordination:
     def _lose_quietly(self, agent: Agent, cause: str) -> None:
         """Lose an agent by our own decision: its other attempts are not to blame."""
         blamed, agent.slots = agent.slots, 0
-        self._lose(agent, cause)
+        self._lose(agent, cause, certain=False)
         agent.slots = blamed
 
     def _restart_due(self, key: str) -> None:
@@ -939,7 +1022,7 @@ class Coordination:
         entry, held = self._meant(key)
         self._unclaim(entry.task.id, held.attempt, held.agent_id)
         failure = Failure(kind="agent_lost", message=f"{held.agent_id} did not report after a coordinator restart")
-        self._attempt_lost(entry, held.attempt, failure, "losses")
+        self._attempt_lost(entry, held.attempt, failure, "losses", self.policy.fence_s)
 
     def _hopeless_found(self, key: str) -> None:
         for one in self.registry.classes():
@@ -959,7 +1042,7 @@ class Coordination:
         self._out.append(command)
 
 
-def _is(held: Held, event: AttemptFinished | AttemptReturned) -> bool:
+def _is(held: Held, event: AttemptFinished | AttemptReturned | StepFinished) -> bool:
     return (held.attempt, held.epoch, held.agent_id) == (event.attempt, event.epoch, event.agent_id)
 
 

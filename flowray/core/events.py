@@ -33,6 +33,19 @@ class AttemptFinished(Struct, frozen=True):
     cost_usd: float | None = None  # where the agent reported it
 
 
+class StepFinished(Struct, frozen=True):
+    """An agent asks to record the result of a step of a running attempt. Answered by AnswerStep."""
+
+    task_id: TaskId
+    attempt: int
+    epoch: int  # of the coordinator that started the attempt
+    agent_id: AgentId
+    incarnation: int
+    name: str
+    value: Payload | None = None
+    number: int = 0  # of this request, for whoever asks; its answer has the same
+
+
 class EstimatesReady(Struct, frozen=True):
     """What was asked for by RequestEstimates. Whoever was not answered for is not a candidate."""
 
@@ -81,11 +94,12 @@ class AgentReady(Struct, frozen=True):
 
 
 class AgentLost(Struct, frozen=True):
-    """An agent's process is gone (certain: its process ended, or its node was declared dead)."""
+    """An agent's process is gone."""
 
     agent_id: AgentId
     incarnation: int
     cause: str = ""
+    certain: bool = True  # seen dead; not where it can only not be reached (a node declared dead) or was told to end
 
 
 class AgentStartFailed(Struct, frozen=True):
@@ -119,6 +133,7 @@ Event = (
     | AttemptFinished
     | AttemptReturned
     | GradeGiven
+    | StepFinished
     | EstimatesReady
     | EstimatesFailed
     | AgentsAdded

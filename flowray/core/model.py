@@ -52,6 +52,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     weights: dict[str, float] = {}  # of the routing policy, for this task alone (`flowray.core.routing.WEIGHTS`)
     idempotent: bool = False  # running it twice does no harm: only then may two attempts run at the same time
     fallback: str = ""  # class of agents that gets it when the others are not up to it; "" for none
+    exclusive: bool = False  # no two attempts may run at the same time, whatever that costs in time
 
     @property
     def size_bytes(self) -> int:
@@ -247,6 +248,7 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_enough: tuple[NotEnough, ...] = ()
     attempts: int = 0  # started so far, where that is more than `attempt`
     extra: Held | None = None  # a second attempt that runs beside the current one
+    steps: dict[str, Payload | None] = {}  # recorded so far, by name
 
 
 class RouterPlace(Struct, frozen=True, array_like=True):

@@ -37,6 +37,7 @@ TASK_TRANSITIONS: dict[tuple[TaskState, str], TaskState] = {
     (_S.RUNNING, "outlived"): _S.RUNNING,  # one of two attempts ended without an outcome; the other goes on
     (_S.RUNNING, "answered"): _S.SUCCEEDED,  # the current attempt, or one of the two, returned a value
     (_S.RUNNING, "requeued"): _S.QUEUED,  # its agent was lost, hung, or handed it back unstarted
+    (_S.RUNNING, "held_back"): _S.BACKING_OFF,  # the same, of an exclusive task: the attempt may still be running
     (_S.RUNNING, "failed"): _S.BACKING_OFF,  # the agent's code raised something worth another attempt
     (_S.RUNNING, "gave_up"): _S.DEAD,  # not retryable, attempts used up, or it kills its agents
     (_S.QUEUED, "gave_up"): _S.DEAD,  # no agent that could run it can be started

@@ -75,6 +75,14 @@ def why_unserved(error: BaseException) -> tuple[str, str]:
     return "lost", brief(error)
 
 
+def seen_dead(error: BaseException) -> bool:
+    """Does Ray say that the process has ended? Not where its node was declared dead, or it was told to end.
+
+    The reason is a field of Ray's that Python does not get to see: only its text says it.
+    """
+    return "its worker process has died" in str(error)
+
+
 def brief(error: BaseException) -> str:
     """One line of what Ray says, without its advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -36,8 +36,10 @@ from flowray.agents import (
 )
 from flowray.attempts import failure_of, failure_of_verify, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
-from flowray.runtime.messages import Begin, Cancel, Finished, Held, Report, Returned, Start
+from flowray.runtime.leases import LeaseKeeper, Tokens
+from flowray.runtime.messages import Begin, Cancel, Finished, Held, Renew, Report, Returned, Start, Step
 from flowray.runtime.payloads import PayloadDesk
+from flowray.runtime.recording import StepDesk, StepRecorder
 
 STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it holds beyond its slots
 _TOGETHER_S = 0.0005  # how long a result waits for those of attempts that were waiting behind it
@@ -75,7 +77,7 @@ class Surroundings(Protocol):
         """There is what may get stuck: `hand_back_when_stuck` and `overdue` want to be asked. From any thread."""
         ...
 
-    def report(self, report: Report) -> bool:
+    def report(self, report: Report | Step | Renew) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         ...
 
@@ -107,6 +109,20 @@ class AgentHost:
             inline_bytes=message.inline_bytes,
             payload_bytes=message.payload_bytes,
         )
+        self._unleased: list[Attempt] = []  # exclusive ones that may not begin yet; guarded by the lock
+        self.leases = LeaseKeeper(
+            message.lease_s,
+            self,
+            ask=lambda number: around.report(Renew(message.agent_id, message.incarnation, number)),
+            later=lambda delay_s, call: around.loop.call_later(delay_s, call),
+        )
+        self.steps = StepDesk(
+            message.agent_id,
+            message.incarnation,
+            send=around.report,
+            soon=around.soon,
+            later=lambda delay_s, call: around.loop.call_later(delay_s, call),
+        )
         self._run: Callable[..., Any] = _nothing
         self.is_async = False
         self._with_context = True
@@ -127,6 +143,11 @@ class AgentHost:
             crowded = len(self._attempts) > self._begin.spec.slots
         if crowded:
             self._around.stir()
+        if message.task.exclusive:
+            self.leases.need()
+        self._dispatch(attempt)
+
+    def _dispatch(self, attempt: Attempt) -> None:
         if not self.is_async:
             self._inbox.put(attempt)
         elif self._busy < self._begin.spec.slots:
@@ -150,6 +171,8 @@ class AgentHost:
             self._add(Finished(*token, failure=Failure(kind="cancelled", message="not here")))
         elif attempt.task is not None:
             attempt.task.cancel()
+        elif attempt.start.task.exclusive:
+            self.release()  # it need not wait for a lease in order to end
 
     def acknowledged(self, last: int) -> None:
         """Results up to this number are on disk."""
@@ -163,9 +186,11 @@ class AgentHost:
         """There is another coordinator: it has none of what was not acknowledged."""
         with self._lock:
             self._sent = self._acknowledged
+        self.steps.send_again()
 
     def flush(self) -> None:
         """Send what has not been sent."""
+        self.steps.flush()
         while (report := self.pending()) is not None:
             if not self._around.report(report):
                 return
@@ -188,6 +213,43 @@ class AgentHost:
             if not batch:
                 return None
             return Report(self._begin.agent_id, self._begin.incarnation, self._sent + len(batch), batch)
+
+    # ── exclusive attempts (`leases.Exclusive`) ──────────────────────────────────────────────────────────────────
+
+    def held(self) -> bool:
+        """Are there exclusive attempts, begun or not?"""
+        with self._lock:
+            return any(attempt.start.task.exclusive for attempt in self._attempts.values())
+
+    def stop(self) -> Tokens:
+        """Tell those that have begun to stop; which."""
+        with self._lock:
+            begun = {t: a for t, a in self._attempts.items() if a.start.task.exclusive and a.begun_at}
+            for attempt in begun.values():
+                attempt.cancelled = True
+                if attempt.ctx is not None:
+                    attempt.ctx.cancelled = True
+        tasks = [attempt.task for attempt in begun.values() if attempt.task is not None]
+
+        def cancel() -> None:
+            for task in tasks:
+                task.cancel()
+
+        if tasks:
+            self._around.soon(cancel)
+        return frozenset(begun)
+
+    def runs(self, tokens: Tokens) -> bool:
+        """Does one of these still run?"""
+        with self._lock:
+            return any(token in self._attempts for token in tokens)
+
+    def release(self) -> None:
+        """There may be a lease: those that wait for one are tried again. On the loop."""
+        with self._lock:
+            unleased, self._unleased = self._unleased, []
+        for attempt in unleased:
+            self._dispatch(attempt)
 
     # ── called from elsewhere ────────────────────────────────────────────────────────────────────────────────────
 
@@ -255,6 +317,8 @@ class AgentHost:
                 attempt.ctx.cancelled = True
             if attempt.task is not None:
                 attempt.task.cancel()
+        self.steps.retire()
+        self.release()
         for _ in range(self._begin.spec.slots):
             self._inbox.put(None)
 
@@ -346,8 +410,8 @@ class AgentHost:
             self._begin_async(self._waiting.popleft())
 
     def _call(self, attempt: Attempt, payload: Any) -> Any:
-        given = attempt.start.task
-        task = attempt.seen = task_for(given, attempt.start.attempt, payload)
+        start = attempt.start
+        task = attempt.seen = task_for(start.task, start.attempt, payload)
         if not self._with_context:
             return self._run(task)
         if self._voice is None:
@@ -355,10 +419,13 @@ class AgentHost:
         attempt.ctx = Context(
             agent_id=self._begin.agent_id,
             tier=self._begin.spec.tier,
-            attempt=attempt.start.attempt,
-            remaining_s=attempt.start.remaining_s,
+            attempt=start.attempt,
+            remaining_s=start.remaining_s,
             cancelled=attempt.cancelled,
             voice=self._voice,
+            task_id=start.task.id,
+            epoch=start.epoch,
+            recorder=lambda: StepRecorder(start, self.steps, self._desk),
         )
         return self._run(task, attempt.ctx)
 
@@ -393,6 +460,9 @@ class AgentHost:
         token = (start.task.id, start.attempt, start.epoch)
         with self._lock:
             if token not in self._attempts:
+                return False
+            if start.task.exclusive and not attempt.cancelled and not self.leases.valid():
+                self._unleased.append(attempt)
                 return False
             attempt.begun_at = time.monotonic()
             cancelled = attempt.cancelled

@@ -20,9 +20,11 @@ import msgspec
 import ray
 
 from flowray.config import Config
+from flowray.core.book import is_running
 from flowray.core.commands import (
     AcceptTask,
     AnswerCancel,
+    AnswerStep,
     CancelAttempt,
     Command,
     KnownTask,
@@ -34,7 +36,7 @@ from flowray.core.commands import (
     StopAgent,
 )
 from flowray.core.events import AgentLost
-from flowray.core.model import Outcome
+from flowray.core.model import AgentId, Outcome, Payload
 from flowray.core.states import AgentState
 from flowray.errors import MeshError, PayloadError, RouterRefused, StoreError
 from flowray.mesh.doors import OUTSIDE
@@ -56,13 +58,17 @@ from flowray.runtime.messages import (
     Farewell,
     Introduction,
     Learn,
+    Leased,
     Listening,
     Question,
     Reach,
+    Renew,
     Renewed,
     Reply,
     Report,
     Start,
+    Step,
+    StepAnswer,
     Submit,
     Subscribe,
     Want,
@@ -74,6 +80,7 @@ from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Observer, Pump
 from flowray.runtime.questions import Questions
+from flowray.runtime.recording import answer_of, event_of
 from flowray.runtime.recovering import prepare_process, recover
 from flowray.runtime.retention import sweep_for_ever
 from flowray.runtime.retraining import Retrainer
@@ -295,7 +302,7 @@ class Coordinator:
             gone = self._pools.process(agent.id, agent.incarnation) is None
             if agent.state is AgentState.STARTING and gone and not self._pools.may_come(agent.agent_class.spec.name):
                 cause = "it was gone when the coordinator came back"
-                self._pump.put(AgentLost(agent.id, agent.incarnation, cause))
+                self._pump.put(AgentLost(agent.id, agent.incarnation, cause, certain=False))
 
     def _store_failed(self, error: StoreError) -> None:
         print(f"flowray coordinator stops: {error}", file=sys.stderr, flush=True)  # noqa: T201
@@ -305,7 +312,13 @@ class Coordinator:
 
     def _perform(self, command: Command) -> None:
         if isinstance(command, StartAttempt):
-            self._send_attempt(command)
+            entry = self._core.book.open.get(command.task_id)
+            # As they are now: what an attempt beside it records from here on is on disk later than this start.
+            steps = dict(entry.steps) if entry is not None and entry.steps else {}
+            if entry is None or not (steps or entry.task.exclusive):
+                self._send_attempt(command, steps)
+            else:  # what it is given must be on disk first; of an exclusive one the next coordinator must know
+                self._pump.when_synced(lambda: self._send_attempt(command, steps))
         elif isinstance(command, RequestEstimates):
             assert self._routing is not None  # the core asks only where routing is on
             self._routing.ask(command)
@@ -325,6 +338,10 @@ class Coordinator:
                 process.link.send(
                     Cancel(command.agent_id, command.task_id, command.attempt, command.epoch, self._epoch)
                 )
+        elif isinstance(command, AnswerStep):
+            process = self._pools.process(command.agent_id, command.incarnation)
+            if process is not None:
+                process.link.send(answer_of(command))
         elif isinstance(command, AnswerCancel):
             self._questions.cancelled(command.task_id, command.state.value if command.state is not None else "")
         elif isinstance(command, StartAgent):
@@ -332,14 +349,17 @@ class Coordinator:
         elif isinstance(command, StopAgent):
             self._pools.stop(command.agent_id, command.incarnation)
 
-    def _send_attempt(self, command: StartAttempt) -> None:
+    def _send_attempt(self, command: StartAttempt, steps: dict[str, Payload | None]) -> None:
         if command.reason == "adopted":
             return  # the agent has it already
         process = self._pools.process(command.agent_id, command.incarnation)
-        task = self._core.task(command.task_id)
-        if process is not None and task is not None:
+        entry = self._core.book.open.get(command.task_id)
+        # One that waited for the disk may be over by now: its agent has been told so, and has answered.
+        if process is not None and entry is not None and is_running(entry, command.attempt, command.epoch):
             self._acknowledgements.tell(command.agent_id)
-            process.link.send(Start(command.agent_id, task, command.attempt, self._epoch, command.remaining_s))
+            process.link.send(
+                Start(command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, steps)
+            )
 
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -371,8 +391,16 @@ class Coordinator:
             except msgspec.DecodeError as error:
                 self._endpoint.forget(peer.name, f"it sent something that is no message: {error}")
                 return
-            if isinstance(message, Report):
-                self._take_report(peer, message)
+            if isinstance(message, Report | Step | Renew):
+                if self._doorway.is_outside(peer.name):
+                    self._endpoint.forget(peer.name, "clients outside the cluster have no agents to report of")
+                    return
+                if isinstance(message, Step):
+                    self._take_step(peer, message)
+                elif isinstance(message, Renew):
+                    self._lease(message)
+                else:
+                    self._take_report(peer, message)
             elif isinstance(message, Submit):
                 self._clients.client(peer.name, peer)
                 try:
@@ -457,6 +485,34 @@ class Coordinator:
         self._put_results(message)
         agent_id, last = message.agent_id, message.last
         self._pump.when_synced(lambda: self._acknowledgements.on_disk(peer, agent_id, last))
+
+    def _take_step(self, peer: Peer, message: Step) -> None:
+        """An agent wants a step recorded.
+
+        Whether its attempt is a current one is known once its process has said what it holds: one that this
+        coordinator has not found yet, after a restart, is asked to come again.
+        """
+        if self._pools.process(message.agent_id, message.incarnation) is not None:
+            self._pump.put(event_of(message))
+        else:
+            peer.send_anyway(messages.encode(StepAnswer(message.agent_id, message.number, "later")))
+
+    def _lease(self, message: Renew) -> None:
+        """An agent asks whether its exclusive attempts may go on. Answered only in an epoch that is in force."""
+        loop = asyncio.get_running_loop()
+
+        def done(error: StoreError | None) -> None:
+            loop.call_soon_threadsafe(self._leased, message, error)
+
+        if self._core.may_lease(AgentId(message.agent_id), message.incarnation):
+            self._store.confirm_epoch(done)
+
+    def _leased(self, message: Renew, error: StoreError | None) -> None:
+        if error is not None:
+            self._store_failed(error)
+        process = self._pools.process(message.agent_id, message.incarnation)
+        if process is not None:
+            process.link.send(Leased(message.agent_id, message.number))
 
     async def report(self, message: Report) -> None:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""

@@ -171,6 +171,7 @@ class Begin(Struct, frozen=True, array_like=True):
     runtime: str  # name of the runtime
     journal_node: str  # Ray's id of the node that keeps large payloads
     payloads: str  # their directory there
+    lease_s: float = 10.0  # how long exclusive attempts may run after the coordinator's last word
 
 
 class Begun(Struct, frozen=True, array_like=True):
@@ -189,6 +190,45 @@ class Start(Struct, frozen=True, array_like=True, tag="start"):
     attempt: int
     epoch: int
     remaining_s: float | None = None
+    steps: dict[str, Payload | None] = {}  # recorded by earlier attempts
+
+
+class Step(Struct, frozen=True, array_like=True, tag="step"):
+    """Record this step of a running attempt."""
+
+    agent_id: str
+    incarnation: int
+    number: int  # of this request; its answer has the same
+    task_id: str
+    attempt: int
+    epoch: int
+    name: str
+    value: Payload | None = None
+
+
+class StepAnswer(Struct, frozen=True, array_like=True, tag="step_answer"):
+    """What became of a step; what is recorded is on disk."""
+
+    agent_id: str
+    number: int
+    verdict: str  # recorded | known | stale | refused (see core.commands.AnswerStep) | later (ask again in a moment)
+    value: Payload | None = None
+    detail: str = ""
+
+
+class Renew(Struct, frozen=True, array_like=True, tag="renew"):
+    """May this agent's exclusive attempts go on?"""
+
+    agent_id: str
+    incarnation: int
+    number: int  # of this request; its answer has the same
+
+
+class Leased(Struct, frozen=True, array_like=True, tag="leased"):
+    """They may. There is no other answer."""
+
+    agent_id: str
+    number: int
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
@@ -332,9 +372,9 @@ class Lost(Struct, frozen=True, array_like=True, tag="lost"):
     reason: str
 
 
-ToCoordinator = Submit | Want | Question | Report | Learn | Reach | Listening | Subscribe
+ToCoordinator = Submit | Want | Question | Report | Step | Renew | Learn | Reach | Listening | Subscribe
 ToClient = Renewed | Answers | Outcomes | Reply | Farewell | Listen | Reached | Told | Lost
-ToAgent = Start | Cancel | Acknowledge | Retire | Renewed | Listen | Reached | Told | Lost
+ToAgent = Start | Cancel | Acknowledge | StepAnswer | Leased | Retire | Renewed | Listen | Reached | Told | Lost
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

@@ -83,8 +83,8 @@ class PayloadDesk:
         self._found = shelf
         self._lock = threading.Lock()
 
-    def pack(self, value: Any, field: str, *, durable: bool = True) -> Payload | None:
-        """Encode a value. None stays None.
+    def pack(self, value: Any, field: str, *, durable: bool = True, inline_bytes: int | None = None) -> Payload | None:
+        """Encode a value. None stays None. `inline_bytes` is a lower bound than usual for what is kept inline.
 
         With `durable=False` a large one is readable but maybe not on disk yet: whoever records its reference first
         calls `PayloadStore.sync` on the journal's node, or `sync` here.
@@ -94,14 +94,16 @@ class PayloadDesk:
             StoreError: the disk is full, or does not take it.
         """
         encoded = self._encoded(value, field)
-        if encoded is None or encoded.size_bytes <= self._inline_bytes:
+        if encoded is None or encoded.size_bytes <= self._inlined(inline_bytes):
             return _inline(encoded)
         return self._kept(encoded, durable)
 
-    async def pack_beside(self, value: Any, field: str, *, durable: bool = True) -> Payload | None:
+    async def pack_beside(
+        self, value: Any, field: str, *, durable: bool = True, inline_bytes: int | None = None
+    ) -> Payload | None:
         """The same for code on an event loop, which goes on while a large payload is written."""
         encoded = self._encoded(value, field)
-        if encoded is None or encoded.size_bytes <= self._inline_bytes:
+        if encoded is None or encoded.size_bytes <= self._inlined(inline_bytes):
             return _inline(encoded)
         return await asyncio.to_thread(self._kept, encoded, durable)
 
@@ -110,6 +112,9 @@ class PayloadDesk:
         if payload is None or payload.ref is None:
             return self.unpack(payload)
         return await asyncio.to_thread(self.unpack, payload)
+
+    def _inlined(self, most: int | None) -> int:
+        return self._inline_bytes if most is None else min(most, self._inline_bytes)
 
     def _encoded(self, value: Any, field: str) -> Encoded | None:
         if value is None:

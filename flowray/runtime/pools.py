@@ -43,6 +43,7 @@ from flowray.runtime.transport import ProcessLink
 
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
 _ROOM_S = 1.0  # for Ray to find room for a block, where there is some
+_DYING_S = 1.0  # for a process that Ray calls dead to be gone
 _ATTEND_S = 3.0  # a new coordinator begins at the latest after this, whether all processes have answered it or not
 _ANSWER_S = 9.0  # and a process that has not answered after this is ended
 
@@ -139,7 +140,8 @@ class Pools:
         del process.agents[agent_id]
         self.directory.remove(agent_id)
         process.link.send(Retire(agent_id))
-        self._put(AgentLost(AgentId(agent_id), incarnation, "stopped by the coordinator"))
+        # It is told to end what it runs, and may not heed that.
+        self._put(AgentLost(AgentId(agent_id), incarnation, "stopped by the coordinator", certain=False))
 
     async def find(self) -> None:
         """After a restart: report every process of this runtime that is alive, and what it holds.
@@ -207,6 +209,7 @@ class Pools:
             self._config.name,
             self._node_id,
             self._payloads,
+            self._config.core.lease_s,
         )
         try:
             begun = await process.link.begin(begin)
@@ -376,11 +379,14 @@ class Pools:
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _watch(self, process: Process) -> None:
-        cause = await process.link.watch()
-        self._lost(process, "stopped by the coordinator" if process.stopped else cause)
+        cause, certain = await process.link.watch()
+        made = process.made
+        if not certain and made is not None and made.node_id == self._node_id:
+            certain = await _ends(made.pid)
+        self._lost(process, "stopped by the coordinator" if process.stopped else cause, certain=certain)
 
-    def _lost(self, process: Process, cause: str) -> None:
-        """A process is gone, whoever noticed it first."""
+    def _lost(self, process: Process, cause: str, *, certain: bool = False) -> None:
+        """A process is gone, whoever noticed it first. `certain`: it was seen dead."""
         if process.gone:
             return
         process.gone = True
@@ -395,7 +401,7 @@ class Pools:
         if process in warm:
             warm.remove(process)
         for agent_id, incarnation in process.agents.items():
-            self._put(AgentLost(AgentId(agent_id), incarnation, cause))
+            self._put(AgentLost(AgentId(agent_id), incarnation, cause, certain))
         spec = self._spec_of(process.spec_name)
         if spec is not None and not process.agents:
             self._keep_warm(spec)
@@ -406,7 +412,8 @@ class Pools:
         if process is None or process.made is None or process.made.node_id != self._node_id:
             return
         if not _lives(process.made.pid):
-            self._lost(process, "stopped by the coordinator" if process.stopped else "its process died")
+            cause = "stopped by the coordinator" if process.stopped else "its process died"
+            self._lost(process, cause, certain=True)
 
     def peer_gone(self, event: PeerGone) -> None:
         """A process cannot be reached any more: what was sent to it may be lost, so it must not go on."""
@@ -528,6 +535,16 @@ def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list
 
 def _ready(held: Held) -> AgentReady:
     return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running))
+
+
+async def _ends(pid: int) -> bool:
+    """Is this process of this machine gone, or within a moment?"""
+    until = time.monotonic() + _DYING_S
+    while _lives(pid):
+        if time.monotonic() > until:
+            return False
+        await asyncio.sleep(_DYING_S / 50)
+    return True
 
 
 def _lives(pid: int) -> bool:

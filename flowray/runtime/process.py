@@ -31,14 +31,18 @@ from flowray.runtime.messages import (
     Cancel,
     Door,
     Found,
+    Leased,
     Listen,
     Lost,
     Prepare,
     Prepared,
     Reached,
+    Renew,
     Renewed,
     Report,
     Start,
+    Step,
+    StepAnswer,
     Told,
 )
 from flowray.runtime.places import COORDINATOR, socket_directory
@@ -207,6 +211,10 @@ class AgentProcess:
                 host.cancel(message)
             elif isinstance(message, Acknowledge):
                 host.acknowledged(message.last)
+            elif isinstance(message, StepAnswer):
+                host.steps.answered(message)
+            elif isinstance(message, Leased):
+                host.leases.granted(message.number)
             else:
                 self._hosts.pop(message.agent_id).retire()
                 assert self._talks is not None
@@ -263,6 +271,8 @@ class AgentProcess:
                 self._another = False
                 self._talks.another_coordinator()
             self._flush()
+            for host in self._hosts.values():
+                host.leases.renew_now()
 
     def _tell(self, message: Any) -> None:
         if self._endpoint is not None:
@@ -281,7 +291,7 @@ class AgentProcess:
         else:
             self.loop.call_soon_threadsafe(call)
 
-    def report(self, report: Report) -> bool:
+    def report(self, report: Report | Step | Renew) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         peer = self._endpoint.known(COORDINATOR) if self._endpoint is not None else None
         if peer is None:

@@ -35,9 +35,10 @@ async def sweep_for_ever(
         store.trim(now - config.outcomes_s, done, dead_letters_older_than_at=now - config.dead_letters_s)
         if payloads.is_dir():
             used = {
-                entry.task.payload.ref
+                payload.ref
                 for entry in core.book.open.values()
-                if entry.task.payload is not None and entry.task.payload.ref is not None
+                for payload in (entry.task.payload, *entry.steps.values())
+                if payload is not None and payload.ref is not None
             }
             await asyncio.to_thread(_sweep_files, store, payloads, used, config.outcomes_s)
 

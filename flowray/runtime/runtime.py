@@ -298,6 +298,7 @@ class Runtime:
         weights: Mapping[str, float] | None = None,
         idempotent: bool = False,
         fallback: str = "",
+        exclusive: bool = False,
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
@@ -317,6 +318,11 @@ class Runtime:
         is unsure who can do it (`core.acting`). The first good answer counts and the other attempt is told to stop.
         `fallback` names the class of agents (a stronger one, a desk of people) that gets the task when the router gives
         all others up, and gets the last of `max_attempts` when theirs failed; it needs none of the `needs`.
+
+        Attempts of one task may overlap for a moment: where its agent cannot be reached, and lives, the next attempt
+        begins all the same (only one outcome counts). With `exclusive` that cannot be: where it is not certain that an
+        attempt is over, the next waits for `core.fence_s`, and an agent that hears nothing of the coordinator for so
+        long ends what is exclusive. It cannot be `idempotent` as well.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -345,6 +351,7 @@ class Runtime:
             weights=weights,
             idempotent=idempotent,
             fallback=fallback,
+            exclusive=exclusive,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 

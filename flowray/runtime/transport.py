@@ -9,7 +9,7 @@ import ray
 
 from flowray.mesh.endpoint import Endpoint
 from flowray.runtime import messages
-from flowray.runtime._ray_errors import GONE, LOST, brief
+from flowray.runtime._ray_errors import GONE, LOST, brief, seen_dead
 from flowray.runtime.messages import (
     Acknowledge,
     Begin,
@@ -17,11 +17,13 @@ from flowray.runtime.messages import (
     Cancel,
     Door,
     Found,
+    Leased,
     Prepare,
     Prepared,
     Renewed,
     Retire,
     Start,
+    StepAnswer,
 )
 
 _RETRY_S = 0.05  # between tries to reach a process that is unreachable but not known to be dead
@@ -35,7 +37,7 @@ class ProcessLink:
         self.process = process  # its name in the mesh
         self._endpoint = endpoint
 
-    def send(self, message: Start | Cancel | Acknowledge | Retire | Renewed) -> None:
+    def send(self, message: Start | StepAnswer | Leased | Cancel | Acknowledge | Retire | Renewed) -> None:
         """Queue a message; it arrives once and in order, unless the process dies first.
 
         How many there are is bounded by what an agent may hold, so room on the link is not asked for.
@@ -55,14 +57,14 @@ class ProcessLink:
         call = self.actor.attend.remote(epoch, coordinator, messages.encode(door))
         return messages.decode(await asyncio.wait_for(call, timeout_s), Found)
 
-    async def watch(self) -> str:
-        """Return when the process is gone: why."""
+    async def watch(self) -> tuple[str, bool]:
+        """Return when the process is gone: why, and whether it was seen dead (or only cannot be reached any more)."""
         while True:
             try:
                 await self.actor.watch.remote()
-                return "its process left"
+                return "its process left", True
             except GONE as error:
-                return brief(error)
+                return brief(error), seen_dead(error)
             except LOST:
                 await asyncio.sleep(_RETRY_S)
 

@@ -182,6 +182,11 @@ class Journal:
                 )
             self._advance(self._head)
 
+    def confirm_epoch(self) -> None:
+        """Raise StoreFenced unless this epoch is in force."""
+        with schema.translated("look at the epoch"):
+            self._check_fence()
+
     def checkpoint_if_due(self) -> None:
         """Copy the WAL into the database now and then. Called after the acknowledgements: nobody waits for it."""
         if self._unchecked_bytes < self._config.checkpoint_bytes:

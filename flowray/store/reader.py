@@ -18,6 +18,7 @@ from flowray.store import records, recovery, schema
 from flowray.store.config import StoreConfig
 from flowray.store.records import Head
 
+_BESIDE = 1 + len(records.OUTCOME_COLUMNS)  # where what lies beside an outcome begins in a row that starts with its id
 _OUTCOME = ", ".join(f"o.{column}" for column in records.OUTCOME_COLUMNS)
 _BATCH = 500  # ids in one statement, outcomes in one answer
 
@@ -71,9 +72,9 @@ class Reader:
         ):
             last_id = rows[-1][0]
             for row in rows:
-                text, text_sha, grade, grade_sha = row[6:]
+                text, text_sha, grade, grade_sha = row[_BESIDE:]
                 yield Recorded(
-                    outcome=records.decode_outcome(*row[1:6]),
+                    outcome=records.decode_outcome(*row[1:_BESIDE]),
                     asked=records.decode_asked(row[1], text, text_sha) if text is not None else None,
                     grade=records.decode_grade(row[1], grade, grade_sha) if grade is not None else None,
                 )

@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, ResolveTask
+from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, RecordStep, ResolveTask
 from flowray.core.model import Asked, Grade, OpenTask, Outcome, Snapshot, Task
+from flowray.core.steps import step_bytes
 from flowray.errors import StoreCorrupt, StoreError
 
 # Of an outcome; all but the checksum repeat what its body says.
@@ -196,6 +197,8 @@ def held_bytes(command: DurableCommand) -> int:
         asked = command.asked
         texts = len(asked.text) + len(asked.choices) + len(asked.tools) if asked is not None else 0
         return 1024 + inline + dead + texts
+    if isinstance(command, RecordStep):
+        return 512 + step_bytes(command.name, command.value)
     return 512 + (len(command.spec.code) if isinstance(command, AddAgents) else 0)
 
 

@@ -146,6 +146,16 @@ class SqliteStore:
 
         self._writer.add(step, done)
 
+    def confirm_epoch(self, done: Done) -> None:
+        """Call `done(None)` if this epoch is in force; the store fails, as by a write, when a later one has begun."""
+        self._require_epoch()
+
+        def step() -> bool:
+            self._journal.confirm_epoch()
+            return True
+
+        self._writer.add(step, done)
+
     def outcome(self, task_id: str) -> Outcome | None:
         """Raises StoreCorrupt when its row does not match its checksum; so do the other reads."""
         return next(self._reader.outcomes("task_id", (task_id,)), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import json
 import multiprocessing
@@ -18,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 from flowray.testing.shrinking import shrink
-from flowray.testing.swarm import SOMETIMES, SeedReport, run_seed
+from flowray.testing.swarm import SOMETIMES, SeedReport, collect_rarely, run_seed
 
 MAX_SHOWN = 5  # failing seeds described in full
 BLOCK = 256  # seeds handed out at once
@@ -76,12 +75,6 @@ def _pool(jobs: int) -> Iterator[Callable[[range], Iterable[SeedReport]]]:
         return
     with multiprocessing.get_context("spawn").Pool(jobs, collect_rarely) as pool:
         yield lambda seeds: pool.imap(run_seed, seeds, chunksize=8)
-
-
-def collect_rarely() -> None:
-    """For a process that does nothing but simulate: its worlds are small, and looking for garbage takes a tenth."""
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
 
 
 def _replay(seed: int, *, trace: bool) -> int:

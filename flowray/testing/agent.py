@@ -3,22 +3,26 @@
 What an agent must do for the core's promises to hold, in the simulation as in production:
 
 - refuse what a coordinator of an older epoch than the newest seen sends;
-- take the same attempt once, however often it arrives;
+- take the same attempt once, however often it arrives, and not after it was told to stop it (which may overtake it
+  here; in production a link keeps the order);
 - keep an answer, and send it again, until a coordinator acknowledges it;
 - to a new coordinator: first the answers kept, then AgentReady with what it holds;
 - answer every CancelAttempt, also for what it does not have: the coordinator holds a slot until then;
-- hand back what it has not begun when it is stuck.
+- hand back what it has not begun when it is stuck;
+- run exclusive attempts only under a lease, and end them when it is over;
+- go on after a step only when a coordinator has answered that it is recorded, and ask again until one does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from flowray.core.commands import StartAttempt
-from flowray.core.events import AgentReady, AttemptFinished, AttemptReturned
+from flowray.core.commands import AnswerStep, StartAttempt
+from flowray.core.events import AgentReady, AttemptFinished, AttemptReturned, StepFinished
+from flowray.core.fencing import STOP_S, Lease
 from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
 from flowray.testing.network import Link
 from flowray.testing.partitions import DOWN, UP
@@ -29,8 +33,10 @@ if TYPE_CHECKING:
 
 STUCK_S = 1.0  # no attempt ended for so long: hand back what is not begun
 RESEND_S = 5.0  # an answer without acknowledgement is sent again
+STEP_AGAIN_S = 0.1  # until a coordinator that has not heard of this agent yet is asked again to record a step
 SEEN = 1024  # attempts remembered to recognise a repeat
 Token = tuple[TaskId, int, int]  # (task, attempt, epoch)
+Given = Mapping[str, Payload | None]  # recorded steps, by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,7 @@ class Run:
     cost_usd: float | None = None
     kills: bool = False  # it takes its process down instead of answering
     heeds_cancel: bool = True  # it stops soon after being told to
+    steps: tuple[tuple[str, Payload | None], ...] = ()  # that it takes, one after the other, and what they come to
 
 
 class Behaviour(Protocol):
@@ -53,8 +60,8 @@ class Behaviour(Protocol):
         """The process is up: make the agent. What went wrong, or None."""
         ...
 
-    def begin(self, process: AgentProcess, command: StartAttempt, task: Task) -> Run:
-        """An attempt begins."""
+    def begin(self, process: AgentProcess, command: StartAttempt, task: Task, steps: Given) -> Run:
+        """An attempt begins, with what earlier ones recorded."""
         ...
 
 
@@ -104,8 +111,13 @@ class AgentProcess:
         self.hung = False
         self.epoch_seen = 0
         self.stream: Stream | None = None
-        self.queue: dict[Token, tuple[StartAttempt, Task]] = {}  # not begun, oldest first
+        self.queue: dict[Token, tuple[StartAttempt, Task, Given]] = {}  # not begun, oldest first
         self.running: dict[Token, Run] = {}
+        self._left: dict[Token, list[tuple[str, Payload | None]]] = {}  # steps that a running attempt has yet to record
+        self._asked: dict[Token, StepFinished] = {}  # of those, what it waits for
+        self._lease = Lease(world.policy.lease_s)
+        self._leasing = False
+        self.exclusive: set[Token] = set()  # of what it holds
         self.unacknowledged: dict[Token, AttemptFinished] = {}
         self._seen: dict[Token, None] = {}  # attempts taken lately: a repeat is not taken again
         self._held: list[Callable[[], None]] = []  # what arrived or fell due while hung
@@ -134,6 +146,8 @@ class AgentProcess:
         held, self._held = self._held, []
         for do in held:
             self._do(do)
+        for token in list(self.running) if self.alive else ():
+            self.world.observer.runs(self, token)
 
     def _do(self, do: Callable[[], None]) -> None:
         if not self.alive:
@@ -170,12 +184,18 @@ class AgentProcess:
             self._answer(stream, answer)
         held = tuple(Running(*token) for token in (*self.running, *self.queue))
         stream.up(partial(coordinator.ready, AgentReady(self.id, self.incarnation, held), stream))
+        for step in list(self._asked.values()):
+            stream.up(partial(coordinator.step, step, stream))
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, stream: Stream, command: StartAttempt, task: Task) -> None:
+    def start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given) -> None:
         """A StartAttempt."""
-        self._do(lambda: self._start(stream, command, task))
+        self._do(lambda: self._start(stream, command, task, steps))
+
+    def step_answered(self, answer: AnswerStep) -> None:
+        """What became of a step."""
+        self._do(lambda: self._go_on(answer))
 
     def cancel(self, stream: Stream, token: Token) -> None:
         """A CancelAttempt."""
@@ -191,18 +211,27 @@ class AgentProcess:
             return False
         return stream is self.stream
 
-    def _start(self, stream: Stream, command: StartAttempt, task: Task) -> None:
+    def _start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given) -> None:
         token = command.task_id, command.attempt, command.epoch
         if not self._accepts(stream) or token in self._seen:
             return
-        self._seen[token] = None
-        if len(self._seen) > SEEN:
-            del self._seen[next(iter(self._seen))]
-        self.queue[token] = command, task
+        self._remember(token)
+        self.queue[token] = command, task, steps
+        if task.exclusive:
+            self.exclusive.add(token)
+            if not self._leasing:
+                self._leasing = True
+                self._renew()
         self._begin()
         if token in self.queue and not self._watching:
             self._watching = True
             self.world.clock.after(STUCK_S, lambda: self._do(self._hand_back))
+
+    def _remember(self, token: Token) -> None:
+        """What comes of this attempt from now on is a repeat, or too late."""
+        self._seen[token] = None
+        if len(self._seen) > SEEN:
+            del self._seen[next(iter(self._seen))]
 
     def _cancel(self, stream: Stream, token: Token) -> None:
         if not self._accepts(stream):
@@ -215,9 +244,11 @@ class AgentProcess:
                 self.world.clock.after(soon, lambda: self._do(lambda: self._end(token, run, soon, stopped)))
         elif token in self.queue:
             del self.queue[token]
+            self.exclusive.discard(token)
             self._keep(token, AttemptFinished(*token, self.id, failure=stopped))
         elif token not in self.unacknowledged:
             self.world.note("told to stop what it does not have")
+            self._remember(token)
             self._answer(stream, AttemptFinished(*token, self.id, failure=stopped))
 
     def _forget(self, token: Token) -> None:
@@ -227,18 +258,113 @@ class AgentProcess:
 
     def _begin(self) -> None:
         while self.queue and len(self.running) < self.spec.slots:
-            token, (command, task) = next(iter(self.queue.items()))
+            token, (command, task, steps) = next(iter(self.queue.items()))
+            if task.exclusive and not self._lease.valid(self.world.clock.now):
+                self.world.note("waited for a lease")
+                return
             del self.queue[token]
-            run = self.world.behaviour.begin(self, command, task)
+            self.world.observer.begun(self, command, steps)
+            run = self.world.behaviour.begin(self, command, task, steps)
             self.running[token] = run
+            self._left[token] = list(run.steps)
+            self.world.observer.runs(self, token)
             self._last_end = self.world.clock.now
+            self._work(token, run)
+
+    # ── exclusive attempts ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _renew(self) -> None:
+        """Ask for a lease, and again as long as there is something exclusive."""
+        self._leasing = bool(self.exclusive)
+        if not self._leasing:
+            return
+        if self.stream is not None:
+            number = self._lease.ask(self.world.clock.now)
+            grant = partial(self.stream.down, partial(self._do, partial(self._leased, number)))
+            self.stream.up(partial(self.stream.coordinator.lease, self.id, self.incarnation, grant))
+        self.world.clock.after(self._lease.renew_every_s, partial(self._do, self._renew))
+
+    def _leased(self, number: int) -> None:
+        before = self._lease.until
+        self._lease.granted(number)
+        if self._lease.until > before:
+            until = self._lease.until
+            self.world.clock.at(until, partial(self._do, self._fence_off))
+            self._begin()
+
+    def _fence_off(self) -> None:
+        """The lease may be over: what must not run without one is ended, with its process if it does not stop."""
+        now = self.world.clock.now
+        if self._lease.valid(now):
+            return
+        stopped = Failure(kind="cancelled", type="TaskCancelled", message="no word from a coordinator")
+        until = self._lease.until + 0.9 * STOP_S
+        for token in [token for token in self.running if token in self.exclusive]:
+            self.world.note("fenced itself off")
+            if self.running[token].heeds_cancel:
+                self._end(token, self.running[token], 0.0, stopped)
+            elif now < until:
+                self.world.clock.at(until, partial(self._do, partial(self._end_with_all, token)))
+            else:  # the process was stopped, and only now goes on
+                self._end_with_all(token)
+
+    def _end_with_all(self, token: Token) -> None:
+        if token in self.running:
+            self.world.crash(self)
+
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _work(self, token: Token, run: Run) -> None:
+        """Until the next step, or to the end: the steps part the attempt's time evenly."""
+        took_s = run.duration_s * self.factor
+        part_s = took_s / (len(run.steps) + 1)
+        if self._left[token]:
+            self.world.clock.after(part_s, partial(self._do, partial(self._take_step, token, run)))
+        else:
+            self.world.clock.after(part_s, partial(self._do, partial(self._end, token, run, took_s)))
+
+    def _take_step(self, token: Token, run: Run) -> None:
+        if self.running.get(token) is not run:
+            return
+        name, value = self._left[token][0]
+        self._asked[token] = StepFinished(*token, self.id, self.incarnation, name, value)
+        self._ask(token, name)
+
+    def _ask(self, token: Token, name: str) -> None:
+        """Have a step recorded, and again until that is answered."""
+        step = self._asked.get(token)
+        if step is None or step.name != name:
+            return
+        if self.stream is not None:
+            self.stream.up(partial(self.stream.coordinator.step, step, self.stream))
+        self.world.clock.after(RESEND_S, partial(self._do, partial(self._ask, token, name)))
+
+    def _go_on(self, answer: AnswerStep) -> None:
+        token = answer.task_id, answer.attempt, answer.epoch
+        step, run = self._asked.get(token), self.running.get(token)
+        if step is None or run is None or step.name != answer.name:
+            return
+        if answer.verdict == "later":
+            self.world.note("step put off")
+            self.world.clock.after(STEP_AGAIN_S, partial(self._do, partial(self._ask, token, step.name)))
+            return
+        del self._asked[token]
+        if answer.verdict in ("recorded", "known"):
+            self.world.observer.step_taken(answer, answer.value if answer.verdict == "known" else step.value)
+            del self._left[token][0]
+            self._work(token, run)
+        else:
+            self.world.note(f"step {answer.verdict}")
             took_s = run.duration_s * self.factor
-            self.world.clock.after(took_s, partial(self._do, partial(self._end, token, run, took_s)))
+            stale = Failure(kind="application", type="StaleAttempt", message=f"step {step.name}: {answer.verdict}")
+            self._end(token, run, took_s, stale)
 
     def _end(self, token: Token, run: Run, took_s: float, stopped: Failure | None = None) -> None:
         if self.running.get(token) is not run:
             return
-        del self.running[token]
+        del self.running[token], self._left[token]
+        self.exclusive.discard(token)
+        self._asked.pop(token, None)
         self._last_end = self.world.clock.now
         if run.kills and stopped is None:
             self.world.crash(self)
@@ -293,5 +419,6 @@ class AgentProcess:
             return
         for token in list(self.queue):
             del self.queue[token]
+            self.exclusive.discard(token)
             self.world.note("attempt handed back")
             self.stream.up(partial(self.stream.coordinator.hear, AttemptReturned(*token, self.id)))

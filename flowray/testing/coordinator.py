@@ -7,6 +7,10 @@ The protocol, which the Ray shell keeps too:
 - an answer of an agent is acknowledged when everything it led to is on disk;
 - no caller is told anything, not even a refusal, by a process whose epoch is over: a reply with nothing to wait for
   still looks at the fence;
+- an attempt that is given recorded steps starts when these are on disk, unless it is over by then; so does one of an
+  exclusive task;
+- leases are given to agents that the core has not given up, by a coordinator whose epoch is in force;
+- a step of an agent that has not said what it holds is put off: whether its attempt is current is not known before;
 - a repeat of a task that ended long ago is recognised in the store, before the core is asked;
 - the core is told which ends are on disk: those it need not remember any more.
 """
@@ -20,10 +24,12 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from flowray.core.book import is_running
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerStep,
     CancelAttempt,
     Command,
     GradeTask,
@@ -43,15 +49,16 @@ from flowray.core.events import (
     CancelRequested,
     Event,
     GradeGiven,
+    StepFinished,
     TaskSubmitted,
     Ticked,
 )
-from flowray.core.model import AgentSpec, Outcome, Task, TaskId
+from flowray.core.model import AgentId, AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import TaskState
 from flowray.testing.journal import Writer
 
 if TYPE_CHECKING:
-    from flowray.testing.agent import Stream
+    from flowray.testing.agent import Given, Stream
     from flowray.testing.world import World
 
 Reply = Callable[[Command], None]
@@ -143,6 +150,27 @@ class CoordinatorProcess:
         if self.writer.fenced:
             self.world.note("zombie was told an answer")
         self._receive(lambda: self._handle(event, acknowledge=acknowledge))
+
+    def step(self, event: StepFinished, stream: Stream) -> None:
+        """An agent wants a step recorded."""
+
+        def take() -> None:
+            if (event.agent_id, event.incarnation) in self.streams:
+                self._handle(event)
+            else:
+                token = event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation
+                stream.down(partial(stream.agent.step_answered, AnswerStep(*token, event.name, "later")))
+
+        self._receive(take)
+
+    def lease(self, agent_id: AgentId, incarnation: int, grant: Callable[[], None]) -> None:
+        """An agent asks whether it may go on with exclusive attempts."""
+
+        def answer() -> None:
+            if (agent_id, incarnation) in self.streams and self.core.may_lease(agent_id, incarnation):
+                self._when_synced(grant)
+
+        self._receive(answer)
 
     def hear(self, event: Event) -> None:
         """Anything that nobody waits for: notices of death, attempts handed back."""
@@ -242,7 +270,9 @@ class CoordinatorProcess:
             if world.cuts_short(self):
                 return
             do = partial(self._perform, command, reply)
-            if command.waits or type(command) is RefuseTask:
+            if isinstance(command, StartAttempt):
+                do = partial(self._start_attempt, command, self._given(command))
+            if command.waits or type(command) is RefuseTask or self._starts_late(command):
                 self._when_synced(do)
             else:
                 do()
@@ -253,6 +283,15 @@ class CoordinatorProcess:
             self.writer.offer(self.core.snapshot())
         world.observer.handled(self, event, commands)
         self._schedule_tick()
+
+    def _starts_late(self, command: Command) -> bool:
+        """An attempt that must not start before everything that led to it is on disk."""
+        entry = self.core.book.open.get(command.task_id) if isinstance(command, StartAttempt) else None
+        return entry is not None and (entry.task.exclusive or bool(entry.steps))
+
+    def _given(self, command: StartAttempt) -> Given:
+        """Steps as they are now: what an attempt beside it records from here on is on disk later than this start."""
+        return dict(self.core.book.open[command.task_id].steps) if command.task_id in self.core.book.open else {}
 
     def _when_synced(self, do: Callable[[], None]) -> None:
         """Do it once everything appended so far is on disk; not at all if this epoch is over by then."""
@@ -291,13 +330,15 @@ class CoordinatorProcess:
 
     def _perform(self, command: Command, reply: Reply | None) -> None:
         kind = type(command)
-        if isinstance(command, StartAttempt):
-            self._start_attempt(command)
-        elif isinstance(command, RequestEstimates):
+        if isinstance(command, RequestEstimates):
             self.world.router.ask(self, command)
         elif isinstance(command, ResolveTask):
             for watcher in self._watchers.pop(command.outcome.task_id, ()):
                 watcher(command.outcome)
+        elif isinstance(command, AnswerStep):
+            stream = self.streams.get((command.agent_id, command.incarnation))
+            if stream is not None:
+                stream.down(partial(stream.agent.step_answered, command))
         elif isinstance(command, CancelAttempt):
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
@@ -315,10 +356,10 @@ class CoordinatorProcess:
             outcome = self.world.disk.outcomes.get(command.task_id)
             reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else None))
 
-    def _start_attempt(self, command: StartAttempt) -> None:
+    def _start_attempt(self, command: StartAttempt, steps: Given) -> None:
         if command.reason == "adopted":
             return
-        task = self.core.task(command.task_id)
+        entry = self.core.book.open.get(command.task_id)
         stream = self.streams.get((command.agent_id, command.incarnation))
-        if task is not None and stream is not None:
-            stream.down(partial(stream.agent.start, stream, command, task))
+        if entry is not None and stream is not None and is_running(entry, command.attempt, command.epoch):
+            stream.down(partial(stream.agent.start, stream, command, entry.task, steps))

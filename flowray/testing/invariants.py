@@ -20,6 +20,11 @@ P7  retries are bounded, and wait as long as they must
 O3  the most urgent, then the oldest, goes first (where nobody routes: else, among those that wait for one class)
 C1  at most two attempts of one task run at once, on two agents, only if it is idempotent, and within a budget
 G1  only answers are graded, and a grade that was acknowledged stays or gives way to a newer one
+S1  what a step came to is on disk before its attempt goes on, and never changes
+S2  only running attempts record
+S3  an attempt is given every step recorded before it, and no other
+X1  attempts of an exclusive task do not overlap (what is stopped, as by `kill -STOP`, does not run)
+S4  of a task's attempts a later one has a higher fence, and no two have the same
 R1  whom a router's estimates chose could be chosen, with a known probability
 """
 
@@ -27,19 +32,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from flowray.core.book import STORY_LINES, Book, Entry
+from flowray.core.book import STORY_LINES, Book, Entry, is_running
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerStep,
     Command,
     DurableCommand,
     GradeTask,
     KnownTask,
+    RecordStep,
     RefuseTask,
     RequeueTask,
     ResolveTask,
@@ -49,12 +56,14 @@ from flowray.core.commands import (
 )
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
-from flowray.core.model import Choice, Outcome, Task, TaskId
+from flowray.core.fencing import fence_of
+from flowray.core.model import Choice, Outcome, Payload, Task, TaskId
 from flowray.core.naming import attempt_key, class_of
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
 
 if TYPE_CHECKING:
+    from flowray.testing.agent import AgentProcess
     from flowray.testing.coordinator import CoordinatorProcess
     from flowray.testing.world import World
 
@@ -111,6 +120,10 @@ class Observer:
         self._deadlines: dict[TaskId, float] = {}  # of accepted tasks
         self._starts: dict[str, list[float]] = {}  # agent -> when it was started, in this epoch and without an answer
         self._starts_of = 0  # that epoch
+        self._fences: dict[TaskId, int] = {}  # of the last attempt that the journal has
+        self._steps: dict[TaskId, dict[str, Payload | None]] = {}  # on disk; of ended tasks too
+        self._due: dict[tuple[TaskId, int], frozenset[str]] = {}  # (task, fence) -> steps on disk before its start
+        self._ran: dict[tuple[TaskId, int], tuple[str, int]] = {}  # (task, fence) -> the process that began it
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -131,6 +144,8 @@ class Observer:
                 self._requeue(command)
             elif isinstance(command, ResolveTask):
                 self._resolve(command, epoch)
+            elif isinstance(command, RecordStep):
+                self._record(command)
             else:
                 if isinstance(command, WakeTask):
                     early = self.book.open[command.task_id].not_before - command.at
@@ -213,6 +228,12 @@ class Observer:
             left_s = max(0.0, self._deadlines.get(task.id, math.inf) - command.at)
             told = command.remaining_s is not None and abs(command.remaining_s - left_s) <= _EPSILON
             hold(told, "9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
+        fence = fence_of(command.epoch, command.attempt)
+        last = self._fences.get(task.id, 0)
+        hold(fence > last, "S4", f"{name} of epoch {command.epoch} has fence {fence:#x}, the one before {last:#x}")
+        self._fences[task.id] = fence
+        if not (adopted and task.idempotent):  # begun long ago, beside one that has recorded steps since
+            self._due[task.id, fence] = frozenset(self._steps.get(task.id, ()))
         spec = self.book.specs[class_of(command.agent_id)]
         fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
         fits = fits and task.agent in ("", spec.name)
@@ -228,10 +249,22 @@ class Observer:
 
     def _join(self, command: StartAttempt, entry: Entry, name: str) -> None:
         """A second attempt beside one that runs."""
-        hold(entry.task.idempotent, "C1", f"{name} runs beside another one, and running it twice may do harm")
+        allowed = entry.task.idempotent and not entry.task.exclusive
+        hold(allowed, "C1", f"{name} runs beside another one, and running it twice may do harm")
         runs_on = [held.agent_id for held in entry.running()] if entry.state is TaskState.RUNNING else []
         hold(len(runs_on) == 1, "C1", f"{name} was started beside the attempts on {runs_on}")
         hold(command.agent_id not in runs_on, "C1", f"{name} was started on {runs_on}, which is at it already")
+
+    def _record(self, command: RecordStep) -> None:
+        name = f"step {command.name} of {command.task_id} attempt {command.attempt}"
+        entry = self.book.open.get(command.task_id)
+        current = entry is not None and is_running(entry, command.attempt, command.epoch)
+        hold(current, "S2", f"{name} of epoch {command.epoch} is not of a running attempt")
+        steps = self._steps.setdefault(command.task_id, {})
+        hold(command.name not in steps, "S1", f"{name} was recorded twice")
+        steps[command.name] = command.value
+        self._apply(command)
+        self._world.note("step recorded")
 
     def _leave(self, task_id: TaskId) -> None:
         entry = self.book.open.get(task_id)
@@ -306,6 +339,39 @@ class Observer:
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
         self._apply(command)
         self.resolved[name] = outcome
+
+    # ── what agents do ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def begun(self, process: AgentProcess, command: StartAttempt, steps: Mapping[str, Payload | None]) -> None:
+        """An attempt begins in a process, with these recorded steps."""
+        name = f"{command.task_id} attempt {command.attempt} of epoch {command.epoch}"
+        fence = command.task_id, fence_of(command.epoch, command.attempt)
+        here = process.id, process.incarnation
+        hold(self._ran.setdefault(fence, here) == here, "S4", f"{name} runs on {here} and on {self._ran[fence]}")
+        on_disk = self._steps.get(command.task_id, {})
+        for step, value in steps.items():
+            hold(step in on_disk and on_disk[step] == value, "S1", f"{name} was given {step}, which is not on disk")
+        missing = self._due.get(fence, frozenset()) - steps.keys()
+        hold(not missing, "S3", f"{name} was not given {sorted(missing)}")
+        if steps:
+            self._world.note("step given to a later attempt")
+
+    def runs(self, process: AgentProcess, token: tuple[TaskId, int, int]) -> None:
+        """An attempt begins, or goes on after its process was stopped."""
+        if token not in process.exclusive:
+            return
+        for other in self._world.processes.values():
+            if other is not process and not other.hung:
+                beside = [one for one in other.running if one[0] == token[0]]
+                hold(not beside, "X1", f"{token} runs on {process.id} beside {beside} on {other.id}")
+        hold(sum(one[0] == token[0] for one in process.running) == 1, "X1", f"{token} runs twice on {process.id}")
+
+    def step_taken(self, answer: AnswerStep, value: Payload | None) -> None:
+        """An attempt goes on after a step, with this result."""
+        name = f"step {answer.name} of {answer.task_id} attempt {answer.attempt}"
+        steps = self._steps.get(answer.task_id, {})
+        hold(answer.name in steps, "S1", f"{name} went on and is not on disk")
+        hold(steps[answer.name] == value, "S1", f"{name} went on with another result than is on disk")
 
     # ── what callers are told ────────────────────────────────────────────────────────────────────────────────────
 
@@ -410,6 +476,8 @@ class Observer:
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):
                 world.note(f"refused: {command.reason}")
+            elif isinstance(command, RequeueTask) and command.arrow == "held_back":
+                world.note("held back")
             elif isinstance(command, KnownTask) and command.task_id != command.submitted_id:
                 world.note("repeat recognised by its key")
         core = coordinator.core

@@ -12,9 +12,10 @@ gives the whole text back with the answers that the core gives now, so equal tex
 
     policy retry.backoff_s=1 cancel_grace_s=2 ...   only at the beginning
     agents NAME count= slots= tier= needs=a,b       submit ID priority= deadline= timeout= attempts= key= print= needs=
-                                                    idempotent=yes fallback=
-    ready AGENT [TASK/ATTEMPT[/EPOCH] ...]          lost AGENT      start_failed AGENT
+                                                    idempotent=yes fallback= exclusive=yes
+    ready AGENT [TASK/ATTEMPT[/EPOCH] ...]          lost AGENT [certain=no]      start_failed AGENT
     answer AGENT TASK [attempt= epoch= run=]        fail AGENT TASK [attempt= epoch= retryable=no]
+    step AGENT TASK NAME [value= attempt= epoch=]
     hand_back AGENT TASK [attempt= epoch=]          cancel ID       at SECONDS      restart      tail_lost N
     state
 
@@ -40,6 +41,7 @@ from flowray.core.events import (
     AttemptReturned,
     CancelRequested,
     Event,
+    StepFinished,
     TaskSubmitted,
     Ticked,
 )
@@ -74,6 +76,7 @@ class Scenario:
             "answer": self._answer,
             "fail": self._fail,
             "hand_back": self._hand_back,
+            "step": self._step,
             "cancel": lambda words, _: self._tell(CancelRequested(TaskId(words[0]))),
             "at": self._at,
             "restart": self._restart,
@@ -177,6 +180,7 @@ class Scenario:
             fingerprint=named.get("print", ""),
             idempotent=named.get("idempotent", "no") == "yes",
             fallback=named.get("fallback", ""),
+            exclusive=named.get("exclusive", "no") == "yes",
         )
         return self._tell(TaskSubmitted(task))
 
@@ -194,7 +198,8 @@ class Scenario:
         return self._tell(AgentReady(*self._process(words[0]), tuple(running)))
 
     def _lost(self, words: list[str], named: Mapping[str, str]) -> list[str]:
-        return self._tell(AgentLost(*self._process(words[0]), "killed"))
+        certain = named.get("certain", "yes") == "yes"
+        return self._tell(AgentLost(*self._process(words[0]), "killed", certain))
 
     def _start_failed(self, words: list[str], named: Mapping[str, str]) -> list[str]:
         failure = Failure(kind="application", type="OSError", message="no model file")
@@ -216,6 +221,11 @@ class Scenario:
         retryable = named.get("retryable", "yes") == "yes"
         failure = Failure(kind="application", type="ConnectionError", message="reset", retryable=retryable)
         return self._tell(AttemptFinished(*self._token(words, named), failure=failure, run_s=1.0))
+
+    def _step(self, words: list[str], named: Mapping[str, str]) -> list[str]:
+        value = Payload(data=named.get("value", "ok").encode(), size_bytes=2)
+        token = self._token(words, named)
+        return self._tell(StepFinished(*token, self._process(words[0])[1], words[2], value))
 
     def _hand_back(self, words: list[str], named: Mapping[str, str]) -> list[str]:
         return self._tell(AttemptReturned(*self._token(words, named)))

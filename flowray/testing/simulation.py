@@ -127,6 +127,7 @@ class Simulation:
         weights: Mapping[str, float] | None = None,
         idempotent: bool = False,
         fallback: str = "",
+        exclusive: bool = False,
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
 
@@ -154,6 +155,7 @@ class Simulation:
             weights=weights,
             idempotent=idempotent,
             fallback=fallback,
+            exclusive=exclusive,
         )
         handle = Handle(self, self._caller(task, resubmits=0))
         self._accepted([handle])

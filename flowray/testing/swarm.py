@@ -6,6 +6,7 @@ was accepted ends, every agent wanted is there, and nothing is left behind.
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from flowray.core.policy import CorePolicy
 from flowray.core.registry import RestartPolicy
 from flowray.core.retry import RetryPolicy
 from flowray.core.routing import RoutingPolicy
-from flowray.testing.agent import AgentProcess, Run
+from flowray.testing.agent import AgentProcess, Given, Run
 from flowray.testing.callers import Caller, Operator, Plan
 from flowray.testing.faults import (
     AgentStartFailure,
@@ -77,7 +78,9 @@ SOMETIMES = (
     "expired while waiting",
     "explored",
     "failover attempt",
+    "fenced itself off",
     "given to the fallback",
+    "held back",
     "older epoch refused by an agent",
     "prefetched",
     "refused: conflict",
@@ -87,10 +90,15 @@ SOMETIMES = (
     "reported dead and lives on",
     "retry attempt",
     "routed",
+    "step given to a later attempt",
+    "step put off",
+    "step recorded",
+    "step stale",
     "stream broken",
     "tail lost",
     "taken over from a class that was waited for",
     "told to stop what it does not have",
+    "waited for a lease",
     "waited for estimates in vain",
     "zombie went on",
     "zombie writer fenced",
@@ -155,22 +163,24 @@ class RandomWork:
     def construct(self, process: AgentProcess) -> Failure | None:
         return None
 
-    def begin(self, process: AgentProcess, command: StartAttempt, task: Task) -> Run:
+    def begin(self, process: AgentProcess, command: StartAttempt, task: Task, steps: Given) -> Run:
         rng = self._rng
         usual_s = self._median_s * min(10.0, rng.lognormvariate(0.0, 0.8))
         duration_s = usual_s * rng.choices((1.0, 50.0, 0.0), (95, 3, 2))[0]
         heeds = rng.random() < 0.7
+        token = value_of(task.id, command.attempt, command.epoch, process.id, process.incarnation)
+        names = [f"s{number}" for number in range(int(task.labels.get("steps", "0")))]
+        takes = tuple((n, Payload(data=token + n.encode(), size_bytes=len(token))) for n in names if n not in steps)
         if task.labels.get("kills") or rng.random() < 0.002:
-            return Run(duration_s=duration_s, kills=True)
+            return Run(duration_s=duration_s, kills=True, steps=takes)
         dice = rng.random()
         if dice < 0.12:
             retryable = dice < 0.10
             failure = Failure(kind="application", type="ValueError", message="odd", retryable=retryable)
-            return Run(duration_s=duration_s, failure=failure, heeds_cancel=heeds)
-        token = value_of(task.id, command.attempt, command.epoch, process.id, process.incarnation)
+            return Run(duration_s=duration_s, failure=failure, heeds_cancel=heeds, steps=takes)
         value = Payload(data=token, size_bytes=len(token))
         quality = self._quality.random() if task.least_quality is not None else None
-        return Run(duration_s=duration_s, value=value, quality=quality, heeds_cancel=heeds)
+        return Run(duration_s=duration_s, value=value, quality=quality, heeds_cancel=heeds, steps=takes)
 
 
 # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -218,6 +228,8 @@ def _draw_plans(
 ) -> tuple[Plan, ...]:
     plans: list[Plan] = []
     again = Random(f"{count}/{median_s}/again")
+    effects = Random(f"{count}/{median_s}/effects")  # on its own, so that more of it changes nothing else
+    stepped, alone = effects.choice((0.0, 0.3, 0.8)), effects.choice((0.0, 0.0, 0.3, 1.0))
     priorities = rng.choice(((0,), (0, 5), (-1, 0, 1, 9)))
     burst = rng.random() < 0.3
     keyed, cancelled, twice, killers = rng.random() * 0.4, rng.random() * 0.3, rng.random() * 0.3, rng.random() * 0.02
@@ -244,7 +256,8 @@ def _draw_plans(
             max_attempts=rng.choice((1, 3, 3, 5)),
             key=key,
             fingerprint=fingerprint,
-            labels={"kills": "yes"} if rng.random() < killers else {},
+            exclusive=effects.random() < alone,
+            labels=({"kills": "yes"} if rng.random() < killers else {}) | _draw_steps(effects, stepped),
         )
         plans.append(
             Plan(
@@ -287,6 +300,11 @@ def _draw_acting(rng: Random) -> ActingPolicy:
         copy_share=rng.choice((0.1, 1.0)),
         lost=rng.choice((0.0, 0.1, 0.5)),
     )
+
+
+def _draw_steps(rng: Random, stepped: float) -> dict[str, str]:
+    """A label that says how many steps a task's attempts take."""
+    return {"steps": str(rng.choice((1, 2, 5)))} if rng.random() < stepped else {}
 
 
 def _draw_rescales(rng: Random, specs: tuple[AgentSpec, ...], safety_s: float) -> tuple[tuple[float, AgentSpec], ...]:
@@ -348,6 +366,7 @@ def _draw_policy(rng: Random) -> CorePolicy:
         cancel_grace_s=rng.choice((0.3, 5.0)),
         adoption_s=rng.choice((0.3, 2.0, 5.0)),
         start_timeout_s=rng.choice((2.0, 10.0)),
+        fence_s=Random(f"{rng.random()}/fence").choice((3.0, 11.0)),
     )
 
 
@@ -365,6 +384,12 @@ def _draw_routing(rng: Random) -> RoutingPolicy:
 
 
 # ── running ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def collect_rarely() -> None:
+    """For a process that does nothing but simulate: its worlds are small, and looking for garbage takes a tenth."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def run_seed(seed: int, *, trace: bool = False, thorough: bool = False) -> SeedReport:

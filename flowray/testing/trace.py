@@ -11,10 +11,12 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerStep,
     CancelAttempt,
     Command,
     GradeTask,
     KnownTask,
+    RecordStep,
     RefuseTask,
     RequestEstimates,
     RequeueTask,
@@ -36,6 +38,7 @@ from flowray.core.events import (
     EstimatesReady,
     Event,
     GradeGiven,
+    StepFinished,
     TaskSubmitted,
 )
 from flowray.core.model import Failure
@@ -85,6 +88,8 @@ def event_text(event: Event) -> str:
         return f"{event.agent_id} {how} {event.task_id} attempt {event.attempt} of epoch {event.epoch}"
     if isinstance(event, AttemptReturned):
         return f"{event.agent_id} hands back {event.task_id} attempt {event.attempt}"
+    if isinstance(event, StepFinished):
+        return f"{event.agent_id} took step {event.name} of {event.task_id} attempt {event.attempt}"
     if isinstance(event, EstimatesReady):
         told = (f"{task_id}: {', '.join(e.candidate for e in estimates)}" for task_id, estimates in event.answers)
         return f"estimates for {'; '.join(told)}"
@@ -130,6 +135,10 @@ def command_text(command: Command) -> str:
         return f"resolve {outcome.task_id} {outcome.state.value}{why}"
     if isinstance(command, GradeTask):
         return f"grade {command.task_id} {command.quality:g}"
+    if isinstance(command, RecordStep):
+        return f"record step {command.name} of {command.task_id} attempt {command.attempt}"
+    if isinstance(command, AnswerStep):
+        return f"answer step {command.name} of {command.task_id} attempt {command.attempt}: {command.verdict}"
     if isinstance(command, CancelAttempt):
         return f"stop {command.task_id} attempt {command.attempt} on {command.agent_id}"
     if isinstance(command, AnswerCancel):

@@ -14,7 +14,7 @@ from flowray.agents import AgentDescription, Context, verified_quality, wants_co
 from flowray.attempts import failure_of, failure_of_verify, task_for
 from flowray.core.commands import StartAttempt
 from flowray.core.model import Failure, Payload, Task
-from flowray.testing.agent import AgentProcess, Run
+from flowray.testing.agent import AgentProcess, Given, Run
 from flowray.testing.clock import Distribution
 from flowray.values import decode_value, encode_value
 
@@ -52,11 +52,18 @@ class UserWork:
         self._made[process.id, process.incarnation] = run, verify
         return None
 
-    def begin(self, process: AgentProcess, command: StartAttempt, task: Task) -> Run:
+    def begin(self, process: AgentProcess, command: StartAttempt, task: Task, steps: Given) -> Run:
         target = self.targets[process.spec.name]
         seen = task_for(task, command.attempt, unpack(task.payload))
+        taken = Taken(steps)
         ctx = Context(
-            agent_id=process.id, tier=process.spec.tier, attempt=command.attempt, remaining_s=command.remaining_s
+            agent_id=process.id,
+            tier=process.spec.tier,
+            attempt=command.attempt,
+            remaining_s=command.remaining_s,
+            task_id=task.id,
+            epoch=command.epoch,
+            recorder=lambda: taken,
         )
         duration_s = self._draw(target, seen)
         value: Payload | None = None
@@ -73,8 +80,14 @@ class UserWork:
         except Exception as error:  # noqa: BLE001 - an agent's error, of whatever type, is the attempt's failure
             failure = failure_of(error, target.description.retry_on, _HOST)
             failure = failure_of_verify(failure) if verifying else failure
-        quality = quality if ctx.quality is None else ctx.quality
-        return Run(duration_s=duration_s, value=value, failure=failure, quality=quality, cost_usd=ctx.cost_usd)
+        return Run(
+            duration_s=duration_s,
+            value=value,
+            failure=failure,
+            quality=quality if ctx.quality is None else ctx.quality,
+            cost_usd=ctx.cost_usd,
+            steps=tuple(taken.new),
+        )
 
     def _draw(self, target: Target, task: agents.Task) -> float:
         service_s = self._service_s if target.service_s is None else target.service_s
@@ -85,6 +98,37 @@ class UserWork:
 
 def _finished(answer: Any) -> Any:
     return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
+
+
+class Taken:
+    """The steps of one attempt (`flowray.steps.Recorder`).
+
+    User code runs in no time here, when its attempt begins: what it took is recorded afterwards, one step after the
+    other, while virtual time passes.
+    """
+
+    def __init__(self, given: Given) -> None:
+        self._given = given
+        self.new: list[tuple[str, Payload | None]] = []
+
+    def __len__(self) -> int:
+        return len(self._given) + len(self.new)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._given
+
+    def load(self, name: str) -> Any:
+        return unpack(self._given[name])
+
+    async def load_beside(self, name: str) -> Any:
+        return self.load(name)
+
+    def record(self, name: str, value: Any) -> Any:
+        self.new.append((name, pack(value, f"step {name}")))
+        return value
+
+    async def record_beside(self, name: str, value: Any) -> Any:
+        return self.record(name, value)
 
 
 async def _awaited(answer: Any) -> Any:

@@ -332,7 +332,7 @@ class World:
 
     def report_death(self, process: AgentProcess, cause: str) -> None:
         """Ray calls a process dead, whether it is or not."""
-        self.tell_leader(0.0, AgentLost(process.id, process.incarnation, cause))
+        self.tell_leader(0.0, AgentLost(process.id, process.incarnation, cause, certain=False))
 
     def heal(self) -> None:
         """Faults stop: what hangs wakes up or is ended, and a paused coordinator goes on."""

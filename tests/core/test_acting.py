@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowray.core.acting import Acting, ActingPolicy, may_join
-from flowray.core.commands import CancelAttempt, RequeueTask, ResolveTask, StartAttempt
+from flowray.core.commands import AnswerStep, CancelAttempt, RequeueTask, ResolveTask, StartAttempt
 from flowray.core.coordination import Coordination
-from flowray.core.events import AgentsAdded, AttemptReturned, CancelRequested, EstimatesReady
-from flowray.core.model import Estimate, Snapshot, TaskId
+from flowray.core.events import AgentsAdded, AttemptReturned, CancelRequested, EstimatesReady, StepFinished
+from flowray.core.model import AgentId, Estimate, Payload, Snapshot, TaskId
 from flowray.core.policy import CorePolicy
 from flowray.core.retry import RetryPolicy
 from flowray.core.routing import RoutingPolicy
@@ -101,6 +101,12 @@ class TestHedge:
     def test_never_where_running_it_twice_may_do_harm(self):
         it = routed()
         it.submit()
+        tell(it, strong=0.9, weak=0.5)
+        assert starts(it.tick(100.0)) == []
+
+    def test_never_of_an_exclusive_task(self):
+        it = routed()
+        it.submit(idempotent=True, exclusive=True)  # no caller gets so far, see `test_tasks`
         tell(it, strong=0.9, weak=0.5)
         assert starts(it.tick(100.0)) == []
 
@@ -270,6 +276,46 @@ class TestEnds:
         commands = it.answer("writer-0", "t", at + 1)
         assert stops(commands) == [("writer-1", 2 - at)]
         assert "StopAgent" in kinds(it.answer("writer-1", "t", 2 - at, failure=failure(kind="cancelled")))
+
+
+class TestSteps:
+    def test_both_record_and_the_first_of_a_name_stands(self):
+        it = two()
+        first, second = agents_of(it)
+        assert record(it, first, 1, "a", b"one") == ("recorded", None)
+        assert record(it, second, 2, "a", b"two") == ("known", b"one")
+        assert record(it, second, 2, "b", b"two") == ("recorded", None)
+        assert record(it, first, 1, "b", b"one") == ("known", b"two")
+        assert record(it, first, 2, "c", b"one") == ("stale", None)  # it has the other one
+        it.answer(second, "t", 2, failure=failure())
+        assert record(it, second, 2, "c", b"two") == ("stale", None)  # over
+        assert record(it, first, 1, "c", b"one") == ("recorded", None)
+        assert list(it.core.book.open["t"].steps) == ["a", "b", "c"]
+
+    def test_the_fence_of_an_adopted_attempt_is_the_highest(self):
+        """Attempt 3 was in a lost tail, and attempt 2 of a later epoch has ended: so it may have shown its fence."""
+        it = two()
+        first, second = agents_of(it)
+        del it.journal[-1]
+        it.restart()
+        it.up(second)
+        it.submit("again")
+        it.answer(second, "again", run_s=1.0)
+        it.up(first, ("t", 1, 1))
+        assert starts(it.tick(it.now + 2.5)) == [(second, 2, "hedge")]
+        it.answer(second, "t", 2, failure=failure())
+        it.restart()
+        commands = it.up(first, ("t", 3, 1))
+        assert stops(commands) == [(first, 3)]
+        assert not [one for one in starts(commands) if one[2] == "adopted"]
+
+
+def record(it: Team, agent: str, attempt: int, name: str, value: bytes) -> tuple[str, bytes | None]:
+    payload = Payload(data=value, size_bytes=len(value))
+    event = StepFinished(TaskId("t"), attempt, it.core.epoch, AgentId(agent), it.incarnation(agent), name, payload)
+    answer = it.tell(event)[-1]
+    assert isinstance(answer, AnswerStep)
+    return answer.verdict, None if answer.value is None else answer.value.data
 
 
 class TestRecovery:

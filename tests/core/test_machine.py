@@ -22,6 +22,7 @@ from flowray.core.events import (
     AttemptReturned,
     CancelRequested,
     Event,
+    StepFinished,
     TaskSubmitted,
     Ticked,
 )
@@ -91,6 +92,7 @@ class AnyOrder(RuleBasedStateMachine):
             name, needs=needs, priority=priority, deadline_s=deadline_s, attempt_timeout_s=timeout_s, key=key,
             fingerprint=data.draw(st.sampled_from("fg")), max_attempts=data.draw(st.integers(2, 3)),
             idempotent=data.draw(st.booleans()), fallback=data.draw(st.sampled_from(["", "", "reader", "both"])),
+            exclusive=data.draw(st.booleans()),
         )  # fmt: skip
         self.tell(TaskSubmitted(one))
 
@@ -116,7 +118,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(name=AGENTS, data=st.data())
     def lose(self, name, data):
-        self.tell(AgentLost(name, self.incarnation(name, data), "killed"))
+        self.tell(AgentLost(name, self.incarnation(name, data), "killed", data.draw(st.booleans())))
+
+    @rule(data=st.data(), name=st.sampled_from("abc"))
+    def take_step(self, data, name):
+        task_id, attempt, epoch, agent_id = self.meant(data)
+        self.tell(StepFinished(task_id, attempt, epoch, agent_id, self.incarnation(agent_id, data), name, DONE))
 
     @rule(name=AGENTS, data=st.data())
     def fail_to_start(self, name, data):

@@ -18,10 +18,13 @@ import pytest
 from ray_agents import Tool
 
 import flowray as fr
+from flowray.core.model import Payload
 from flowray.errors import ConfigError, CoordinatorUnavailable, NotConnected, PayloadError, UnknownTask
 from flowray.mesh.private_files import DIRECTORY
 from flowray.mesh.tickets import Ticket
 from flowray.mesh.tokens import Tokens
+from flowray.runtime.messages import Finished, Report
+from flowray.runtime.places import COORDINATOR
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 WAIT_S = 60.0
@@ -280,6 +283,25 @@ def test_a_client_outside_may_do_no_more_than_that(rt: fr.Runtime, outside: Outs
             client.handle("no-such-task").result(WAIT_S)
         client.stop()
     assert len(rt.agents) == 3 and rt.submit("on", needs={"tools"}).result(WAIT_S) == "ON"
+
+
+def test_a_client_outside_cannot_report_in_an_agents_name(
+    rt: fr.Runtime, outside: Outside, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    """Or it could have everybody inside load a pickle of its own making."""
+    rt.wait_ready(WAIT_S)
+    handle = rt.submit(tool("wait", gate=str(tmp_path / "gate"), file=str(tmp_path / "ran")), needs={"tools"})
+    eventually(lambda: (tmp_path / "ran").exists(), "it runs")
+    started = next(line for line in handle.story().lines if line.what == "started")
+    forged = Payload(codec="pickle", data=b"cos\ngetpid\n(tR.", size_bytes=16)
+    result = Finished(handle.task_id, started.attempt, rt.status().epoch, forged)
+    with fr.Runtime.connect(address=outside.ticket()[0]) as client:
+        link = client._driver._link
+        before = link._endpoint.peer(COORDINATOR).link
+        link._thread.soon(link._tell, Report(started.agent_id, 1, 1, [result]))
+        eventually(lambda: link._endpoint.peer(COORDINATOR).link is not before, "it is thrown out")
+    (tmp_path / "gate").touch()
+    assert handle.result(WAIT_S) == f"{started.agent_id} attempt {started.attempt}"
 
 
 def test_a_revoked_token_ends_its_clients_and_no_others(rt: fr.Runtime, outside: Outside, tmp_path: Path) -> None:

@@ -25,16 +25,26 @@ from typing import Any
 from flowray.core import acting, book, coordination
 from flowray.core.admission import Admission
 from flowray.core.book import Book, Entry
-from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, GradeTask, KnownTask, ResolveTask, StartAgent
+from flowray.core.commands import (
+    AcceptTask,
+    AddAgents,
+    AnswerCancel,
+    AnswerStep,
+    GradeTask,
+    KnownTask,
+    ResolveTask,
+    StartAgent,
+)
 from flowray.core.coordination import Coordination
+from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
-from flowray.testing.__main__ import collect_rarely
+from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.journal import Disk, Writer
 from flowray.testing.shrinking import shrink
-from flowray.testing.swarm import run_seed
+from flowray.testing.swarm import collect_rarely, run_seed
 
 BUDGET = 5000  # seeds
 SEED_S = 60.0  # of processor time: a seed that takes longer has made the core hang
@@ -102,7 +112,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
     "tasks lost with their agent": swap(C, "_requeue_all", "held = self._held_or_claimed(agent)", "held = []"),
     "deadline forgotten": swap(C, "_on_submitted", "if entry.deadline_at is not None:", "if False:"),
-    "deadline forgotten by recovery": swap(C, "recover", "if entry.deadline_at is not None:", "if False:"),
+    "deadline forgotten by recovery": swap(C, "recover", "if entry.deadline_at is not None)", "if False)"),
     "running attempts forgotten by recovery": swap(
         C, "recover", 'core.timers.set("adoption", attempt_key(task_id, held.attempt), now + grace_s)', "pass"
     ),
@@ -153,7 +163,24 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "second attempts cost nothing": put(Credits, "pay", lambda self: None),
     "task stays with a fallback that is gone": swap(C, "_may_fall_back", "one is None or one.hopeless", "one is None"),
     "grades answered before they are on disk": put(GradeTask, "waits", False),
+    # steps, fences and exclusive tasks
+    "a stale attempt records": swap(C, "_on_step", "_is(held, event) and ", ""),
+    "a step is recorded again": swap(C, "_on_step", "if event.name in entry.steps:", "if False:"),
+    "steps are not kept": swap(Book, "_recorded", "entry.record(command.name, command.value)", "pass"),
+    "goes on before its step is on disk": put(AnswerStep, "waits", False),
+    "is given steps that are not on disk": swap(P, "_starts_late", " or bool(entry.steps)", ""),
+    "exclusive tasks do not wait": swap(C, "_attempt_lost", "elif entry.task.exclusive and", "elif False and"),
+    "told to stop and not waited for": swap(
+        C, "_backoff_over", "if entry.task.exclusive and self._goes_on(entry.task.id):", "if False:"
+    ),
+    "found: second attempt is given steps of later": swap(P, "_given", "dict(", "("),
+    "exclusive attempts start before they are on disk": swap(P, "_starts_late", "entry.task.exclusive or ", ""),
+    "nobody fences itself off": swap(AgentProcess, "_fence_off", "if self._lease.valid(now):", "if True:"),
+    "leases are for ever": swap(Lease, "granted", "at + self.ttl_s", "at + 1e9"),
+    "leases for those given up": swap(C, "may_lease", "return alive and", "return True or"),
+    "leases of an epoch that is over": swap(P, "lease", "self._when_synced(grant)", "grant()"),
     # bugs that the simulation found
+    "found: adopts with a lower fence": swap(C, "_adopt_or_stop", "entry.epoch <= one.epoch", "one.epoch"),
     "found: claim outlives its answer": swap(C, "_attempt_over", "self._unclaim(task.id, attempt, agent_id)", "pass"),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
@@ -209,10 +236,10 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "checksum not compared": swap(Disk, "recall", "zlib.crc32(body) != checksum", "False"),
     # what recovery must bring back
     "waiting tasks forgotten by recovery": swap(
-        C, "recover", "core._lane(entry.task).push(entry.task, entry.seq)", "pass"
+        C, "_wait_recovered", "self._lane(entry.task).push(entry.task, entry.seq)", "pass"
     ),
     "back-offs forgotten by recovery": swap(
-        C, "recover", 'core.timers.set("backoff", task_id, entry.not_before)', "pass"
+        C, "recover", 'core.timers.set("backoff", task_id, max(entry.not_before, now + fence_s))', "pass"
     ),
     "agents that do not report are kept by recovery": swap(
         C, "recover", 'core.timers.set("start", agent.id, now + grace_s)', "pass"
@@ -221,7 +248,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "counts of losses not in the snapshot": swap(
         book, "_thawed", "entry.losses, entry.kills = saved.failures, saved.losses,", "entry.losses, _ = 0, 0,"
     ),
-    "back-off not in the snapshot": swap(book, "_thawed", "entry.not_before = saved.not_before", "pass"),
+    "back-off not in the snapshot": swap(
+        book, "_thawed", "entry.not_before, entry.extra = saved.not_before,", "entry.extra ="
+    ),
     "story not in the snapshot": swap(book, "_frozen", "story=tuple(entry.story)", "story=()"),
     "incarnations not in the snapshot": swap(Book, "restore", "dict(snapshot.incarnations)", "{}"),
     "age of tasks begins again": swap(Book, "restore", "self.next_seq = snapshot.next_seq", "pass"),

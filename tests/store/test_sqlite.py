@@ -172,7 +172,7 @@ def test_a_later_epoch_fences_the_earlier_store(tmp_path: Path) -> None:
     third.close()
 
 
-@pytest.mark.parametrize("work", ["snapshot", "trim", "purge"])
+@pytest.mark.parametrize("work", ["snapshot", "trim", "purge", "confirm"])
 def test_a_fenced_store_changes_nothing_by_other_means_either(tmp_path: Path, work: str) -> None:
     first = opened(tmp_path, "first")
     assert write(first, [dead(1)]) is None
@@ -182,6 +182,11 @@ def test_a_fenced_store_changes_nothing_by_other_means_either(tmp_path: Path, wo
         first.save_snapshot(snapshot(1), answers)
     elif work == "trim":
         first.trim(100.0, answers, dead_letters_older_than_at=100.0)
+    elif work == "confirm":
+        second.confirm_epoch(answers)
+        assert answers.wait() == [None]
+        answers = Answers()
+        first.confirm_epoch(answers)
     else:
         first.purge_dead_letter("t-000001", answers)
     assert isinstance(answers.wait()[0], StoreFenced)
