@@ -132,7 +132,8 @@ async def test_only_the_number_of_known_agents_may_change(desk):
 
 
 async def test_figures_and_processes(desk):
-    assert await desk.ask("figures") == {"attempts": 0, "failovers": 0, "retries": 0, "restarts": 0, "warm": 3}
+    counts = ("attempts", "copies", "failovers", "hedges", "restarts", "retries")
+    assert await desk.ask("figures") == {**dict.fromkeys(counts, 0), "warm": 3}
     assert await desk.ask("process", agent_id="a-0") == ["", 0]
     assert await desk.ask("purge", "t0001") is False, "it is no dead letter"
     assert await desk.ask("stop") is True and desk.stops == 1
