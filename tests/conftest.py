@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `bench` is no installed package: it lies at the root
 
 # How long an example takes says what else the machine does. In CI hypothesis has a profile of its own.
 settings.register_profile("flowray", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None)
