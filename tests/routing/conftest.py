@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowray.cli import main
+
+# Sums are rounded otherwise by several threads, and whatever loads a router for service leaves one behind.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

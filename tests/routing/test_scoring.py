@@ -165,6 +165,7 @@ def test_more_experience_means_less_deviation():
 def test_one_thread():
     before = torch.get_num_threads()
     try:
+        torch.set_num_threads(2)
         scoring.use_one_thread()
         assert scoring.threads() == 1
     finally:
