@@ -126,6 +126,7 @@ def test_it_asks_as_long_as_there_is_something_exclusive() -> None:
     attempts.running = ONE
     keeper.need()
     assert asked == [1, 2, 3, 4]
+    attempts.running = frozenset()  # or its thread would end this process once the lease is over
 
 
 def run(due: list[tuple[float, Callable[[], Any]]]) -> None:

@@ -20,6 +20,7 @@ from flowray.testing import make_outcomes, replay_specs, replay_tasks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 WAIT_S = 60.0
+TRAINED_S = 200.0  # for a trainer of the lowest priority, on a machine that has other work
 SHIPPED = Path(__file__).parents[2] / "models" / "router" / "v1"
 # Shares as large as a short test needs; what the defaults keep to is tested without Ray.
 QUICK = {
@@ -153,20 +154,20 @@ def test_a_version_made_of_the_runtimes_own_outcomes_is_tried(start_runtime: Cal
         for _ in range(6):
             requests = [{"prompt": text, "labels": labels, "needs": {"answer"}} for text, labels in take(tasks, 200)]
             rt.submit_many(requests).outcomes(timeout_s=WAIT_S)
-        until(lambda: any(record.arrow == "offered" for record in rt.router_versions().records))
+        until(lambda: any(record.arrow == "offered" for record in rt.router_versions().records), TRAINED_S)
         offered = rt.router_versions().records[-1]
         assert offered.other is not None
-        made = Path(offered.other.artifact)
-        assert made.parent.parent.name == "routers" and (made.parent / "history" / "outcomes.parquet").is_file()
-        assert offered.other.version == version_of(made, offered.other.history)
+        history = Path(offered.other.history)  # the weights may be the old ones: they are kept where nothing is better
+        assert history.parent.parent.name == "routers" and (history / "outcomes.parquet").is_file()
+        assert offered.other.version == version_of(offered.other.artifact, history)
 
 
 def take(tasks, count: int):
     return [next(tasks) for _ in range(count)]
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
+def until(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.1)

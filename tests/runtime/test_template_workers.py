@@ -61,8 +61,9 @@ def test_forks_draw_their_own_random_numbers(rt: fr.Runtime) -> None:
 
 def all_have_work(template: psutil.Process) -> bool:
     """Whether every fork hosts an actor: Ray gives a worker that is idle, or late, to whoever asks next."""
+    ours = ("ray::AgentActor", "ray::Coordinator", "ray::Keeper")
     try:
-        return all(fork.name().startswith(("ray::AgentActor", "ray::Coordinator")) for fork in template.children())
+        return all(fork.name().startswith(ours) for fork in template.children())
     except psutil.NoSuchProcess:
         return False  # one has just ended: look again
 
