@@ -217,55 +217,29 @@ class RoutingDesk:
             return
         if isinstance(command, ResolveTask):
             self._resolved(router, command.outcome)
+            router.forget(command.outcome.task_id)
         elif isinstance(command, GradeTask):
             router.regrade(command.task_id, command.quality)
         elif isinstance(command, RequeueTask) and command.counts == "failures":
             entry = self._find(command.task_id)
             if entry is not None:
-                self._learn(
-                    router,
-                    command.task_id,
-                    class_of(entry.agent_of(command.attempt)),
-                    False,
-                    quality=command.quality,
-                    run_s=command.run_s or None,
-                    cost_usd=command.cost_usd,
-                )
-                self._on_trial(command.task_id, entry.story[-1].agent_id, False, command.quality, entry.choices)
-
-    def _on_trial(
-        self, task_id: TaskId, agent_id: str, succeeded: bool, quality: float | None, choices: Sequence[Choice]
-    ) -> None:
-        if self._versions is not None:
-            self._versions.saw(task_id, class_of(agent_id), succeeded, quality, choices)
+                self._learn(router, entry.agent_of(command.attempt), False, command, entry.choices)
 
     def _resolved(self, router: Router, outcome: Outcome) -> None:
         succeeded, failure = outcome.state is TaskState.SUCCEEDED, outcome.failure
         if succeeded or (failure is not None and failure.kind in AGENTS_FAULT):
-            self._learn(
-                router,
-                outcome.task_id,
-                class_of(outcome.agent_id),
-                succeeded,
-                quality=outcome.quality,
-                run_s=outcome.run_s or None,
-                cost_usd=outcome.cost_usd,
-            )
-            self._on_trial(outcome.task_id, outcome.agent_id, succeeded, outcome.quality, outcome.choices)
-        router.forget(outcome.task_id)
+            self._learn(router, outcome.agent_id, succeeded, outcome, outcome.choices)
 
     def _learn(
-        self,
-        router: Router,
-        task_id: TaskId,
-        agent: str,
-        succeeded: bool,
-        *,
-        quality: float | None,
-        run_s: float | None,
-        cost_usd: float | None,
+        self, router: Router, agent_id: str, succeeded: bool, of: Outcome | RequeueTask, choices: Sequence[Choice]
     ) -> None:
-        learned = router.learn(task_id, agent, succeeded, quality=quality, run_s=run_s, cost_usd=cost_usd)
+        """What an attempt of this agent came to, as `of` has it; `choices` are those of the task so far."""
+        agent = class_of(agent_id)
+        learned = router.learn(
+            of.task_id, agent, succeeded, quality=of.quality, run_s=of.run_s or None, cost_usd=of.cost_usd
+        )
+        if self._versions is not None:
+            self._versions.saw(of.task_id, agent, succeeded, of.quality, choices)
         if learned and not self._settling:
             self._settling = True
             asyncio.get_running_loop().call_soon(self._settle)

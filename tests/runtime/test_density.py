@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from ray_agents import Tool, note
+from ray_processes import living
 
 import flowray as fr
 from flowray.testing import ReplayAgent, make_outcomes, replay_specs, replay_tasks
@@ -58,10 +59,7 @@ def tool(do: str, **more: Any) -> dict[str, Any]:
 
 def processes(name: str) -> set[int]:
     """The ids of the processes that Ray has for agents of a class."""
-    from ray._private import state
-
-    prefix = f"{NAME}/agent/{name}-"
-    return {a["Pid"] for a in state.actors().values() if a["State"] == "ALIVE" and a["Name"].startswith(prefix)}
+    return set(living(f"{NAME}/agent/{name}-"))
 
 
 def pids(rt: fr.Runtime, name: str) -> dict[str, int]:

@@ -7,13 +7,14 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
-from itertools import cycle
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
 
 import flowray as fr
+from flowray.core.model import Outcome
 from flowray.errors import RouterRefused
 from flowray.routing.versions import version_of
 from flowray.testing import make_outcomes, replay_specs, replay_tasks
@@ -56,16 +57,12 @@ def test_versions_come_and_go_by_themselves(start_runtime: Callable[..., fr.Runt
         router={"artifact": str(SHIPPED), "history": str(wrong), "rollout": QUICK},
         tiers__secondary__agents_per_actor=5,
     ) as rt:
-        for spec in replay_specs(past, capability="answer"):
-            rt.agents.add(**spec.arguments)
-        rt.wait_ready(timeout_s=WAIT_S)
-        until(lambda: rt.status().router)
+        set_up(rt, past)
         submitted = 0
 
         def work(count: int = 200) -> Counter[str]:
             nonlocal submitted
-            requests = [{"prompt": text, "labels": labels, "needs": {"answer"}} for text, labels in take(tasks, count)]
-            outcomes = rt.submit_many(requests).outcomes(timeout_s=WAIT_S)
+            outcomes = work_on(rt, tasks, count)
             assert all(outcome.state.value == "succeeded" for outcome in outcomes), "no trial costs a task"
             submitted += count
             receipts = [outcome.choices[0].receipt for outcome in outcomes]
@@ -116,16 +113,12 @@ def test_a_bad_one_is_caught_while_tasks_go_on(start_runtime: Callable[..., fr.R
         router={"artifact": str(SHIPPED), "history": str(past), "rollout": {**QUICK, "canary_share": 0.01}},
         tiers__secondary__agents_per_actor=5,
     ) as rt:
-        for spec in replay_specs(past, capability="answer"):
-            rt.agents.add(**spec.arguments)
-        rt.wait_ready(timeout_s=WAIT_S)
-        until(lambda: rt.status().router)
+        set_up(rt, past)
         bad = rt.offer_router(SHIPPED, wrong)
         touched = done = 0
         while rt.status().router_trial:
             assert done < 20_000, rt.router_versions().records
-            requests = [{"prompt": text, "labels": labels, "needs": {"answer"}} for text, labels in take(tasks, 200)]
-            outcomes = rt.submit_many(requests).outcomes(timeout_s=WAIT_S)
+            outcomes = work_on(rt, tasks)
             assert all(outcome.state.value == "succeeded" for outcome in outcomes)
             receipts = [outcome.choices[0].receipt for outcome in outcomes]
             touched += sum(receipt is not None and receipt.version.startswith(bad) for receipt in receipts)
@@ -147,13 +140,9 @@ def test_a_version_made_of_the_runtimes_own_outcomes_is_tried(start_runtime: Cal
         router={"artifact": str(SHIPPED), "history": str(wrong), "rollout": QUICK, "retrain": retrain},
         tiers__secondary__agents_per_actor=5,
     ) as rt:
-        for spec in replay_specs(past, capability="answer"):
-            rt.agents.add(**spec.arguments)
-        rt.wait_ready(timeout_s=WAIT_S)
-        until(lambda: rt.status().router)
+        set_up(rt, past)
         for _ in range(6):
-            requests = [{"prompt": text, "labels": labels, "needs": {"answer"}} for text, labels in take(tasks, 200)]
-            rt.submit_many(requests).outcomes(timeout_s=WAIT_S)
+            work_on(rt, tasks)
         until(lambda: any(record.arrow == "offered" for record in rt.router_versions().records), TRAINED_S)
         offered = rt.router_versions().records[-1]
         assert offered.other is not None
@@ -162,8 +151,19 @@ def test_a_version_made_of_the_runtimes_own_outcomes_is_tried(start_runtime: Cal
         assert offered.other.version == version_of(offered.other.artifact, history)
 
 
-def take(tasks, count: int):
-    return [next(tasks) for _ in range(count)]
+def set_up(rt: fr.Runtime, past: Path) -> None:
+    """A class of agents for each recorded one, and the router in force."""
+    for spec in replay_specs(past, capability="answer"):
+        rt.agents.add(**spec.arguments)
+    rt.wait_ready(timeout_s=WAIT_S)
+    until(lambda: rt.status().router)
+
+
+def work_on(rt: fr.Runtime, tasks: Iterator[tuple[str, dict[str, str]]], count: int = 200) -> list[Outcome]:
+    """Have so many of the tasks done."""
+    some = islice(tasks, count)
+    requests = [{"prompt": text, "labels": labels, "needs": {"answer"}} for text, labels in some]
+    return rt.submit_many(requests).outcomes(timeout_s=WAIT_S)
 
 
 def until(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from ray._private import state
 from ray_agents import Broken, Tool
+from ray_processes import living
 
 import flowray as fr
 from flowray.errors import AgentStartFailed, ConfigError
@@ -178,8 +178,7 @@ def test_a_keeper_that_dies_is_replaced_and_the_next_one_knows_whom_to_watch(
 
 def keepers(rt: fr.Runtime) -> list[int]:
     """Process ids of the runtime's keepers."""
-    prefix = f"{rt.config.name}/keeper/"
-    return [a["Pid"] for a in state.actors().values() if a["State"] == "ALIVE" and a["Name"].startswith(prefix)]
+    return living(f"{rt.config.name}/keeper/")
 
 
 def test_agents_that_do_not_start_say_why_and_their_tasks_fail(rt: fr.Runtime) -> None:
