@@ -216,6 +216,8 @@ class Asking:
     def _extra(self, one: AgentClass) -> float:
         """What the policy adds to the value of its agents."""
         policy, free = self._policy, one.free_memory
+        if free >= policy.roomy and not policy.tiers:
+            return 0.0
         extra = policy.tiers.get(one.spec.tier, 0.0)
         return extra if free >= policy.roomy else extra - policy.short_of_memory * (1.0 - free / policy.roomy)
 
@@ -229,5 +231,7 @@ class Asking:
 
 def tried_by(entry: Entry) -> tuple[tuple[str, float], ...]:
     """(class of agents, what came of it) of earlier attempts at this very task that failed by the agent's own code."""
+    if not entry.failures:
+        return ()
     names = (class_of(line.agent_id) for line in entry.story if line.what == "attempt_failed")
     return tuple((name, 0.0) for name in dict.fromkeys(names) if name)

@@ -65,7 +65,7 @@ class Features:
         sizes = self.lexicon.sizes[self.words]
         of_words = self.lexicon.grams[_ranges(self.lexicon.starts[self.words], sizes)]
         grams = np.empty(len(of_words) + len(self.loose), np.int64)
-        n_loose = np.diff(self.loose_offsets)
+        n_loose = self.loose_offsets[1:] - self.loose_offsets[:-1]
         is_loose = np.zeros(len(grams), np.bool_)
         is_loose[_ranges(self.offsets[1:] - n_loose, n_loose)] = True
         grams[is_loose], grams[~is_loose] = self.loose, of_words
@@ -125,20 +125,18 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
     # The text's and the choices' words are n-grams of one kind; those of tools are of another: they say what could be
     # done, not what is asked.
     rows, owners = _flat([*read, *chosen], n_tasks)
-    described, tool_owners = _flat(
-        [list(chain.from_iterable(tool.words for tool in of_task)) for of_task in tools], n_tasks
-    )
     forms = lexicon.forms[rows]
     hashes = lexicon.hashes[forms]
     distinct = _distinct(hashes, owners)
     together = owners[1:] == owners[:-1]  # no pair of the last word of one task with the first of the next
-    loose = np.concatenate(
-        [
-            buckets_of(hashes[:-1] * np.uint64(0xD6E8FEB86659FD93) + hashes[1:])[together],
-            buckets_of(lexicon.hashes[lexicon.forms[described]] * np.uint64(0xA0761D6478BD642F)),
-        ]
-    )
-    keys = (np.concatenate([owners[1:][together], tool_owners]) << BUCKET_BITS) | loose
+    pairs = buckets_of(hashes[:-1] * np.uint64(0xD6E8FEB86659FD93) + hashes[1:])
+    keys = ((owners[1:] << BUCKET_BITS) | pairs)[together]
+    if any(tools):
+        described, tool_owners = _flat(
+            [list(chain.from_iterable(tool.words for tool in of_task)) for of_task in tools], n_tasks
+        )
+        of_tools = buckets_of(lexicon.hashes[lexicon.forms[described]] * np.uint64(0xA0761D6478BD642F))
+        keys = np.concatenate([keys, (tool_owners << BUCKET_BITS) | of_tools])
     keys.sort()  # by task, then bucket
     keys = keys[changes(keys)]
     text_words = sum(map(len, read))

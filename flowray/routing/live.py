@@ -73,9 +73,15 @@ class LiveRouter:
         version: str = "none",
         kinds: Sequence[str] = (),
         policy: PosteriorPolicy | None = None,
+        at_once: bool = True,
     ) -> None:
-        """Without an estimator all candidates are alike until outcomes tell them apart, by `kinds` if there are any."""
+        """Without an estimator all candidates are alike until outcomes tell them apart, by `kinds` if there are any.
+
+        `at_once`: every question is answered with all that was learned before it. Else that is taken in when somebody
+        calls `settle`, or when there is much of it: few outcomes cost as much together as one.
+        """
         self._estimator = estimator
+        self._at_once = at_once
         self.base_version = version  # of the router, whatever was learned since
         self.learned = 0  # outcomes
         self._pending: dict[str, tuple[_Said, int]] = {}  # -> with which others, and its row there
@@ -108,8 +114,9 @@ class LiveRouter:
 
     @property
     def version(self) -> str:
-        """Of the router, and how many outcomes it learned since it was loaded."""
-        return f"{self.base_version}+{self.learned}"
+        """Of the router, and how many outcomes it took in since it was loaded."""
+        waiting = 0 if self._at_once else len(self._heard)
+        return f"{self.base_version}+{self.learned - waiting}"
 
     @property
     def known(self) -> Posteriors:
@@ -133,7 +140,8 @@ class LiveRouter:
         """Of each task its candidates, in their order; `task_ids` are what outcomes will be told by."""
         if not queries:
             return []
-        self.settle()
+        if self._at_once:
+            self.settle()
         base = self._base(batch_of(queries, self._column, len(self._agents)))
         kinds = np.zeros((len(queries), 0), np.float32) if base is None else kinds_in(base)[1]
         return self._corrected_and_kept(
@@ -148,7 +156,8 @@ class LiveRouter:
         Raises:
             ValueError: its router tells other kinds of tasks apart.
         """
-        self.settle()
+        if self._at_once:
+            self.settle()
         if answers.kinds != self._known.kinds:
             raise ValueError(f"answers of {answers.version} are about other kinds of tasks than {self.base_version}'s")
         kinds = np.array(answers.shares, np.float32).reshape(len(queries), len(answers.kinds))
@@ -308,10 +317,7 @@ class LiveRouter:
     @staticmethod
     def _corrected(posteriors: Posteriors, said: _Said) -> tuple[Floats, Floats, Floats, Floats]:
         """Success, its deviation, seconds and dollars [tasks, candidates]."""
-        success, deviation = posteriors.corrected(said.names, said.kinds, said.success)
-        latency_s, _ = posteriors.corrected_seconds(said.names, said.kinds, said.latency_s)
-        cost_usd, _ = posteriors.corrected_dollars(said.names, said.kinds, said.cost_usd)
-        return success, deviation, latency_s, cost_usd
+        return posteriors.corrected_all(said.names, said.kinds, said.success, said.latency_s, said.cost_usd)
 
 
 def kinds_in(base: Estimates) -> tuple[tuple[str, ...], Floats]:
@@ -366,7 +372,7 @@ def _remember(seen: dict[str, int], agent: str, most: int) -> None:
         del seen[next(iter(seen))]
 
 
-def load(artifact: str, history: str = "") -> LiveRouter:
+def load(artifact: str, history: str = "", *, at_once: bool = True) -> LiveRouter:
     """A trained router and the past of the agents that it is asked about, for a process that has other things to do.
 
     Raises:
@@ -381,4 +387,5 @@ def load(artifact: str, history: str = "") -> LiveRouter:
 
     torch.set_num_threads(1)
     past = data.load(history) if history else None
-    return LiveRouter(estimator.load(artifact, "float32"), past, version=version_of(artifact, history))
+    version = version_of(artifact, history)
+    return LiveRouter(estimator.load(artifact, "float32"), past, version=version, at_once=at_once)

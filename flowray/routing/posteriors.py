@@ -135,12 +135,17 @@ class Posteriors:
         Raises:
             ValueError: shapes do not fit each other.
         """
-        shift, spread = self._success.read(self._rows_of(agents), _known(kinds))
-        shift += success
-        low, high = np.minimum(success, PROBABLE[0]), np.maximum(success, PROBABLE[1])
-        better = np.minimum(np.maximum(shift, low, out=shift), high, out=shift)
-        spread *= better * (1.0 - better)
-        return better.astype(np.float32), np.sqrt(spread, out=spread).astype(np.float32)
+        return self._corrected(self._rows_of(agents), _weights(_known(kinds)), success)
+
+    def corrected_all(
+        self, agents: Sequence[str], kinds: Floats, success: Floats, latency_s: Floats, cost_usd: Floats
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """`corrected`, and of `corrected_seconds` and `corrected_dollars` the first: for less than one by one."""
+        rows, weights = self._rows_of(agents), _weights(_known(kinds))
+        better, deviation = self._corrected(rows, weights, success)
+        seconds = latency_s * np.exp(self._seconds.shifts(rows, weights))
+        dollars = cost_usd * np.exp(self._dollars.shifts(rows, weights))
+        return better, deviation, seconds.astype(np.float32), dollars.astype(np.float32)
 
     def corrected_seconds(self, agents: Sequence[str], kinds: Floats, latency_s: Floats) -> tuple[Floats, Floats]:
         """`latency_s` [tasks, agents] times the factor learned, and the standard deviation of its logarithm."""
@@ -275,10 +280,18 @@ class Posteriors:
     def _scaled(
         self, evidence: _Evidence, agents: Sequence[str], kinds: Floats, expected: Floats
     ) -> tuple[Floats, Floats]:
-        shift, spread = evidence.read(self._rows_of(agents), _known(kinds))
+        shift, spread = evidence.read(self._rows_of(agents), _weights(_known(kinds)))
         deviation = self.policy.scale_deviation * np.sqrt(spread)
         deviation[np.isnan(expected)] = np.nan
         return (expected * np.exp(shift)).astype(np.float32), deviation.astype(np.float32)
+
+    def _corrected(self, rows: Rows, weights: Doubles, success: Floats) -> tuple[Floats, Floats]:
+        shift, spread = self._success.read(rows, weights)
+        shift += success
+        low, high = np.minimum(success, PROBABLE[0]), np.maximum(success, PROBABLE[1])
+        better = np.minimum(np.maximum(shift, low, out=shift), high, out=shift)
+        spread *= better * (1.0 - better)
+        return better.astype(np.float32), np.sqrt(spread, out=spread).astype(np.float32)
 
     def _take_in(self, agents: list[str], shares: Doubles, expected: Doubles, grades: Doubles) -> int:
         """Take outcomes in until one of them gives an alarm; gives how many they were."""
@@ -396,12 +409,18 @@ class _Evidence:
         self.sums = np.zeros((1, n_parts, 2, width))  # [rows, parts, weight and sum, overall and kinds]
         self._read = np.zeros((1, 2, width))  # [rows, correction and variance of the agent, and what a kind adds]
 
-    def read(self, rows: npt.NDArray[np.intp], shares: Doubles) -> tuple[Doubles, Doubles]:
-        """Corrections, and their variances in variances of one outcome: [tasks, agents] each."""
+    def read(self, rows: Rows, weights: Doubles) -> tuple[Doubles, Doubles]:
+        """Corrections, and their variances in variances of one outcome: [tasks, agents] each.
+
+        `weights` [tasks, 1 + kinds] are `_weights` of the tasks.
+        """
         found = self._read[rows]  # [agents, 2, 1 + kinds]
-        weights = np.ones((len(shares), found.shape[2]))  # [tasks, 1 + kinds]
-        weights[:, 1:] = shares
         return np.dot(weights, found[:, 0].T), np.dot(weights * weights, found[:, 1].T)
+
+    def shifts(self, rows: Rows, weights: Doubles) -> Doubles:
+        """Of `read` the corrections."""
+        shifts: Doubles = np.dot(weights, self._read[rows, 0].T)
+        return shifts
 
     def shifts_of(self, rows: Rows, shares: Doubles) -> Doubles:
         """The corrections of one agent each at one task each: `rows` [tasks], `shares` [tasks, kinds]."""
@@ -423,8 +442,7 @@ class _Evidence:
         first = np.flatnonzero(np.diff(sorted_rows, prepend=-1))  # where each agent's begin
         touched = sorted_rows[first]
         of_agent = np.repeat(np.arange(len(first)), np.diff(first, append=len(rows)))
-        weights = np.ones((len(rows), self.sums.shape[3]))  # [outcomes, overall and kinds]
-        weights[:, 1:] = shares[order]
+        weights = _weights(shares[order])
         so_far = np.cumsum(weights, axis=0)
         last = np.append(first[1:], len(rows)) - 1
         added = np.empty((len(rows), 2, weights.shape[1]))  # of each outcome, when the last one of its agent is in
@@ -484,6 +502,14 @@ def _strengths(width: int, agent: float, kind: float) -> Doubles:
     strengths = np.full(width, kind)
     strengths[0] = agent
     return strengths
+
+
+def _weights(shares: Doubles) -> Doubles:
+    """[tasks, overall and kinds] how much each correction counts; `shares` [tasks, kinds]."""
+    weights = np.empty((len(shares), shares.shape[1] + 1))
+    weights[:, 0] = 1.0
+    weights[:, 1:] = shares
+    return weights
 
 
 def _known(kinds: Floats) -> Doubles:

@@ -123,7 +123,7 @@ class Paths:
         if self.copy is not None and self.copy.base_version == version:
             return self.copy
         if self._relay is None or self._relay.base_version != version:
-            relay = LiveRouter(version=version, kinds=answers.kinds)
+            relay = LiveRouter(version=version, kinds=answers.kinds, at_once=False)
             older = self._relay or self.copy
             if older is not None:
                 relay.take_over(older)
@@ -185,4 +185,4 @@ def _find(name: str, known: Way | None) -> Way:
 def _load(router: str, history: str) -> LiveRouter:
     from flowray.routing import live
 
-    return live.load(router, history)
+    return live.load(router, history, at_once=False)

@@ -362,11 +362,11 @@ def read(place: RouterPlace) -> Router:
     from flowray.routing import live
 
     if not place.artifact:
-        return live.LiveRouter()
+        return live.LiveRouter(at_once=False)
     found = place_of(place.artifact, place.history)
     if found.version != place.version:
         raise RouterRefused(place.artifact, f"this is version {found.version}, not {place.version}")
-    return live.load(place.artifact, place.history)
+    return live.load(place.artifact, place.history, at_once=False)
 
 
 def load_alone(config: RouterConfig) -> Router:

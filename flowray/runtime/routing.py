@@ -27,6 +27,7 @@ from flowray.runtime.scorers import Failed, Scored
 if TYPE_CHECKING:
     from flowray.routing.live import LiveRouter
 
+SETTLE_S = 0.02  # what came of attempts is taken in so often: loads and answers are as old
 BATCH = 64  # questions answered together at most: bounds how long the event loop is held
 DETAIL = 160  # characters of why Serve did not answer: they go into every receipt
 
@@ -59,7 +60,7 @@ class RoutingDesk:
         self._asked: dict[TaskId, RequestEstimates] = {}  # the newest question about each task
         self._asked_at = 0.0  # the first of these, by the event loop's clock
         self._loading: asyncio.Task[None] | None = None
-        self._settling = False  # it will be, when this turn is over
+        self._settling = False  # it will be, soon
 
     @property
     def version(self) -> str:
@@ -242,10 +243,10 @@ class RoutingDesk:
             self._versions.saw(of.task_id, agent, succeeded, of.quality, choices)
         if learned and not self._settling:
             self._settling = True
-            asyncio.get_running_loop().call_soon(self._settle)
+            asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
 
     def _settle(self) -> None:
-        """What came of one turn's outcomes is taken in together, when that turn is over."""
+        """Of outcomes that are taken in together each costs a fraction."""
         self._settling = False
         if self._router is not None:
             self._router.settle()
