@@ -51,6 +51,7 @@ def make_task(
     idempotent: bool = False,
     fallback: str = "",
     exclusive: bool = False,
+    builds_on: str = "",
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -100,6 +101,7 @@ def make_task(
             "an idempotent task may have two attempts at the same time, an exclusive one may not: choose one of them"
         )
         raise InvalidTask("exclusive", problem)
+    origin = _checked_origin(builds_on)
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -124,6 +126,7 @@ def make_task(
         idempotent=idempotent,
         fallback=fallback,
         exclusive=exclusive,
+        builds_on=origin,
     )
 
 
@@ -138,6 +141,17 @@ def _checked_needs(needs: Iterable[str]) -> tuple[str, ...]:
     if len(wanted) > _MAX_NEEDS:
         raise InvalidTask("needs", f"{len(wanted)} capabilities; at most {_MAX_NEEDS}")
     return wanted
+
+
+def _checked_origin(builds_on: str) -> str:
+    """The class of the agent."""
+    if not isinstance(builds_on, str):
+        raise InvalidTask("builds_on", f"must be the id of an agent, as outcomes have it, got {builds_on!r}")
+    _check_encodable(builds_on=builds_on)
+    name, _, number = builds_on.rpartition("-")
+    if builds_on and not (name and number.isdecimal()):
+        raise InvalidTask("builds_on", f"{builds_on!r} is no agent's id, as outcomes have it: <class>-<number>")
+    return name
 
 
 def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:

@@ -61,6 +61,9 @@ def submit(
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="No two attempts at the same time, even if one must wait for that.")
     ] = False,
+    builds_on: Annotated[
+        str, typer.Option("--builds-on", help="Id of the agent whose answer this task goes on from.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -89,6 +92,7 @@ def submit(
             idempotent=idempotent,
             fallback=fallback,
             exclusive=exclusive,
+            builds_on=builds_on,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

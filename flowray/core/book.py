@@ -334,7 +334,7 @@ def asked_of(entry: Entry, most: int) -> Asked | None:
         return None
     if all(choice.receipt is None for choice in entry.choices):
         return None
-    return Asked(task.prompt[:most], task.choices[:most], task.tools[:most])
+    return Asked(task.prompt[:most], task.choices[:most], task.tools[:most], task.builds_on)
 
 
 def _said(failure: Failure | None) -> str:

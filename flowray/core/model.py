@@ -53,6 +53,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     idempotent: bool = False  # running it twice does no harm: only then may two attempts run at the same time
     fallback: str = ""  # class of agents that gets it when the others are not up to it; "" for none
     exclusive: bool = False  # no two attempts may run at the same time, whatever that costs in time
+    builds_on: str = ""  # the class of agents whose answer this task goes on from; "" for none
 
     @property
     def size_bytes(self) -> int:
@@ -93,6 +94,7 @@ class Estimate(Struct, frozen=True, array_like=True):
     quality: float | None = None  # 0..1
     latency_s: float | None = None  # median of the run time
     cost_usd: float | None = None
+    related: float = 0.0  # of `success`, what is due to whose answer the task goes on from
 
 
 class Receipt(Struct, frozen=True, array_like=True):
@@ -174,6 +176,7 @@ class Asked(Struct, frozen=True, array_like=True):
     text: str  # the prompt
     choices: str = ""
     tools: str = ""
+    builds_on: str = ""  # the class of agents whose answer it went on from
 
 
 class Grade(Struct, frozen=True, array_like=True):

@@ -26,6 +26,7 @@ from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, 
 from flowray.routing.posteriors import PROBABLE, Doubles, PosteriorPolicy, Posteriors
 from flowray.routing.queries import Answers, Query
 from flowray.routing.regrading import Gradable
+from flowray.routing.relationships import Relationships, pair
 
 MOST_HEARD = 64  # outcomes that are taken in together
 MAX_PENDING = 200_000  # tasks asked about whose outcome has not come: the oldest are forgotten
@@ -46,6 +47,8 @@ class _Said(NamedTuple):
     quality: Floats
     latency_s: Floats
     cost_usd: Floats
+    builds_on: str = ""  # the class whose answers all these tasks go on from
+    alone: Floats | None = None  # success as it was learned, without regard to that; where there is one
 
 
 class _Heard(NamedTuple):
@@ -106,6 +109,7 @@ class LiveRouter:
         )
         self._strangers = Posteriors(kinds, open_minded)  # of the others: all that is known of them
         self._pool = Posteriors(kinds, open_minded)  # of the others as if they were one
+        self._relationships = Relationships(kinds, rules)
         self._seen: dict[str, int] = {}  # stranger -> outcomes
         self._timed: dict[str, int] = {}  # of these, with seconds
         self._priced: dict[str, int] = {}  # and with dollars
@@ -129,6 +133,12 @@ class LiveRouter:
         """What was learned of the others."""
         self.settle()
         return self._strangers
+
+    @property
+    def relationships(self) -> Relationships:
+        """What was learned of who goes on from whose answers."""
+        self.settle()
+        return self._relationships
 
     @property
     def drifted(self) -> int:
@@ -178,6 +188,7 @@ class LiveRouter:
         if older.base_version == self.base_version:
             self._known, self.learned, self._pending = older.known, older.learned, older._pending
         self._strangers, self._pool = older.strangers, older._pool
+        self._relationships = older._relationships
         self._seen, self._timed, self._priced = older._seen, older._timed, older._priced
 
     def _corrected_and_kept(
@@ -188,13 +199,13 @@ class LiveRouter:
         said_of: Callable[[list[int], tuple[str, ...]], _Said],
     ) -> list[tuple[Estimate, ...]]:
         """Correct what is said of the queries by what was learned, and remember it for what will be."""
-        alike: dict[tuple[str, ...], list[int]] = {}  # what has the same candidates is answered together
+        alike: dict[tuple[tuple[str, ...], str], list[int]] = {}  # what has the same candidates is answered together
         for row, query in enumerate(queries):
-            alike.setdefault(query.candidates, []).append(row)
+            alike.setdefault((query.candidates, query.builds_on), []).append(row)
         answers: list[tuple[Estimate, ...]] = [()] * len(queries)
-        for names, rows in alike.items():
-            said = said_of(rows, names)
-            for at, (row, answer) in enumerate(zip(rows, self._answers(said), strict=True)):
+        for (names, builds_on), rows in alike.items():
+            said, found = self._answers(said_of(rows, names), builds_on)
+            for at, (row, answer) in enumerate(zip(rows, found, strict=True)):
                 answers[row] = answer
                 self._pending[task_ids[row]] = said, at
         while len(self._pending) > MAX_PENDING:
@@ -235,6 +246,8 @@ class LiveRouter:
             for figure, seen in ((run_s, self._timed), (cost_usd, self._priced)):
                 if figure:
                     _remember(seen, agent, most)
+        if said.builds_on:
+            told.append((self._relationships.posteriors, pair(said.builds_on, agent)))
         self._heard.append(_Heard(said, row, at, agent, pooled, quality is not None, grade, run_s, cost_usd))
         self.learned += 1
         expected = float((said.success if quality is None else said.quality)[row, at])
@@ -262,6 +275,8 @@ class LiveRouter:
         _take_in(self._strangers, strange)
         if len(strange) < len(heard):
             _take_in(self._known, [one for one in heard if one.agent in self._acquainted])
+        if related := [one for one in heard if one.said.builds_on]:
+            _relate(self._relationships, related)
 
     def forget(self, task_id: str) -> None:
         """The task has ended: nothing more comes of it."""
@@ -290,7 +305,8 @@ class LiveRouter:
             latency_s[:, strangers] = cost_usd[:, strangers] = 1.0  # what is learned of them is all that there is
         return _Said(names, kinds, success, quality, latency_s, cost_usd)
 
-    def _answers(self, said: _Said) -> list[tuple[Estimate, ...]]:
+    def _answers(self, said: _Said, builds_on: str) -> tuple[_Said, list[tuple[Estimate, ...]]]:
+        """Corrected by what was learned; and what was said, with what it takes to learn of the relationship."""
         names = said.names
         strangers = [at for at, name in enumerate(names) if name not in self._acquainted]
         corrected = self._corrected(self._known if len(strangers) < len(names) else self._strangers, said)
@@ -309,10 +325,17 @@ class LiveRouter:
                 if unknown:
                     values[:, unknown] = np.nan
         success, deviation, latency_s, cost_usd = corrected
+        more: list[list[list[float]]] = []
+        if builds_on:
+            alone = success
+            success, unsure = self._relationships.related(builds_on, names, said.kinds, alone)
+            deviation = np.hypot(deviation, unsure)
+            said = said._replace(builds_on=builds_on, alone=alone)
+            more = [(success - alone).tolist()]
         quality = np.clip(said.quality + (success - said.success), *PROBABLE)  # what changed one changed the other
         columns = [values.tolist() for values in (success, deviation, quality)]
         columns += [_known(values) for values in (latency_s, cost_usd)]
-        return [tuple(map(Estimate, names, *of_task)) for of_task in zip(*columns, strict=True)]
+        return said, [tuple(map(Estimate, names, *of_task)) for of_task in zip(*columns, *more, strict=True)]
 
     @staticmethod
     def _corrected(posteriors: Posteriors, said: _Said) -> tuple[Floats, Floats, Floats, Floats]:
@@ -350,6 +373,19 @@ def _take_in(posteriors: Posteriors, heard: Sequence[_Heard]) -> None:
     if any(one.cost_usd for one in heard):
         cost_usd = np.array([one.said.cost_usd[one.row, one.at] for one in heard], np.float64)
         posteriors.observe_all_dollars(agents, kinds, cost_usd, _positive([one.cost_usd for one in heard]))
+
+
+def _relate(relationships: Relationships, heard: Sequence[_Heard]) -> None:
+    """Learn of pairs, from what is left when the agent's own corrections are taken off."""
+    expected = []
+    for one in heard:
+        assert one.said.alone is not None
+        alone = float(one.said.alone[one.row, one.at])
+        moved = float(one.said.quality[one.row, one.at]) - float(one.said.success[one.row, one.at])
+        expected.append(min(max(alone + moved, PROBABLE[0]), PROBABLE[1]) if one.graded else alone)
+    pairs = [pair(one.said.builds_on, one.agent) for one in heard]
+    kinds = np.stack([one.said.kinds[one.row] for one in heard])
+    relationships.observe_all(pairs, kinds, np.array(expected), np.array([one.grade for one in heard]))
 
 
 def _known(values: Floats) -> list[list[float | None]]:

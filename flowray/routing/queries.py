@@ -22,6 +22,7 @@ class Query(Struct, frozen=True, array_like=True):
     n_params: float | None = None
     n_options: float | None = None
     tried: tuple[tuple[str, float], ...] = ()  # (candidate, 1 or 0): what came of earlier attempts at this very task
+    builds_on: str = ""  # the class of agents whose answer it goes on from; "" for none
 
 
 class Queries(Struct, frozen=True, array_like=True):

@@ -33,6 +33,7 @@ What came of it:
 What came later to the schema; files from before it are read with nulls:
 
     choices, tools         the rest of what the router read; null where the prompt is
+    builds_on              the class of agents whose answer the task went on from; null where the prompt is
     tried                  the classes of agents whose attempts at this task had failed before
     waits_s                expected wait of each candidate; null where it was not recorded
     remaining_s            seconds to the task's deadline; null without one
@@ -79,6 +80,7 @@ _LATER = (
     pa.field("grade", pa.float64()),
     pa.field("extras", _NUMBERS),
     pa.field("weights", pa.map_(pa.string(), pa.float64())),
+    pa.field("builds_on", pa.string()),
 )
 SCHEMA = pa.schema(
     [
@@ -210,6 +212,7 @@ def _rows(told: Told) -> Iterator[dict[str, Any]]:
             "state": outcome.state.value,
             "choices": asked.choices if asked is not None else None,
             "tools": asked.tools if asked is not None else None,
+            "builds_on": asked.builds_on if asked is not None else None,
             "tried": made.tried,
             "grade": made.grade,
         }

@@ -77,7 +77,7 @@ def reroute(table: pa.Table, router: LiveRouter, file: str = "receipts", *, batc
 
 
 def _queries(decisions: Decisions) -> list[Query]:
-    names = ("prompt", "choices", "tools", "candidates", "tried")
+    names = ("prompt", "choices", "tools", "candidates", "tried", "builds_on")
     return [
         Query(
             prompt,
@@ -86,8 +86,9 @@ def _queries(decisions: Decisions) -> list[Query]:
             tools=tools or "",
             n_tools=count_tools(tools or ""),
             tried=tuple((name, 0.0) for name in tried or ()),
+            builds_on=builds_on or "",
         )
-        for prompt, choices, tools, candidates, tried in zip(
+        for prompt, choices, tools, candidates, tried, builds_on in zip(
             *(decisions.table.column(name).to_pylist() for name in names), strict=True
         )
     ]

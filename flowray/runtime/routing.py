@@ -260,4 +260,5 @@ def _query(task: Task, asked: RequestEstimates) -> Query:
         tools=task.tools,
         n_tools=count_tools(task.tools),
         tried=asked.tried,
+        builds_on=task.builds_on,
     )

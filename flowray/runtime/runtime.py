@@ -299,6 +299,7 @@ class Runtime:
         idempotent: bool = False,
         fallback: str = "",
         exclusive: bool = False,
+        builds_on: str = "",
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
@@ -323,6 +324,9 @@ class Runtime:
         begins all the same (only one outcome counts). With `exclusive` that cannot be: where it is not certain that an
         attempt is over, the next waits for `core.fence_s`, and an agent that hears nothing of the coordinator for so
         long ends what is exclusive. It cannot be `idempotent` as well.
+
+        `builds_on` is the id of the agent whose answer the task goes on from (`Outcome.agent_id`): a router learns which
+        classes of agents make more of whose work.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -352,6 +356,7 @@ class Runtime:
             idempotent=idempotent,
             fallback=fallback,
             exclusive=exclusive,
+            builds_on=builds_on,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 

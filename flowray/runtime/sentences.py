@@ -200,6 +200,8 @@ def _routed(choice: Choice) -> str:
 
 def _expected(estimate: Estimate) -> str:
     parts = [f"{estimate.success:.0%} expected to succeed"]
+    if abs(estimate.related) >= 0.005:
+        parts[0] += f" ({100 * estimate.related:+.0f} points by whose answer it goes on from)"
     if estimate.latency_s is not None:
         parts.append(f"{estimate.latency_s:.2g} s")
     if estimate.cost_usd is not None:

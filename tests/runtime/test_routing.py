@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec import structs
 
 from flowray.core.book import Entry
 from flowray.core.commands import GradeTask, RequestEstimates, RequeueTask, ResolveTask
@@ -35,6 +36,7 @@ class FakeRouter:
             raise ValueError("odd")
         self.batches.append(len(queries))
         self.texts = [query.text for query in queries]
+        self.origins = [query.builds_on for query in queries]
         return [tuple(Estimate(name, 0.5) for name in query.candidates) for query in queries]
 
     def learn(self, task_id, agent, succeeded, *, quality=None, run_s=None, cost_usd=None):
@@ -60,7 +62,9 @@ class Desk:
 
     def ask(self, *names: str):
         for name in names:
-            self.open[TaskId(name)] = Entry(Task(id=TaskId(name), prompt=f"text of {name}"), 0.0, 0)
+            self.open[TaskId(name)] = Entry(
+                Task(id=TaskId(name), prompt=f"text of {name}", builds_on=f"origin of {name}"), 0.0, 0
+            )
             self.desk.ask(RequestEstimates(TaskId(name), ("a", "b")))
 
 
@@ -88,6 +92,7 @@ def test_what_comes_together_is_answered_together():
     it = asyncio.run(scenario())
     assert it.router.batches == [3]
     assert it.router.texts == ["text of x", "text of y", "text of z"]
+    assert it.router.origins == ["origin of x", "origin of y", "origin of z"]
     (event,) = it.events
     assert isinstance(event, EstimatesReady)
     assert [task_id for task_id, _ in event.answers] == ["x", "y", "z"]
@@ -259,6 +264,13 @@ class TestWords:
         assert "weak (40% expected to succeed)" in told
         assert "97% sure that nobody is better (answered in 1.2 ms, local, version v1+40)" in told
         assert why(choice, "strong-0") == "estimated to succeed at 91%, 2 candidates"
+
+    def test_what_is_due_to_whose_answer_it_goes_on_from(self):
+        related = (Estimate("strong", 0.91, 0.05, None, 2.0, 0.02, 0.124), Estimate("weak", 0.40, 0.1, related=-0.001))
+        choice = Choice("routed", 2, (("strong-0", 0.0),), structs.replace(self.receipt(), estimates=related))
+        told = explain(story_of(self.outcome(choice)))
+        assert "91% expected to succeed (+12 points by whose answer it goes on from), 2 s" in told
+        assert "weak (40% expected to succeed)" in told
 
     def test_chance_is_told(self):
         told = explain(story_of(self.outcome(Choice("routed", 2, (("strong-0", 0.0),), self.receipt(explored=True)))))
