@@ -357,7 +357,8 @@ def _told(answers: Answers, rows: list[int], kinds: Floats, names: tuple[str, ..
     values = np.array(found, np.float32).reshape(len(rows), len(names), 4)  # None becomes NaN
     unknown = [at for at, name in enumerate(names) if name in strangers]
     values[:, unknown, 2:] = 1.0  # what is learned of them is all that there is
-    return _Said(names, kinds, *(np.ascontiguousarray(values[:, :, at]) for at in range(4)))
+    success, quality, latency_s, cost_usd = (np.ascontiguousarray(values[:, :, at]) for at in range(4))
+    return _Said(names, kinds, success, quality, latency_s, cost_usd)
 
 
 def _take_in(posteriors: Posteriors, heard: Sequence[_Heard]) -> None:

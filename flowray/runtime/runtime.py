@@ -325,8 +325,8 @@ class Runtime:
         attempt is over, the next waits for `core.fence_s`, and an agent that hears nothing of the coordinator for so
         long ends what is exclusive. It cannot be `idempotent` as well.
 
-        `builds_on` is the id of the agent whose answer the task goes on from (`Outcome.agent_id`): a router learns which
-        classes of agents make more of whose work.
+        `builds_on` is the id of the agent whose answer the task goes on from (`Outcome.agent_id`): a router learns who
+        makes more of whose work.
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
