@@ -31,7 +31,7 @@ demo: $(VENV)/.run  ## audit Python's standard library with a team of 24 agents,
 	$(BIN)/flowray run clusters/audit.yaml $(INPUT) -o $(OUT) --set job.options.tests=false --fresh --kill-one
 
 test: $(VENV)/.dev  ## all tests that fit into ten minutes on two cores
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=30
 
 test-fast: $(VENV)/.dev  ## the tests that need no Ray
 	$(BIN)/pytest -m "not ray and not cluster"

@@ -1,7 +1,8 @@
 """Routing in the hot path: what a decision takes, and what the runtime pays for deciding by estimates.
 
-Both sides run the same tasks on the same agents, four classes of them; one asks the shipped router about each task, the
-other draws an agent as it does without one. The public sets, where they lie beside the checkout, are replayed through a
+All sides run the same tasks on the same agents, four classes of them. One has the shipped router and asks it where that
+pays (`flowray.core.worth`), one asks it about each task, and one draws an agent as it does without a router. Decisions
+are timed where all tasks are asked about. The public sets, where they lie beside the checkout, are replayed through a
 whole runtime (`bench.workers.flowray_replayed`), and what second attempts at once would have been worth there is
 computed (`bench.workers.acting_replayed`). Who waits how long where agents differ in speed is measured under a virtual
 clock, with the same core and router (`bench.workers.routed_alone`), and so is what hedges do for the tail
@@ -17,6 +18,7 @@ from typing import Any
 from bench.measure import FLOWRAY, Found, Measurement, Plan, alternate, compared
 from bench.processes import ROOT
 from bench.sides import Side, turns_of, versions
+from flowray.core.routing import RoutingPolicy
 
 AGENTS = 24
 IN_FLIGHT = 1_000
@@ -24,6 +26,7 @@ WORDS = 30  # of a task's text: what a sentence or two has
 RATE_PER_S = 1_000
 ARTIFACT = "models/router/v1"
 HEURISTIC = "heuristic"
+ALWAYS = "always"  # asks, whatever it brings
 _TIMEOUT_S = 400.0
 _UNITS = {
     "tasks_per_s": "tasks/s",
@@ -41,8 +44,9 @@ SERVED_UNITS = {"ms": "ms", "share": "share", "tasks": "tasks"}  # by a metric's
 ALONE = {"tasks": 3_000, "seeds": 5}  # under the virtual clock
 HEDGED = {"tasks": 4_000, "seeds": 5, "load": 0.5}  # under the virtual clock, too
 SIDES = {
-    FLOWRAY: Side("flowray_routed", {"routed": True}),
-    HEURISTIC: Side("flowray_routed", {"routed": False}),
+    FLOWRAY: Side("flowray_routed", {"routed": True, "sampled": RoutingPolicy().sampled}),
+    ALWAYS: Side("flowray_routed", {"routed": True, "sampled": 1.0}),
+    HEURISTIC: Side("flowray_routed", {"routed": False, "sampled": 1.0}),
 }
 
 
@@ -51,7 +55,7 @@ class Routing:
 
     name = "routing"
     description = f"tasks on {AGENTS} agents of four classes, chosen by the router or without: throughput, decisions"
-    peers = (HEURISTIC,)
+    peers = (ALWAYS, HEURISTIC)
 
     def run(self, plan: Plan) -> Found:
         length: dict[str, Any] = {
@@ -63,15 +67,19 @@ class Routing:
         }
         length |= {"warm_s": 1, "measure_s": 3} if plan.quick else {"warm_s": 3, "measure_s": 10}
         turns = alternate(turns_of(SIDES, plan, length, _TIMEOUT_S), plan.repeats or (1 if plan.quick else 3))
-        routed = turns.figures.get(FLOWRAY, [])
+        routed, always = turns.figures.get(FLOWRAY, []), turns.figures.get(ALWAYS, [])
         measurements = list(compared(turns.figures, _UNITS))
         for metric, unit in _OF_ROUTER.items():
-            if routed:
-                measurements.append(Measurement(metric=metric, unit=unit, flowray=[each[metric] for each in routed]))
-        pairs = list(zip(routed, turns.figures.get(HEURISTIC, []), strict=False))
-        if pairs:
-            ratios = [ours["tasks_per_s"] / theirs["tasks_per_s"] for ours, theirs in pairs]
-            measurements.append(Measurement(metric="tasks_per_s_routed_ratio", unit="ratio", flowray=ratios))
+            if always:
+                measurements.append(Measurement(metric=metric, unit=unit, flowray=[each[metric] for each in always]))
+        if routed:
+            share = [each["asked_ratio"] for each in routed]
+            measurements.append(Measurement(metric="asked_ratio", unit="ratio", flowray=share))
+        for metric, side in (("tasks_per_s_routed_ratio", routed), ("tasks_per_s_always_ratio", always)):
+            pairs = list(zip(side, turns.figures.get(HEURISTIC, []), strict=False))
+            if pairs:
+                ratios = [ours["tasks_per_s"] / theirs["tasks_per_s"] for ours, theirs in pairs]
+                measurements.append(Measurement(metric=metric, unit="ratio", flowray=ratios))
         if plan.wants(FLOWRAY):
             alone = Side("routed_alone", ALONE).turn({}, _TIMEOUT_S)
             measurements += [

@@ -32,6 +32,7 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
     overrides = {
         "ray.agent_output": False,
         "core.routing.enabled": settings["routed"],
+        "core.routing.sampled": settings["sampled"],
         "router.artifact": str(Path(settings["artifact"]).resolve()) if settings["routed"] else "",
     }
     with fr.Runtime.start(overrides=overrides) as rt:
@@ -52,6 +53,8 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
         figures = between(start, Moment.now(load.done, groups))
         load.drain()
         if settings["routed"]:
+            handles = rt.map(texts.take(2 * settings["in_flight"]), needs={"noop"})
+            figures["asked_ratio"] = 1.0 - unrouted([handle.outcome(timeout_s=120) for handle in handles])
             outcomes = at_a_rate(rt, texts, settings["rate_per_s"], settings["measure_s"])
             figures |= decisions(outcomes)
     return figures
@@ -98,12 +101,16 @@ def decisions(outcomes: list[Outcome]) -> dict[str, float]:
     """How long decisions took, and how many were made without the router."""
     first = [outcome.choices[0] for outcome in outcomes]
     took_ms = [choice.receipt.took_s * 1e3 for choice in first if choice.receipt is not None]
-    unrouted = sum(choice.receipt is None for choice in first)
     return {
         "decision_p50_ms": percentile(took_ms, 0.50),
         "decision_p99_ms": percentile(took_ms, 0.99),
-        "unrouted_ratio": unrouted / len(first),
+        "unrouted_ratio": unrouted(outcomes),
     }
+
+
+def unrouted(outcomes: list[Outcome]) -> float:
+    """The share of tasks whose agent was chosen without the router."""
+    return sum(outcome.choices[0].receipt is None for outcome in outcomes) / len(outcomes)
 
 
 if __name__ == "__main__":

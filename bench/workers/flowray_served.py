@@ -34,6 +34,7 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
     overrides = {
         "ray.agent_output": False,
         "core.routing.enabled": True,
+        "core.routing.sampled": 1.0,  # tasks that take nothing would not be worth a question
         "router.artifact": artifact,
         "router.through": "serve",
     }

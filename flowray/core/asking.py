@@ -84,6 +84,14 @@ class Asking:
                 found.append(one)
         return found
 
+    def pays(self, entry: Entry, lane: Lane, rng: Rng) -> bool:
+        """Shall a router be asked about this task, given what asking brought lately (`flowray.core.worth`)?
+
+        Always about one whose caller wants more of the choice than that it is made, and after a failure.
+        """
+        sampled = self._policy.sampled
+        return lane.worth.pays or sampled >= 1.0 or _is_particular(entry) or rng.random() < sampled
+
     def ask(self, task_id: TaskId, now: float) -> None:
         """A question is under way."""
         self._asked[task_id] = now
@@ -128,13 +136,14 @@ class Asking:
     def choose(
         self,
         entry: Entry,
+        lane: Lane,
         candidates: Sequence[Candidate],
         event: EstimatesReady,
         now: float,
         took_s: float,
         rng: Rng,
     ) -> tuple[AgentClass, Standing]:
-        """One of the candidates (at least one)."""
+        """One of the candidates (at least one) that serve the task's lane."""
         estimates = tuple(candidate.estimate for candidate in candidates)
         waits_s = [candidate.wait_s for candidate in candidates]
         # Thrift is for the first attempt: once that was not enough, the best of the others is.
@@ -142,9 +151,10 @@ class Asking:
         limit = entry.task.max_cost_usd
         remaining_s = entry.remaining_s(now)
         extras = [self._extra(candidate.one) for candidate in candidates]
+        runs_s = run_times(estimates)
         drawn = draw(
             estimates,
-            run_times(estimates),
+            runs_s,
             waits_s,
             remaining_s,
             weighed(self._policy, entry.task.weights),
@@ -154,6 +164,14 @@ class Asking:
             max_cost_usd=limit,
         )
         chosen = candidates[drawn.place]
+        lane.worth.note(
+            drawn.values,
+            drawn.propensities,
+            [candidate.one.ready_slots for candidate in candidates],
+            runs_s[drawn.place] + chosen.wait_s,
+            took_s,
+            self._policy,
+        )
         receipt = Receipt(
             event.path,
             event.version,
@@ -227,6 +245,20 @@ class Asking:
 
     def __len__(self) -> int:
         return len(self._asked) + len(self._decided) + len(self._unrouted)
+
+
+def _is_particular(entry: Entry) -> bool:
+    task = entry.task
+    return bool(
+        entry.failures
+        or task.quality is not None
+        or task.least_quality is not None
+        or task.max_cost_usd is not None
+        or task.weights
+        or task.fallback
+        or task.builds_on
+        or task.idempotent
+    )
 
 
 def tried_by(entry: Entry) -> tuple[tuple[str, float], ...]:

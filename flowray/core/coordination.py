@@ -286,6 +286,9 @@ class Coordination:
         if len(candidates) < 2:
             self._place_anywhere(entry, lane)
             return
+        if not self.asking.pays(entry, lane, self._rng):
+            self._place_anywhere(entry, lane, "not_worth")
+            return
         task_id = entry.task.id
         self.asking.ask(task_id, self.now)
         if ("estimates", "") not in self.timers:
@@ -357,7 +360,7 @@ class Coordination:
         if entry.failures:
             failed = {name for name, _ in tried_by(entry)}
             candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
-        chosen, standing = self.asking.choose(entry, candidates, event, self.now, took_s, self._rng)
+        chosen, standing = self.asking.choose(entry, lane, candidates, event, self.now, took_s, self._rng)
         bound = self.queue.bound(lane, chosen)
         found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self._rng)
         if found is not None:

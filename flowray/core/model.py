@@ -134,7 +134,7 @@ class Choice(Struct, frozen=True, array_like=True):
     candidates: int  # agents that had the capabilities and room
     considered: tuple[tuple[str, float], ...] = ()  # (agent, load) of those compared; load is outstanding per slot
     receipt: Receipt | None = None  # where a router had a word in it
-    unrouted: str = ""  # why it had none, where it should have: late | failed | recovered
+    unrouted: str = ""  # why it had none, where it should have: late | failed | recovered | not_worth
     detail: str = ""  # what failed then, in words
 
 

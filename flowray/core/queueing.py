@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flowray.core.model import Task, TaskId
 from flowray.core.ordered import IndexedSet
+from flowray.core.worth import Worth
 
 if TYPE_CHECKING:
     from flowray.core.registry import Agent, AgentClass
@@ -44,6 +45,7 @@ class Lane:
         "recent",
         "spare",
         "waiting",
+        "worth",
     )
 
     def __init__(self, key: LaneKey) -> None:
@@ -59,6 +61,7 @@ class Lane:
         self.bound: IndexedSet[Lane] = IndexedSet()  # these lanes, as far as somebody waits there, or did lately
         self.ranking: list[AgentClass] = []  # its classes of best standing, when they were last ranked,
         self.questions = 0  # and how often a router was asked since the lane is there
+        self.worth = Worth()  # of asking a router about its tasks
         self._heap: list[tuple[int, int, TaskId]] = []  # (-priority, seq, task)
         self._waiting: dict[TaskId, int] = {}  # -> seq of its valid heap entry
 

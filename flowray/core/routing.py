@@ -46,6 +46,7 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     short_of_memory: float = 0.1  # what it costs to give a task to agents whose nodes have no memory left
     roomy: float = 0.1  # share of free memory that is enough; below it costs grow in proportion
     curiosity: float = 0.5  # how many of an estimate's deviations count when it is asked whether another may be better
+    sampled: float = 0.0625  # share of the tasks asked about while answers take longer than they bring; 1: always all
     keep_text: int = 4_000  # characters kept of each text that the router read, beside the outcome; 0: none
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ConfigError("routing.roomy", f"must be above 0 and at most 1, got {self.roomy}")
         if not 0 <= self.keep_text <= 1 << 20:
             raise ConfigError("routing.keep_text", f"must be between 0 and {1 << 20}, got {self.keep_text}")
-        for name in ("use_quality", "explore", "good"):
+        for name in ("use_quality", "explore", "good", "sampled"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"routing.{name}", f"must be between 0 and 1, got {getattr(self, name)}")
         for name in ("usd", "second", "slowdown", "short_of_memory", "curiosity"):

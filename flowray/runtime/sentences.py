@@ -27,6 +27,7 @@ _PLAIN = {
 _UNROUTED = {
     "late": "the router did not answer in time",
     "failed": "the router had no answer",
+    "not_worth": "the router was not asked: lately its answers took such tasks longer than they brought",
     "recovered": "the coordinator restarted before the router was asked",
 }
 _ENDED = {

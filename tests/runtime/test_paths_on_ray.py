@@ -73,7 +73,7 @@ def asking(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
     """It has no router of its own, and nothing is served yet."""
     with start_runtime(
         "asking",
-        core__routing={"enabled": True, "within_s": WITHIN_S},
+        core__routing={"enabled": True, "within_s": WITHIN_S, "sampled": 1.0},
         router={"through": "serve", "asking": {"breaker": {"wait_s": 0.2, "longest_wait_s": 0.4}}},
         seed=3,
     ) as rt:

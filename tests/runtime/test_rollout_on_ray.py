@@ -53,7 +53,7 @@ def test_versions_come_and_go_by_themselves(start_runtime: Callable[..., fr.Runt
     tasks = cycle(replay_tasks(past))
     with start_runtime(
         "versions",
-        core__routing={"enabled": True, "within_s": 10.0},
+        core__routing={"enabled": True, "within_s": 10.0, "sampled": 1.0},
         router={"artifact": str(SHIPPED), "history": str(wrong), "rollout": QUICK},
         tiers__secondary__agents_per_actor=5,
     ) as rt:
@@ -109,7 +109,7 @@ def test_a_bad_one_is_caught_while_tasks_go_on(start_runtime: Callable[..., fr.R
     tasks = cycle(replay_tasks(past))
     with start_runtime(
         "caught",
-        core__routing={"enabled": True, "within_s": 10.0},
+        core__routing={"enabled": True, "within_s": 10.0, "sampled": 1.0},
         router={"artifact": str(SHIPPED), "history": str(past), "rollout": {**QUICK, "canary_share": 0.01}},
         tiers__secondary__agents_per_actor=5,
     ) as rt:
@@ -136,7 +136,7 @@ def test_a_version_made_of_the_runtimes_own_outcomes_is_tried(start_runtime: Cal
     retrain = {"enabled": True, "outcomes": 600, "least": 600, "epochs": 1, "deadline_s": 60.0, "held_out": 0.2}
     with start_runtime(
         "retrained",
-        core__routing={"enabled": True, "within_s": 10.0, "explore": 0.3},
+        core__routing={"enabled": True, "within_s": 10.0, "sampled": 1.0, "explore": 0.3},
         router={"artifact": str(SHIPPED), "history": str(wrong), "rollout": QUICK, "retrain": retrain},
         tiers__secondary__agents_per_actor=5,
     ) as rt:

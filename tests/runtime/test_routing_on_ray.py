@@ -32,7 +32,7 @@ class Answerer:
 @pytest.fixture(scope="module")
 def learning(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
     """Two classes of agents, and a router that knows nothing of them at first."""
-    with start_runtime("learning", core__routing__enabled=True, core__routing__within_s=5.0, seed=3) as rt:
+    with start_runtime("learning", core__routing={"enabled": True, "within_s": 5.0, "sampled": 1.0}, seed=3) as rt:
         rt.agents.add(Answerer, name="good", count=2, options={"worth": 0.9, "usd": 0.02})
         rt.agents.add(Answerer, name="poor", count=2, options={"worth": 0.2, "usd": 0.001})
         rt.wait_ready(timeout_s=WAIT_S)
@@ -95,7 +95,7 @@ def test_live_is_as_good_as_offline(start_runtime, tmp_path):
     nothing_but_success = dict.fromkeys(("good", "explore", "slowdown", "second", "use_quality"), 0.0)
     with start_runtime(
         "replayed",
-        core__routing={"enabled": True, "within_s": 5.0, **nothing_but_success},
+        core__routing={"enabled": True, "within_s": 5.0, "sampled": 1.0, **nothing_but_success},
         router={"artifact": str(SHIPPED), "history": str(directory)},
         tiers__secondary__agents_per_actor=4,
     ) as rt:
