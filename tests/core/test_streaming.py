@@ -254,7 +254,7 @@ def test_what_a_task_held_is_free_when_it_ends(team: Team) -> None:
 
 
 def test_bounds_are_checked() -> None:
-    with pytest.raises(ConfigError, match="streaming.max_chunks"):
+    with pytest.raises(ConfigError, match=r"streaming\.max_chunks"):
         StreamingPolicy(max_chunks=0)
 
 
