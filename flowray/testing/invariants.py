@@ -482,6 +482,8 @@ class Observer:
                 self._note_routing(command.choice)
             elif isinstance(command, RequeueTask) and command.arrow == "outlived":
                 world.note("an attempt was outlived by the one beside it")
+                if command.failure is not None and command.failure.kind == "diverged":
+                    world.note("stopped for giving other chunks")
             elif isinstance(command, ResolveTask):
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):

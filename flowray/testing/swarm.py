@@ -106,6 +106,7 @@ SOMETIMES = (
     "step put off",
     "step recorded",
     "step stale",
+    "stopped for giving other chunks",
     "stream broken",
     "tail lost",
     "taken over from a class that was waited for",
