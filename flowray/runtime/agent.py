@@ -245,6 +245,9 @@ class AgentHost:
                 attempt.cancelled = True
                 if attempt.ctx is not None:
                     attempt.ctx.cancelled = True
+        for attempt in begun.values():
+            if attempt.outlet is not None:
+                attempt.outlet.close()  # a thread that waits for the disk shall not wait on
         tasks = [attempt.task for attempt in begun.values() if attempt.task is not None]
 
         def cancel() -> None:

@@ -333,8 +333,6 @@ class Coordinator:
         elif isinstance(command, ResolveTask):
             self._clients.resolved(command.outcome)
             self._showing.resolved(command.outcome)
-        elif isinstance(command, RecordChunks):
-            self._showing.recorded(command)
         elif isinstance(command, AcceptTask):
             self._clients.answer(command.task.id, Answer(command.task.id))
         elif isinstance(command, KnownTask):
@@ -353,14 +351,16 @@ class Coordinator:
             process = self._pools.process(command.agent_id, command.incarnation)
             if process is not None:
                 process.link.send(answer_of(command))
-        elif isinstance(command, AnswerChunks):
-            process = self._pools.process(command.agent_id, command.incarnation)
-            if process is not None:
-                process.link.send(emitting.answer_of(command))
         elif isinstance(command, AnswerCancel):
             self._questions.cancelled(command.task_id, command.state.value if command.state is not None else "")
         elif isinstance(command, StartAgent):
             self._pools.start(command.agent_id, command.incarnation, self._core.book.specs[command.spec_name])
+        elif isinstance(command, RecordChunks):
+            self._showing.recorded(command)
+        elif isinstance(command, AnswerChunks):
+            process = self._pools.process(command.agent_id, command.incarnation)
+            if process is not None:
+                process.link.send(emitting.answer_of(command))
         elif isinstance(command, StopAgent):
             self._pools.stop(command.agent_id, command.incarnation)
 

@@ -169,6 +169,7 @@ class Reader:
         if self._epoch not in (0, epoch):
             self._world.note("read on with another coordinator")
         self._epoch = epoch
+        self._world.observer.chunks.withdrawn(self._task_id, self, page)
         if page.withdrawn:
             self._world.note("restart told to a reader")
             del self.has[page.seq :]
@@ -261,6 +262,13 @@ class ChunkObserver:
             self._hold(whole, "13", f"{outcome.task_id}: {len(now)} chunks stand, not the {len(gives)} of its answer")
         self._ends[outcome.task_id] = tuple(now)
 
+    def withdrawn(self, task_id: TaskId, reader: Reader, page: Shown) -> None:
+        """A reader is about to take a page in: is it told of a restart when it does not know of it, and only then?"""
+        known = reader.restarts is not None and page.restarts == reader.restarts
+        self._hold(not (known and page.withdrawn), "13", f"a reader of {task_id} was told twice of a restart")
+        fits = page.seq < len(reader.has) if page.withdrawn else page.seq == len(reader.has)
+        self._hold(fits, "13", f"a reader of {task_id} with {len(reader.has)} chunks was shown {page.seq}")
+
     def read(self, task_id: TaskId, reader: Reader, page: Shown) -> None:
         """A reader has taken a page in."""
         versions = self._versions.get(task_id, [[]])
@@ -268,8 +276,6 @@ class ChunkObserver:
         shown = [(at, piece) for at, piece in enumerate(reader.has) if piece is not None]
         right = all(at < len(version) and version[at] == piece for at, piece in shown)
         self._hold(right, "13", f"a reader of {task_id} has {reader.has}, after {page.restarts} restarts: {version}")
-        at = len(reader.has) - len(page.pieces)
-        self._hold(page.seq == at, "13", f"a reader of {task_id} was shown chunk {page.seq} after {at}")
         if page.ended:
             self._hold(task_id in self._ends, "4", f"the end of {task_id} was shown and is not on disk")
             whole = len(reader.has) >= len(self._ends[task_id])
