@@ -19,7 +19,8 @@ An agent may give out chunks while it works, by `ctx.emit(chunk)` or by being a 
 and what a generator returns is its answer (an async generator cannot: its answer is what it yielded last). A caller
 reads them as they come (`Handle.stream`). An attempt after a lost one begins again, and is held to what was shown
 already (`flowray.core.streaming`). A class that can go on in the middle says so with `resumes=True`, and begins with
-the chunk of the number `ctx.cursor`.
+the chunk of the number `ctx.cursor`. One that shall not work for nobody says `ahead=100`: its attempts wait while they
+are so many chunks ahead of the foremost reader.
 """
 
 from __future__ import annotations
@@ -274,6 +275,7 @@ class AgentDescription:
     retry_on: tuple[type[BaseException], ...] = ()  # besides RetryableError, ConnectionError and TimeoutError
     topics: frozenset[str] = frozenset()  # what is published to these comes to `on_message`
     resumes: bool = False  # does an attempt go on with the chunk of the number `ctx.cursor`?
+    ahead: int = 0  # chunks that an attempt may be ahead of the foremost reader; 0: readers do not stop it
     reentrant: bool = False  # may `on_message` begin while earlier messages still wait in it? For async code
 
     def __post_init__(self) -> None:
@@ -285,6 +287,8 @@ class AgentDescription:
             raise ConfigError("num_cpus", f"must not be negative, got {self.num_cpus}")
         if self.memory_bytes < 0:
             raise ConfigError("memory_bytes", f"must not be negative, got {self.memory_bytes}")
+        if self.ahead < 0:
+            raise ConfigError("ahead", f"must not be negative, got {self.ahead}", "0 lets readers not stop it")
         check_topics(self.topics)
 
 
@@ -299,6 +303,7 @@ def agent(
     topics: Iterable[str] = (),
     reentrant: bool = False,
     resumes: bool = False,
+    ahead: int = 0,
 ) -> Callable[[C], C]:
     """Describe a class or function as an agent.
 
@@ -317,6 +322,7 @@ def agent(
         topics=frozenset(check_topics(topics)),
         reentrant=reentrant,
         resumes=resumes,
+        ahead=ahead,
     )
 
     def attach(target: C) -> C:

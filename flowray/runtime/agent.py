@@ -368,6 +368,7 @@ class AgentHost:
         try:
             target = load_target(spec)
             self._description = describe(target)
+            self.emitting.ahead = self._description.ahead
             made: Any = target(**spec.options) if inspect.isclass(target) else target
             run = self._run = made.run if inspect.isclass(target) else made
             self._with_context = wants_context(run)

@@ -38,7 +38,7 @@ from flowray.core.commands import (
     StopAgent,
 )
 from flowray.core.events import AgentLost
-from flowray.core.model import AgentId, Outcome, Payload
+from flowray.core.model import AgentId, Outcome, Payload, TaskId
 from flowray.core.states import AgentState
 from flowray.errors import MeshError, PayloadError, RouterRefused, StoreError
 from flowray.mesh.doors import OUTSIDE
@@ -66,6 +66,7 @@ from flowray.runtime.messages import (
     Listening,
     Question,
     Reach,
+    Read,
     Renew,
     Renewed,
     Reply,
@@ -190,7 +191,7 @@ class Coordinator:
         self._core, self._epoch = core, core.epoch
         figures = Figures()
         self._acknowledgements = Acknowledgements()
-        self._showing = ShowDesk(core, self._store)
+        self._showing = ShowDesk(core, self._store, on_read=self._tell_read)
         self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
         self._routing: RoutingDesk | None = None
         observers: list[Observer] = [figures]
@@ -360,7 +361,7 @@ class Coordinator:
         elif isinstance(command, AnswerChunks):
             process = self._pools.process(command.agent_id, command.incarnation)
             if process is not None:
-                process.link.send(emitting.answer_of(command))
+                process.link.send(emitting.answer_of(command, self._showing.read(command.task_id)))
         elif isinstance(command, StopAgent):
             self._pools.stop(command.agent_id, command.incarnation)
 
@@ -517,9 +518,18 @@ class Coordinator:
     def _take_chunks(self, peer: Peer, message: Emit) -> None:
         """An agent gives out chunks: as with steps."""
         if self._pools.process(message.agent_id, message.incarnation) is not None:
+            if message.paced:
+                self._showing.paced(TaskId(message.task_id))
             self._pump.put(emitting.event_of(message))
         else:
             peer.send_anyway(messages.encode(Emitted(message.agent_id, message.number, "later")))
+
+    def _tell_read(self, task_id: TaskId, seq: int) -> None:
+        """Agents that wait for readers of this task may go on."""
+        for held in self._core.book.open[task_id].running():
+            process = self._pools.process(held.agent_id, held.incarnation)
+            if process is not None:
+                process.link.send(Read(held.agent_id, task_id, seq))
 
     def _lease(self, message: Renew) -> None:
         """An agent asks whether its exclusive attempts may go on. Answered only in an epoch that is in force."""

@@ -21,7 +21,7 @@ from flowray.core.events import ChunksMade
 from flowray.core.model import AgentId, Payload, TaskId
 from flowray.core.streaming import MAX_CHUNK_BYTES
 from flowray.errors import FlowrayError, StaleAttempt, StreamLimit
-from flowray.runtime.messages import Emit, Emitted, Start
+from flowray.runtime.messages import Emit, Emitted, Read, Start
 
 AGAIN_S = 0.1  # until a coordinator that has not found this process yet is asked again
 EVERY_S = 0.005  # between two batches of one attempt at least: nobody sees the difference, and the journal does
@@ -44,9 +44,9 @@ def event_of(message: Emit) -> ChunksMade:
     return ChunksMade(*token, *who, message.first, message.digests, message.body, message.number)
 
 
-def answer_of(command: AnswerChunks) -> Emitted:
-    """What the agent is told, once it is on disk."""
-    return Emitted(command.agent_id, command.number, command.verdict, command.detail)
+def answer_of(command: AnswerChunks, read: int) -> Emitted:
+    """What the agent is told, once it is on disk; `read` is how many chunks the foremost reader has."""
+    return Emitted(command.agent_id, command.number, command.verdict, command.detail, read)
 
 
 class EmitDesk:
@@ -70,6 +70,7 @@ class EmitDesk:
         self.agent = (agent_id, incarnation)
         self.packer = packer
         self.send, self.soon, self.later, self.clock = send, soon, later, clock
+        self.ahead = 0  # chunks that an attempt may be ahead of the foremost reader; 0: of none
         self.lock = threading.Lock()  # guards what follows, and every outlet
         self._outlets: dict[Outlet, None] = {}
         self._numbers = 0
@@ -110,8 +111,9 @@ class EmitDesk:
     def send_again(self) -> None:
         """There is another coordinator: it has none of what was not answered."""
         with self.lock:
-            for outlet in self._outlets:
-                outlet.sent = False
+            outlets = list(self._outlets)
+        for outlet in outlets:
+            outlet.announce()
 
     def answered(self, message: Emitted) -> None:
         """What became of a batch."""
@@ -126,6 +128,13 @@ class EmitDesk:
             self.later(AGAIN_S, outlet.flush)
         else:
             outlet.answered(message)
+
+    def read(self, message: Read) -> None:
+        """A reader has come further."""
+        with self.lock:
+            outlets = [outlet for outlet in self._outlets if outlet.task_id == message.task_id]
+        for outlet in outlets:
+            outlet.read(message.seq)
 
     def retire(self) -> None:
         """The agent is not wanted any more: nothing that it gives out is recorded."""
@@ -143,7 +152,9 @@ class Outlet:
         """For `EmitDesk.open` only."""
         self._desk = desk
         self._start = start
+        self.task_id = start.task.id
         self.next = first  # number of the next chunk
+        self._read = first  # those before it somebody has read, or need not be waited for
         self._acknowledged = first  # those before it are on disk
         self._waiting: deque[tuple[bytes, str, bytes]] = deque()  # digest, codec and bytes; not in a batch yet
         self._held_bytes = 0  # of these and of the batch under way
@@ -198,6 +209,8 @@ class Outlet:
             held = self.next - self._acknowledged
             if held and (held >= _FULL_CHUNKS or self._held_bytes + len(piece[2]) > _FULL_BYTES):
                 return self._wait()
+            if self._desk.ahead and self.next - self._read >= self._desk.ahead:
+                return self._wait()
             self._waiting.append(piece)
             self._held_bytes += len(piece[2])
             self.next += 1
@@ -223,6 +236,21 @@ class Outlet:
         return waiter
 
     # ── on the process's loop ────────────────────────────────────────────────────────────────────────────────────
+
+    def announce(self) -> None:
+        """There is another coordinator: what is under way is to be sent again, and that one waits for readers, too."""
+        with self._desk.lock:
+            self.sent = False
+            if self._batch is None and self._desk.ahead and self._error is None:
+                self._batch = self._gathered()
+
+    def read(self, seq: int) -> None:
+        """The foremost reader has so many chunks."""
+        with self._desk.lock:
+            self._read = max(self._read, seq)
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.set_result(None)
 
     def flush(self) -> None:
         """Send the batch under way if it was not sent, or make one of what waits."""
@@ -268,6 +296,7 @@ class Outlet:
             self._acknowledged,
             digests,
             body,
+            self._desk.ahead > 0,
         )
         return message, len(pieces), size_bytes
 
@@ -285,6 +314,7 @@ class Outlet:
                 self._acknowledged += self._batch[1]
                 self._held_bytes -= self._batch[2]
                 self._batch = None
+                self._read = max(self._read, message.read)
                 waiters, self._waiters = self._waiters, []
             self.flush()
             for waiter in waiters:

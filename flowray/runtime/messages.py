@@ -231,6 +231,7 @@ class Emit(Struct, frozen=True, array_like=True, tag="emit"):
     first: int  # number of the first chunk
     digests: bytes
     body: bytes  # see `flowray.chunks`
+    paced: bool = False  # it waits for readers, and wants to hear of them
 
 
 class Emitted(Struct, frozen=True, array_like=True, tag="emitted"):
@@ -240,6 +241,15 @@ class Emitted(Struct, frozen=True, array_like=True, tag="emitted"):
     number: int
     verdict: str  # recorded | stale | refused (see core.commands.AnswerChunks) | later (ask again in a moment)
     detail: str = ""
+    read: int = 0  # chunks that the foremost reader has
+
+
+class Read(Struct, frozen=True, array_like=True, tag="read"):
+    """The foremost reader of a task has so many chunks."""
+
+    agent_id: str
+    task_id: str
+    seq: int
 
 
 class Page(Struct, frozen=True, array_like=True):
@@ -411,9 +421,8 @@ class Lost(Struct, frozen=True, array_like=True, tag="lost"):
 
 ToCoordinator = Submit | Want | Question | Report | Step | Emit | Renew | Learn | Reach | Listening | Subscribe
 ToClient = Renewed | Answers | Outcomes | Reply | Farewell | Listen | Reached | Told | Lost
-ToAgent = (
-    Start | Cancel | Acknowledge | StepAnswer | Emitted | Leased | Retire | Renewed | Listen | Reached | Told | Lost
-)
+ToHost = Start | Cancel | Acknowledge | StepAnswer | Emitted | Read | Leased | Retire  # of one agent
+ToAgent = ToHost | Renewed | Listen | Reached | Told | Lost
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

@@ -39,6 +39,7 @@ from flowray.runtime.messages import (
     Prepare,
     Prepared,
     Reached,
+    Read,
     Renew,
     Renewed,
     Report,
@@ -217,6 +218,8 @@ class AgentProcess:
                 host.steps.answered(message)
             elif isinstance(message, Emitted):
                 host.emitting.answered(message)
+            elif isinstance(message, Read):
+                host.emitting.read(message)
             elif isinstance(message, Leased):
                 host.leases.granted(message.number)
             else:

@@ -8,6 +8,7 @@ same. What is shown comes from the store; a reader that waits is given what was 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from flowray.core.commands import RecordChunks
 from flowray.core.coordination import Coordination
@@ -25,11 +26,24 @@ _PAGE_BYTES = 512 * 1024
 class ShowDesk:
     """What readers may see. Use only from the coordinator's event loop."""
 
-    def __init__(self, core: Coordination, store: SqliteStore, *, wait_s: float = WAIT_S) -> None:
-        """Right after the core was recovered: then all that it has is on disk."""
+    def __init__(
+        self,
+        core: Coordination,
+        store: SqliteStore,
+        *,
+        on_read: Callable[[TaskId, int], None] = lambda task_id, seq: None,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        """Right after the core was recovered: then all that it has is on disk.
+
+        `on_read` is told how many chunks the foremost reader of an open task has, where an agent wants to know.
+        """
         self._core = core
         self._store = store
         self._wait_s = wait_s
+        self._on_read = on_read
+        self._read: dict[TaskId, int] = {}  # open task that has readers -> chunks that the foremost has
+        self._paced: set[TaskId] = set()  # those whose agents wait for readers
         self._shown: dict[TaskId, tuple[int, tuple[int, ...]]] = {}  # open task -> its chunks on disk, its restarts
         self._waiting: dict[str, list[asyncio.Future[RecordChunks | None]]] = {}
         self._readers = 0
@@ -45,8 +59,20 @@ class ShowDesk:
         self._shown[command.task_id] = command.first + len(command.digests) // DIGEST_BYTES, restarts
         self._wake(command.task_id, command)
 
+    def paced(self, task_id: TaskId) -> None:
+        """An agent of this task waits for readers."""
+        if task_id in self._core.book.open:
+            self._paced.add(task_id)
+
+    def read(self, task_id: TaskId) -> int:
+        """Chunks that the foremost reader of an open task has."""
+        return self._read.get(task_id, 0)
+
     def resolved(self, outcome: Outcome) -> None:
         """A task has ended, and its outcome is on disk."""
+        if outcome.task_id in self._read or outcome.task_id in self._paced:
+            self._read.pop(outcome.task_id, None)
+            self._paced.discard(outcome.task_id)
         self._shown.pop(outcome.task_id, None)
         self._wake(outcome.task_id, None)
 
@@ -59,6 +85,7 @@ class ShowDesk:
             UnknownTask: the task has ended, and its chunks are not kept any more.
             FlowrayError: too many readers wait.
         """
+        self._note_read(TaskId(task_id), first)
         loop = asyncio.get_running_loop()
         until = loop.time() + self._wait_s
         while True:
@@ -70,6 +97,12 @@ class ShowDesk:
             if recorded is not None and (recorded.first, recorded.restarts) == (first, found.restarts):
                 row = recorded.skip, len(recorded.digests) // DIGEST_BYTES, recorded.body
                 return Page(first, recorded.restarts, rows=[row])
+
+    def _note_read(self, task_id: TaskId, seq: int) -> None:
+        if seq > self._read.get(task_id, 0) and task_id in self._core.book.open:
+            self._read[task_id] = seq
+            if task_id in self._paced:
+                self._on_read(task_id, seq)
 
     async def _change(self, task_id: str, within_s: float) -> RecordChunks | None:
         """Wait until something of this task is on disk, but not for longer."""

@@ -21,6 +21,7 @@ from flowray.runtime.messages import (
     Leased,
     Prepare,
     Prepared,
+    Read,
     Renewed,
     Retire,
     Start,
@@ -38,7 +39,9 @@ class ProcessLink:
         self.process = process  # its name in the mesh
         self._endpoint = endpoint
 
-    def send(self, message: Start | StepAnswer | Emitted | Leased | Cancel | Acknowledge | Retire | Renewed) -> None:
+    def send(
+        self, message: Start | StepAnswer | Emitted | Read | Leased | Cancel | Acknowledge | Retire | Renewed
+    ) -> None:
         """Queue a message; it arrives once and in order, unless the process dies first.
 
         How many there are is bounded by what an agent may hold, so room on the link is not asked for.

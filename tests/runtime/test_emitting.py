@@ -14,7 +14,7 @@ from flowray.core.model import Payload, Task, TaskId
 from flowray.errors import PayloadError, StaleAttempt, StreamLimit
 from flowray.runtime import emitting
 from flowray.runtime.emitting import EmitDesk, Outlet, drain, drain_beside
-from flowray.runtime.messages import Emit, Emitted, Start
+from flowray.runtime.messages import Emit, Emitted, Read, Start
 
 START = Start("a-0", Task(id=TaskId("t")), 2, 5)
 
@@ -254,3 +254,48 @@ def test_a_generator_is_closed_when_nobody_wants_more_of_it(loop: Loop) -> None:
     with pytest.raises(StaleAttempt):
         drain(yielding(), loop.outlet(), lambda: next(stop))
     assert closed == ["closed"] and loop.texts == ["c", "a"]
+
+
+def test_an_attempt_that_is_too_far_ahead_of_its_readers_waits(loop: Loop) -> None:
+    loop.desk.ahead = 2
+    outlet = loop.outlet()
+    outlet.emit("a")
+    outlet.emit("b")
+    assert loop.sent[0].paced
+    through = [threading.Event(), threading.Event()]
+
+    def more() -> None:
+        for event in through:
+            outlet.emit("c")
+            event.set()
+
+    thread = threading.Thread(target=more)
+    thread.start()
+    loop.answer()
+    loop.pass_s(1.0)
+    loop.answer()
+    assert not through[0].wait(0.05), "everything is on disk, and nobody has read it"
+    loop.desk.read(Read("a-0", "another", 9))
+    assert not through[0].wait(0.05)
+    loop.desk.read(Read("a-0", "t", 1))
+    assert through[0].wait(10) and not through[1].wait(0.05)
+    loop.pass_s(1.0)
+    loop.desk.answered(Emitted("a-0", loop.sent[-1].number, "recorded", "", 3))
+    assert through[1].wait(10)
+    thread.join()
+
+
+def test_a_new_coordinator_is_told_who_waits_for_readers(loop: Loop) -> None:
+    loop.desk.ahead = 1
+    outlet = loop.outlet()
+    outlet.emit("a")
+    loop.answer()
+    loop.desk.send_again()
+    loop.pass_s(1.0)
+    loop.desk.flush()
+    again = loop.sent[-1]
+    assert (again.first, again.digests, again.paced) == (1, b"", True)
+    loop.desk.answered(Emitted("a-0", again.number, "recorded", "", 1))
+    outlet.emit("b")
+    loop.pass_s(1.0)
+    assert loop.texts == ["a", "", "b"]

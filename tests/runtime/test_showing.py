@@ -208,6 +208,25 @@ async def test_chunks_of_a_purged_dead_letter_are_gone(desk: Desk) -> None:
         await desk.showing.page(T, 0, None)
 
 
+async def test_an_agent_that_waits_for_readers_hears_of_the_foremost(desk: Desk) -> None:
+    told: list[tuple[str, int]] = []
+    desk.showing = ShowDesk(
+        desk.pump.core, desk.store, on_read=lambda task_id, seq: told.append((task_id, seq)), wait_s=0.05
+    )
+    await desk.emit(0, "abc")
+    reader, other = Reader(desk), Reader(desk)
+    assert await reader.read() == "abc"
+    assert await reader.read() == "" and told == [], "nobody wants to know"
+    assert desk.showing.read(T) == 3
+    desk.showing.paced(T)
+    await desk.emit(3, "d")
+    assert await reader.read() == "d" and await other.read() == "abcd"
+    assert await reader.read() == "" and await other.read() == ""
+    assert told == [(T, 4)]
+    await desk.end(4)
+    assert desk.showing.read(T) == 0 and not desk.showing._paced
+
+
 async def test_readers_that_leave_leave_nothing(desk: Desk) -> None:
     for _ in range(3):
         assert await Reader(desk).read() == ""
