@@ -75,6 +75,18 @@ class Resumer:
         return "done"
 
 
+@fr.agent(ahead=5)
+class Waiter:
+    """It notes what it makes, and runs at most five chunks ahead of its readers."""
+
+    def run(self, task: fr.Task, ctx: fr.Context) -> Iterator[Any]:
+        plan = task.payload
+        for number in range(plan["count"]):
+            note(plan["file"], f"makes/{number}")
+            yield chunk(plan, number, ctx.attempt)
+        return "done"
+
+
 class Careless:
     """Sync code that gives out what cannot be, and otherwise as many as it can."""
 

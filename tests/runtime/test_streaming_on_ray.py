@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_streamers import Careless, Emitter, Reciter, Resumer, Yielder
+from ray_streamers import Careless, Emitter, Reciter, Resumer, Waiter, Yielder
 
 import flowray as fr
 
@@ -28,7 +28,7 @@ MANY = 100_000
 @pytest.fixture(scope="module")
 def rt(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
     with start_runtime("streaming", core__adoption_s=600.0) as runtime:
-        for made in (Reciter, Emitter, Yielder, Resumer):
+        for made in (Reciter, Emitter, Yielder, Resumer, Waiter):
             runtime.agents.add(made, count=2, capabilities={made.__name__.lower()})
         runtime.wait_ready()
         yield runtime
@@ -198,6 +198,20 @@ def test_what_was_shown_outlives_producer_and_coordinator_together(
     assert parts == (
         numbers(40) if flaky_from is None else [*numbers(10), *(f"{n} of attempt 2" for n in range(10, 40))]
     )
+
+
+def test_a_producer_that_asks_for_it_waits_for_its_readers(
+    rt: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Lines
+) -> None:
+    """Under the next coordinator as well, which nobody has told of it."""
+    rt.wait_ready(WAIT_S)
+    handle = rt.submit(plan(tmp_path, 40), needs={"waiter"})
+    eventually(lambda: len(lines("ran")) == 6, "the sixth is made, and not given out")
+    stream = iter(handle.stream())
+    assert [next(stream).seq for _ in range(5)] == list(range(5))
+    os.kill(rt.status().pid, signal.SIGKILL)
+    assert [item.seq for item in stream] == list(range(5, 40))
+    assert handle.result(WAIT_S) == "done" and len(lines("ran")) == 40
 
 
 def test_a_cancelled_task_ends_its_stream_and_its_generator(
