@@ -592,6 +592,9 @@ class Coordination:
                 verdict = "recorded"
                 digests = event.digests[fits.skip * DIGEST_BYTES :]
                 self._record_chunks(entry, event, fits.at, digests, fits.skip, event.body)
+                for other in running if fits.differs else ():
+                    if other != held:  # it may have given what is withdrawn now
+                        self._displace(entry, other)
         token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
         self._out.append(AnswerChunks(*token, event.number, verdict, detail))
 

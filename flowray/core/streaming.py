@@ -9,7 +9,8 @@ The chunks of a task are numbered from 0, whatever attempt they come from. What 
   first that differs the earlier attempt's chunks from there on are withdrawn, and a restart is recorded: whoever was
   shown them is told so. What comes before is the same, and stays. The same where the attempt that answers gave fewer.
 - **Of two attempts at once the one that last added a chunk leads.** The other goes on as long as it gives the same;
-  when it differs it is stopped. So no reader is sent back and forth between two.
+  when it differs it is stopped. So no reader is sent back and forth between two. Where one of two withdraws what an
+  attempt before them gave, the other is stopped, because it may have given the same.
 - **Only a running attempt adds**, told apart by (attempt, epoch, incarnation) as always.
 
 A digest has 8 bytes: two texts that differ have the same one with a chance of 2**-64. They are kept in memory as long

@@ -14,7 +14,7 @@ from flowray.core.book import Book
 from flowray.core.commands import AnswerChunks, CancelAttempt, Command, RecordChunks, RequeueTask, ResolveTask
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentsAdded, ChunksMade
-from flowray.core.model import AgentId, Snapshot, TaskId
+from flowray.core.model import AgentId, Choice, Snapshot, TaskId
 from flowray.core.policy import CorePolicy
 from flowray.core.streaming import DIGEST_BYTES, Stream, StreamingPolicy, fit, standing
 from flowray.errors import ConfigError, InvalidTransition
@@ -194,6 +194,29 @@ def test_when_the_leader_is_lost_the_other_may_withdraw(pair: Team) -> None:
     pair.lose(at(pair, 1))
     [record, _] = emit(pair, at(pair, 2), 0, "x", 2)
     assert isinstance(record, RecordChunks) and (record.first, record.restarts) == (0, 1)
+
+
+def test_of_two_one_that_withdraws_what_an_earlier_attempt_gave_goes_on_alone() -> None:
+    """The other one gave the same as that, and would answer with what does not stand any more."""
+    team = Team()
+    team.tell(AgentsAdded(spec(count=3)))
+    team.up("writer-0")
+    team.submit("t", idempotent=True)
+    emit(team, "writer-0", 0, "abcd")
+    team.lose("writer-0")
+    team.up("writer-1")
+    team.up("writer-2")
+    agent = team.core.registry.agent(AgentId("writer-2"))
+    assert agent is not None
+    entry = team.core.book.open[T]
+    team.core._start_on(entry, agent, Choice("copy", 1), "copy", beside=True)
+    team.core._out.clear()
+    assert verdict(emit(team, "writer-1", 0, "abcd", attempt=2)) == "recorded"
+    commands = emit(team, "writer-2", 0, "abx", attempt=3)
+    assert kinds(commands) == ["RecordChunks", "CancelAttempt", "RequeueTask", "AnswerChunks"]
+    assert verdict(commands) == "recorded" and stands(team) == "abx"
+    assert [held.attempt for held in entry.running()] == [3]
+    assert verdict(emit(team, "writer-1", 4, "e", attempt=2)) == "stale"
 
 
 def test_an_attempt_that_went_on_from_withdrawn_chunks_is_stopped(team: Team) -> None:
