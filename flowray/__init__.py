@@ -23,6 +23,7 @@ from flowray import errors
 from flowray.agents import Context, Message, Task, agent
 
 if TYPE_CHECKING:
+    from flowray.chunks import Chunk, Restarted
     from flowray.config import Config
     from flowray.core.model import Outcome
     from flowray.errors import (
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _PLACES = {
+    "Chunk": "flowray.chunks",
+    "Restarted": "flowray.chunks",
     "Runtime": "flowray.runtime.runtime",
     "Handle": "flowray.runtime.handle",
     "Handles": "flowray.runtime.handle",
@@ -81,6 +84,7 @@ __all__ = [
     "AskError",
     "AskFailed",
     "AskTimeout",
+    "Chunk",
     "Config",
     "Context",
     "FlowrayError",
@@ -90,6 +94,7 @@ __all__ = [
     "NoRoom",
     "Outcome",
     "QueueFull",
+    "Restarted",
     "RetryableError",
     "Runtime",
     "Task",

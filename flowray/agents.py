@@ -14,15 +14,23 @@ one message at a time beside the attempts of `run`; what it returns answers an a
 class has it, is called with each answer for which `run` did not say so; the number it returns, 0 to 1, is the quality.
 `ctx.step` runs what a later attempt shall not run again; `ctx.fence` and `ctx.idempotency_key` are for side effects
 outside (`flowray.steps`).
+
+An agent may give out chunks while it works, by `ctx.emit(chunk)` or by being a generator: what `run` yields are chunks,
+and what a generator returns is its answer (an async generator cannot: its answer is what it yielded last). A caller
+reads them as they come (`Handle.stream`). An attempt after a lost one begins again, and is held to what was shown
+already (`flowray.core.streaming`). A class that can go on in the middle says so with `resumes=True`, and begins with
+the chunk of the number `ctx.cursor`. One that shall not work for nobody says `ahead=100`: its attempts wait while they
+are so many chunks ahead of the foremost reader.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Protocol, TypeVar
@@ -84,6 +92,28 @@ class Voice(Protocol):
     def publish(self, topic: str, body: Any, message_id: str = "") -> Awaited: ...
 
 
+class Emitter(Protocol):
+    """Where the chunks of one attempt go. Made by a runtime; any thread may use it."""
+
+    def emit(self, value: Any) -> None:
+        """Give out a chunk. Waits while there is no room."""
+        ...
+
+    def emit_beside(self, value: Any) -> Coroutine[Any, Any, None]:
+        """The same on an event loop, which goes on meanwhile."""
+        ...
+
+
+class Collected(list[Any]):
+    """For contexts made by hand: chunks are kept in this list."""
+
+    def emit(self, value: Any) -> None:
+        self.append(value)
+
+    async def emit_beside(self, value: Any) -> None:
+        self.append(value)
+
+
 @dataclass(slots=True, kw_only=True)
 class Context:
     """Where an attempt runs, or a message is handled. One for each."""
@@ -98,6 +128,9 @@ class Context:
     task_id: str = ""  # "" while a message is handled
     epoch: int = 0  # of the coordinator that started the attempt
     recorder: Callable[[], Recorder] | None = field(default=None, repr=False)  # None: in memory, for tests by hand
+    cursor: int = 0  # number of the first chunk that this attempt gives out; 0 unless its class says `resumes`
+    emitter: Callable[[], Emitter] | None = field(default=None, repr=False)  # None: into `emitted`, for tests by hand
+    emitted: Collected = field(default_factory=Collected, repr=False)  # chunks, where there is no runtime
     _quality: float | None = field(default=None, init=False, repr=False)
     _cost_usd: float | None = field(default=None, init=False, repr=False)
     _steps: Steps | None = field(default=None, init=False, repr=False)
@@ -141,6 +174,24 @@ class Context:
         """
         return self._effects("step").take(name, fn, args, kwargs)
 
+    def emit(self, chunk: Any) -> Any:
+        """Give out a chunk of the answer before `run` ends. In async code `await` it.
+
+        Readers of the task (`Handle.stream`) are shown it, with its number, as soon as it is on disk. Chunks are
+        encoded as payloads are, up to 256 KiB each. Returns as soon as the chunk is taken; while too many are
+        not on disk, it waits.
+
+        Raises:
+            ConfigError: no attempt is under way (a message is being handled).
+            StaleAttempt: this attempt is not a current one any more. StreamLimit: the task has as many as it may
+            (`core.streaming`). PayloadError: the chunk cannot be pickled, or is too large.
+        """
+        self._check_task("emit")
+        emitter = self.emitted if self.emitter is None else self.emitter()
+        if asyncio._get_running_loop() is not None:
+            return emitter.emit_beside(chunk)
+        return emitter.emit(chunk)
+
     @property
     def fence(self) -> int:
         """A number for this attempt, higher than that of every earlier one of this task, coordinators' restarts or not.
@@ -158,14 +209,17 @@ class Context:
         return self._effects("idempotency_key").idempotency_key(step)
 
     def _effects(self, what: str) -> Steps:
-        if not self.task_id:
-            problem = f"{self.agent_id} runs no task here, and this belongs to one"
-            raise ConfigError(f"ctx.{what}", problem, "use it in `run`; a context made by hand wants a task_id")
+        self._check_task(what)
         with _making:
             if self._steps is None:
                 make = self.recorder or InMemory
                 self._steps = Steps(self.task_id, self.attempt, self.epoch, make())
             return self._steps
+
+    def _check_task(self, what: str) -> None:
+        if not self.task_id:
+            problem = f"{self.agent_id} runs no task here, and this belongs to one"
+            raise ConfigError(f"ctx.{what}", problem, "use it in `run`; a context made by hand wants a task_id")
 
     def ask(self, receiver: str, body: Any = None, *, timeout_s: float | None = None) -> Awaited:
         """Ask another agent; the value is what its `on_message` returns. Sent at once, whether awaited or not.
@@ -220,6 +274,8 @@ class AgentDescription:
     memory_bytes: int = 0  # reserved for placement; no limit
     retry_on: tuple[type[BaseException], ...] = ()  # besides RetryableError, ConnectionError and TimeoutError
     topics: frozenset[str] = frozenset()  # what is published to these comes to `on_message`
+    resumes: bool = False  # does an attempt go on with the chunk of the number `ctx.cursor`?
+    ahead: int = 0  # chunks that an attempt may be ahead of the foremost reader; 0: readers do not stop it
     reentrant: bool = False  # may `on_message` begin while earlier messages still wait in it? For async code
 
     def __post_init__(self) -> None:
@@ -231,6 +287,8 @@ class AgentDescription:
             raise ConfigError("num_cpus", f"must not be negative, got {self.num_cpus}")
         if self.memory_bytes < 0:
             raise ConfigError("memory_bytes", f"must not be negative, got {self.memory_bytes}")
+        if self.ahead < 0:
+            raise ConfigError("ahead", f"must not be negative, got {self.ahead}", "0 lets readers not stop it")
         check_topics(self.topics)
 
 
@@ -244,6 +302,8 @@ def agent(
     retry_on: tuple[type[BaseException], ...] = (),
     topics: Iterable[str] = (),
     reentrant: bool = False,
+    resumes: bool = False,
+    ahead: int = 0,
 ) -> Callable[[C], C]:
     """Describe a class or function as an agent.
 
@@ -261,6 +321,8 @@ def agent(
         retry_on=retry_on,
         topics=frozenset(check_topics(topics)),
         reentrant=reentrant,
+        resumes=resumes,
+        ahead=ahead,
     )
 
     def attach(target: C) -> C:

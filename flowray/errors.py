@@ -17,8 +17,9 @@ FlowrayError
 ├── UnknownTask                no task has this id
 ├── GradeRefused               a task without an answer that a grade could be about: it is open, or did not succeed
 ├── RetryableError             for agents to raise: this attempt failed, another may succeed
-├── StaleAttempt               `ctx.step`: this attempt is not a current one of its task any more
+├── StaleAttempt               `ctx.step`, `ctx.emit`: this attempt is not a current one of its task any more
 ├── StepLimit                  `ctx.step`: one more than a task may have
+├── StreamLimit                `ctx.emit`: more chunks than a task, or all of them, may have
 ├── InvalidTransition          a state machine was asked for an arrow that it does not have: our bug
 ├── InvariantBroken            `check()` found the state contradicting itself: our bug
 ├── StoreError                 the journal cannot be used
@@ -182,14 +183,14 @@ class StaleAttempt(FlowrayError):
     The task has ended, or another attempt has taken over. Let it out of `run`.
     """
 
-    def __init__(self, task_id: str, attempt: int, step: str) -> None:
-        super().__init__(task_id, attempt, step)
-        self.task_id, self.attempt, self.step = task_id, attempt, step
+    def __init__(self, task_id: str, attempt: int, step: str, what: str = "step") -> None:
+        super().__init__(task_id, attempt, step, what)
+        self.task_id, self.attempt, self.step, self.what = task_id, attempt, step, what
 
     def __str__(self) -> str:
         return (
-            f"step {self.step!r} was not recorded: attempt {self.attempt} is not a current one of task {self.task_id} "
-            "any more (it ended, or another attempt has taken over)"
+            f"{self.what} {self.step!r} was not recorded: attempt {self.attempt} is not a current one of task "
+            f"{self.task_id} any more (it ended, or another attempt has taken over)"
         )
 
 
@@ -202,6 +203,17 @@ class StepLimit(FlowrayError):
 
     def __str__(self) -> str:
         return f"step {self.step!r} cannot be recorded: {self.detail}"
+
+
+class StreamLimit(FlowrayError):
+    """A task has as many chunks as it may have, or all open tasks together have. Let it out of `run`."""
+
+    def __init__(self, task_id: str, detail: str) -> None:
+        super().__init__(task_id, detail)
+        self.task_id, self.detail = task_id, detail
+
+    def __str__(self) -> str:
+        return f"a chunk of task {self.task_id} cannot be recorded: {self.detail}"
 
 
 class InvalidTransition(FlowrayError):

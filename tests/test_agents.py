@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from flowray.agents import Context, agent, check_topics, describe, verified_quality
+from flowray.agents import Context, Task, agent, check_topics, describe, verified_quality
 from flowray.errors import ConfigError
 
 
@@ -153,3 +156,29 @@ def test_a_report_out_of_range_is_refused_and_changes_nothing(wrong, message):
         ctx.report(**wrong)
     assert str(caught.value).startswith(message)
     assert (ctx.quality, ctx.cost_usd) == (0.5, 0.5)
+
+
+def test_chunks_of_a_context_made_by_hand_are_kept_in_it() -> None:
+    ctx = Context(agent_id="a", task_id="t")
+    ctx.emit(1)
+
+    async def emitting() -> None:
+        await ctx.emit(2)
+
+    asyncio.run(emitting())
+    assert ctx.emitted == [1, 2] and ctx.cursor == 0
+    with pytest.raises(ConfigError, match=r"ctx\.emit"):
+        Context(agent_id="a").emit(1)
+
+
+def test_a_class_says_how_it_gives_out_chunks() -> None:
+    @agent(resumes=True, ahead=3)
+    class Reciter:
+        def run(self, task: Task) -> Iterator[int]:
+            yield 1
+
+    described = describe(Reciter)
+    assert (described.resumes, described.ahead) == (True, 3)
+    assert list(Reciter().run(Task(id="t"))) == [1], "without a runtime it is a plain generator"
+    with pytest.raises(ConfigError, match="ahead"):
+        agent(ahead=-1)

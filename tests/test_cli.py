@@ -31,7 +31,7 @@ from flowray.runtime.jobs import JobEvent
 from flowray.runtime.views import AgentView, Status
 
 COMMANDS = [
-    *(["up"], ["down"], ["status"], ["agents"], ["run"], ["submit"], ["story"], ["doctor"], ["version"]),
+    *(["up"], ["down"], ["status"], ["agents"], ["run"], ["submit"], ["follow"], ["story"], ["doctor"], ["version"]),
     *(["dead-letters", "list"], ["dead-letters", "show"], ["dead-letters", "replay"], ["dead-letters", "purge"]),
     *(["config", "validate"], ["config", "show"], ["config", "schema"]),
     *(
@@ -285,7 +285,15 @@ def test_colours_only_on_a_terminal_and_not_against_the_users_will(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "words",
-    [["status"], ["agents"], ["submit", "x"], ["story", "t"], ["dead-letters", "list"], ["dead-letters", "purge", "t"]],
+    [
+        ["status"],
+        ["agents"],
+        ["submit", "x"],
+        ["follow", "t"],
+        ["story", "t"],
+        ["dead-letters", "list"],
+        ["dead-letters", "purge", "t"],
+    ],
     ids=" ".join,
 )
 def test_without_a_runtime_the_way_out_is_told(

@@ -71,6 +71,14 @@ class Screen:
         else:
             self.line(text)
 
+    def item(self, text: str, document: Any) -> None:
+        """One of several answers, on a line of its own: as text, or as JSON."""
+        if self.as_json:
+            self._out.write(json.dumps(plain_data(document), ensure_ascii=False) + "\n")
+            self._out.flush()
+        else:
+            self.line(text)
+
     def line(self, text: str) -> None:
         """Text on stdout."""
         if not self.as_json:

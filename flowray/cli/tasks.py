@@ -1,4 +1,4 @@
-"""Commands about tasks of a running runtime: submit, story, grade, dead-letters."""
+"""Commands about tasks of a running runtime: submit, follow, story, grade, dead-letters."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _TaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="As `flowray sub
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
     app.command()(submit)
+    app.command()(follow)
     app.command()(story)
     app.command()(grade)
     group = typer.Typer(help="Tasks that failed for good.", no_args_is_help=True, rich_markup_mode=None)
@@ -110,6 +111,25 @@ def submit(
             screen.document({**document, "error": error.detail, "traceback": failure.traceback if failure else ""})
             raise typer.Exit(1) from error
         screen.answer(_as_text(value), {**document, "value": value})
+
+
+def follow(
+    task_id: _TaskId,
+    start: Annotated[int, typer.Option("--start", min=0, help="Number of the first chunk.")] = 0,
+    name: Name = "default",
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Print the chunks of a task as it gives them out, one a line, until it ends."""
+    from flowray.chunks import Restarted
+
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
+        for item in runtime.handle(task_id).stream(start):
+            if isinstance(item, Restarted):
+                screen.item(f"-- void from chunk {item.seq} on, others follow --", {"restarted": item.seq})
+            else:
+                screen.item(_as_text(item.value), {"seq": item.seq, "value": item.value})
 
 
 def story(

@@ -19,6 +19,7 @@ from flowray.core.commands import (
     AddAgents,
     Command,
     GradeTask,
+    RecordChunks,
     RecordStep,
     RecordVersion,
     RequeueTask,
@@ -46,6 +47,7 @@ from flowray.core.model import (
 )
 from flowray.core.states import TaskState, next_task_state
 from flowray.core.steps import step_bytes
+from flowray.core.streaming import Stream
 from flowray.errors import InvalidTransition
 
 ROUTER_RECORDS = 256  # decisions about the router that are kept: the newest
@@ -82,6 +84,7 @@ class Entry:
         "steps",
         "steps_bytes",
         "story",
+        "stream",
         "task",
     )
 
@@ -107,10 +110,16 @@ class Entry:
         self.not_enough: list[NotEnough] = []
         self.steps: dict[str, Payload | None] = {}  # recorded, by name; for all attempts
         self.steps_bytes = 0  # memory they take, roughly
+        self.stream: Stream | None = None  # of its chunks; None until there are some
 
     def remaining_s(self, now: float) -> float | None:
         """Until its deadline, never negative; None without one."""
         return None if self.deadline_at is None else max(0.0, self.deadline_at - now)
+
+    @property
+    def grown_bytes(self) -> int:
+        """Memory that it takes besides its task, roughly."""
+        return self.steps_bytes if self.stream is None else self.steps_bytes + self.stream.held_bytes
 
     def running(self) -> tuple[Held, ...]:
         """The attempts that agents have: none, the current one, or that and the one beside it."""
@@ -166,6 +175,7 @@ class Book:
             RequeueTask: self._requeued,
             WakeTask: self._woken,
             RecordStep: self._recorded,
+            RecordChunks: self._chunks_recorded,
             ResolveTask: self._resolved,
             AddAgents: self._agents_added,
             StartAgent: self._agent_started,
@@ -241,6 +251,20 @@ class Book:
         if entry.state is not TaskState.RUNNING or command.name in entry.steps:
             raise InvalidTransition(f"task {command.task_id} is {entry.state.value}: step {command.name!r} comes late")
         entry.record(command.name, command.value)
+
+    def _chunks_recorded(self, command: RecordChunks) -> None:
+        entry = self.open[command.task_id]
+        stream = entry.stream if entry.stream is not None else Stream()
+        withdrawn = stream.count - command.first
+        if entry.state is not TaskState.RUNNING or withdrawn < 0:
+            name = f"chunk {command.first} of task {command.task_id}"
+            raise InvalidTransition(f"{name} comes when it is {entry.state.value}, and {stream.count} stand")
+        entry.stream = stream
+        stream.add(command.first, command.digests, command.size_bytes, command.attempt, command.epoch)
+        if withdrawn:
+            detail = f"{withdrawn} chunks from {command.first} on are withdrawn"
+            agent_id = next((held.agent_id for held in entry.running() if held.attempt == command.attempt), "")
+            entry.tell(StoryLine(command.at, "restarted", command.attempt, agent_id, detail))
 
     def _resolved(self, command: ResolveTask) -> None:
         outcome = command.outcome
@@ -324,6 +348,8 @@ def outcome_of(
         story=tuple(entry.story),
         choices=tuple(entry.choices),
         not_enough=tuple(entry.not_enough),
+        chunks=entry.stream.count if entry.stream is not None else 0,
+        restarts=tuple(entry.stream.restarts) if entry.stream is not None else (),
     )
 
 
@@ -364,6 +390,7 @@ def _frozen(entry: Entry) -> OpenTask:
         attempts=entry.attempts if entry.attempts != entry.attempt else 0,
         extra=entry.extra,
         steps=dict(entry.steps),
+        stream=entry.stream.save() if entry.stream is not None else None,
     )
 
 
@@ -382,4 +409,5 @@ def _thawed(saved: OpenTask) -> Entry:
     entry.not_enough.extend(saved.not_enough)
     for name, value in saved.steps.items():
         entry.record(name, value)
+    entry.stream = Stream.of(saved.stream) if saved.stream is not None else None
     return entry

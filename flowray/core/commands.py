@@ -169,6 +169,41 @@ class AnswerStep(Struct, frozen=True, tag="answer_step", omit_defaults=True):
     number: int = 0  # of the request
 
 
+class RecordChunks(Struct, frozen=True, tag="chunks", omit_defaults=True):
+    """Chunks of a running attempt stand from now on, from `first` on. Once on disk, show them to whoever reads.
+
+    What stood there before is withdrawn: where it did, this is a restart. Without chunks it is nothing else.
+    """
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = True
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    first: int
+    at: float
+    restarts: int = 0  # of the task's stream so far, this one included
+    digests: bytes = b""  # one for each chunk
+    size_bytes: int = 0  # of the body
+    skip: int = 0  # chunks at the beginning of the body that are none of these
+    body: bytes = b""  # the chunks (`flowray.chunks`); the store keeps them apart from its journal
+
+
+class AnswerChunks(Struct, frozen=True, tag="answer_chunks"):
+    """Tell the agent what became of a batch of chunks, once what is recorded is on disk."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    task_id: TaskId
+    attempt: int
+    epoch: int
+    agent_id: AgentId
+    incarnation: int
+    number: int  # of the batch
+    verdict: str  # recorded (by this attempt or, the same, by an earlier one) | stale (not a running attempt) | refused
+    detail: str = ""  # why it was refused
+
+
 class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
     """Tell the agent to stop this attempt; its answer no longer matters, but must come, to free the slot."""
 
@@ -248,6 +283,8 @@ Command = (
     | GradeTask
     | RecordStep
     | AnswerStep
+    | RecordChunks
+    | AnswerChunks
     | CancelAttempt
     | AnswerCancel
     | AddAgents
@@ -267,4 +304,5 @@ DurableCommand = (
     | GradeTask
     | RecordVersion
     | RecordStep
+    | RecordChunks
 )

@@ -29,12 +29,14 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerChunks,
     AnswerStep,
     CancelAttempt,
     Command,
     DurableCommand,
     GradeTask,
     KnownTask,
+    RecordChunks,
     RecordStep,
     RecordVersion,
     RefuseTask,
@@ -54,6 +56,7 @@ from flowray.core.events import (
     AttemptFinished,
     AttemptReturned,
     CancelRequested,
+    ChunksMade,
     EstimatesFailed,
     EstimatesReady,
     Event,
@@ -88,6 +91,7 @@ from flowray.core.retry import Rng
 from flowray.core.routing import run_times
 from flowray.core.states import AgentState, TaskState
 from flowray.core.steps import no_room, step_bytes
+from flowray.core.streaming import DIGEST_BYTES, Streaming, fit
 from flowray.core.timers import Timers
 
 _LANES_LOOKED_AT = 4  # of those that wait for other classes, by an agent without work
@@ -108,6 +112,7 @@ class Coordination:
         self.timers = Timers()
         self.asking = Asking(self.policy.routing)
         self.acting = Acting(self.policy.acting, self.policy.routing)
+        self.streaming = Streaming(self.policy.streaming)
         self._rng = rng
         self._out: list[Command] = []
         self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
@@ -118,6 +123,7 @@ class Coordination:
             AttemptReturned: self._on_returned,
             GradeGiven: self._on_graded,
             StepFinished: self._on_step,
+            ChunksMade: self._on_chunks,
             EstimatesReady: self._on_estimates,
             EstimatesFailed: self._on_no_estimates,
             AgentsAdded: self._on_agents_added,
@@ -213,7 +219,8 @@ class Coordination:
         )
         for task_id, entry in book.open.items():
             core.admission.opened(entry.task)
-            core.admission.grew(entry.steps_bytes)
+            core.admission.grew(entry.grown_bytes)
+            core.streaming.open_bytes += entry.stream.size_bytes if entry.stream is not None else 0
             if entry.state is TaskState.QUEUED:
                 core._wait_recovered(entry)
             elif entry.state is TaskState.BACKING_OFF:
@@ -442,6 +449,8 @@ class Coordination:
     def _hedge_due(self, key: str) -> None:
         """The attempt runs longer than was expected."""
         entry = self.book.open[TaskId(key)]
+        if entry.stream is not None:
+            return  # it is seen to go on, and another one would have to give the same chunks
         choice = entry.choice()
         tried = {name for name, _ in tried_by(entry)}
         receipt = None if choice is None else choice.receipt
@@ -566,6 +575,61 @@ class Coordination:
         token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
         self._out.append(AnswerStep(*token, event.name, verdict, value, detail, event.number))
 
+    def _on_chunks(self, event: ChunksMade) -> None:
+        """Record what is new of them; of a task's attempts all are held to the chunks that stand."""
+        entry = self.book.open.get(event.task_id)
+        running = entry.running() if entry is not None else ()
+        held = next((h for h in running if _is(h, event) and h.incarnation == event.incarnation), None)
+        verdict, detail = "stale", ""
+        if entry is not None and held is not None:
+            stream, number = entry.stream, len(event.digests) // DIGEST_BYTES
+            fits = fit(stream, event.first, event.digests)
+            led = stream is not None and any(stream.leads(other) for other in running if other != held)
+            if fits.gap or (fits.differs and led):
+                self._displace(entry, held)
+            elif fits.skip == number and not fits.differs:
+                verdict = "recorded"
+            elif detail := self.streaming.no_room(stream, number - fits.skip, len(event.body)):
+                verdict = "refused"
+            else:
+                verdict = "recorded"
+                digests = event.digests[fits.skip * DIGEST_BYTES :]
+                self._record_chunks(entry, event, fits.at, digests, fits.skip, event.body)
+                for other in running if fits.differs else ():
+                    if other != held:  # it may have given what is withdrawn now
+                        self._displace(entry, other)
+        token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
+        self._out.append(AnswerChunks(*token, event.number, verdict, detail))
+
+    def _record_chunks(
+        self,
+        entry: Entry,
+        event: ChunksMade | AttemptFinished,
+        first: int,
+        digests: bytes = b"",
+        skip: int = 0,
+        body: bytes = b"",
+    ) -> None:
+        stream, before = entry.stream, entry.grown_bytes
+        restarts = 0 if stream is None else len(stream.restarts) + (first < stream.count)
+        where = (event.task_id, event.attempt, event.epoch, first, self.now)
+        self._commit(RecordChunks(*where, restarts, digests, len(body), skip, body))
+        self.admission.grew(entry.grown_bytes - before)
+        self.streaming.open_bytes += len(body)
+
+    def _end_stream(self, entry: Entry, answer: AttemptFinished) -> None:
+        """What stands at the end is what the attempt that answers has given, and no more."""
+        if entry.stream is not None and answer.chunks < entry.stream.count:
+            self._record_chunks(entry, answer, answer.chunks)
+
+    def _displace(self, entry: Entry, held: Held) -> None:
+        """An attempt gives other chunks than the one that leads, or goes on from chunks that were withdrawn."""
+        alone = entry.extra is None
+        self._attempt_over(entry.task, held.attempt, held.agent_id)
+        self._stop_attempt(entry.task.id, held)
+        failure = Failure(kind="diverged", message=f"attempt {held.attempt} gave other chunks than those that stand")
+        self._attempt_lost(entry, held.attempt, failure, "losses" if alone else "")
+
     def _free_slot(
         self, agent: Agent, event: AttemptFinished | AttemptReturned, current: bool, run_s: float | None
     ) -> None:
@@ -685,10 +749,13 @@ class Coordination:
         failure: Failure | None = None,
     ) -> None:
         task = entry.task
+        if answer is not None and failure is None:
+            self._end_stream(entry, answer)
         outcome = outcome_of(entry, state, self.now, answer=answer, failure=failure)
         asked = asked_of(entry, self.policy.routing.keep_text)
         self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None, asked))
-        self.admission.closed(task, entry.steps_bytes)
+        self.admission.closed(task, entry.grown_bytes)
+        self.streaming.open_bytes -= entry.stream.size_bytes if entry.stream is not None else 0
         if entry.deadline_at is not None:
             self.timers.clear("deadline", task.id)
         if entry.extra is not None:
@@ -1045,7 +1112,7 @@ class Coordination:
         self._out.append(command)
 
 
-def _is(held: Held, event: AttemptFinished | AttemptReturned | StepFinished) -> bool:
+def _is(held: Held, event: AttemptFinished | AttemptReturned | StepFinished | ChunksMade) -> bool:
     return (held.attempt, held.epoch, held.agent_id) == (event.attempt, event.epoch, event.agent_id)
 
 

@@ -31,6 +31,7 @@ class AttemptFinished(Struct, frozen=True):
     run_s: float = 0.0  # as the agent measured it
     quality: float | None = None  # 0..1, where the agent reported one
     cost_usd: float | None = None  # where the agent reported it
+    chunks: int = 0  # that the attempt gave out, those included that it went on from; all of them recorded
 
 
 class StepFinished(Struct, frozen=True):
@@ -44,6 +45,20 @@ class StepFinished(Struct, frozen=True):
     name: str
     value: Payload | None = None
     number: int = 0  # of this request, for whoever asks; its answer has the same
+
+
+class ChunksMade(Struct, frozen=True):
+    """An agent gives out chunks of a running attempt. Answered by AnswerChunks."""
+
+    task_id: TaskId
+    attempt: int
+    epoch: int  # of the coordinator that started the attempt
+    agent_id: AgentId
+    incarnation: int
+    first: int  # number of the first one
+    digests: bytes  # one for each, see `flowray.core.streaming`
+    body: bytes
+    number: int = 0  # of this batch, for whoever asks; its answer has the same
 
 
 class EstimatesReady(Struct, frozen=True):
@@ -134,6 +149,7 @@ Event = (
     | AttemptReturned
     | GradeGiven
     | StepFinished
+    | ChunksMade
     | EstimatesReady
     | EstimatesFailed
     | AgentsAdded

@@ -75,8 +75,11 @@ def _check_second_attempt(core: Coordination, entry: Entry, runs_on: list[str]) 
 def _check_counts(core: Coordination) -> None:
     admission, policy = core.admission, core.policy.admission
     _hold(admission.open_tasks == len(core.book.open), f"{admission.open_tasks} counted, {len(core.book.open)} open")
-    size = sum(entry.task.size_bytes + entry.steps_bytes for entry in core.book.open.values())
+    size = sum(entry.task.size_bytes + entry.grown_bytes for entry in core.book.open.values())
     _hold(admission.open_bytes == size, f"{admission.open_bytes} bytes counted, {size} held")
+    streams = [entry.stream for entry in core.book.open.values() if entry.stream is not None]
+    size = sum(stream.size_bytes for stream in streams)
+    _hold(core.streaming.open_bytes == size, f"{core.streaming.open_bytes} bytes of chunks counted, {size} recorded")
     _hold(admission.open_tasks <= policy.max_open_tasks, "more tasks open than admission allows")
 
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from flowray.core.rollout import Evidence, RolloutStage
 from flowray.core.states import TaskState
+from flowray.core.streaming import SavedStream
 
 TaskId = NewType("TaskId", str)
 AgentId = NewType("AgentId", str)
@@ -65,7 +66,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why an attempt, a start or a task failed."""
 
-    kind: str  # application | quality | agent_lost | timeout | deadline | cancelled | poison | no_agent
+    kind: str  # application | quality | agent_lost | diverged | timeout | deadline | cancelled | poison | no_agent
     type: str = ""  # class name of the exception, where there was one
     message: str = ""
     traceback: str = ""  # as text, from the process where it happened
@@ -168,6 +169,8 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     story: tuple[StoryLine, ...] = ()
     choices: tuple[Choice, ...] = ()  # one for each attempt started, in order
     not_enough: tuple[NotEnough, ...] = ()  # of earlier attempts
+    chunks: int = 0  # that it gave out while it ran, and stand
+    restarts: tuple[int, ...] = ()  # for each time that chunks were withdrawn, how many stood after it
 
 
 class Asked(Struct, frozen=True, array_like=True):
@@ -252,6 +255,7 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempts: int = 0  # started so far, where that is more than `attempt`
     extra: Held | None = None  # a second attempt that runs beside the current one
     steps: dict[str, Payload | None] = {}  # recorded so far, by name
+    stream: SavedStream | None = None  # of its chunks, where it has given out some
 
 
 class RouterPlace(Struct, frozen=True, array_like=True):

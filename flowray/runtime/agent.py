@@ -36,8 +36,10 @@ from flowray.agents import (
 )
 from flowray.attempts import failure_of, failure_of_verify, task_for
 from flowray.core.model import AgentSpec, Failure, Payload, Running
+from flowray.runtime import emitting
+from flowray.runtime.emitting import EmitDesk, Outlet, drain, drain_beside
 from flowray.runtime.leases import LeaseKeeper, Tokens
-from flowray.runtime.messages import Begin, Cancel, Finished, Held, Renew, Report, Returned, Start, Step
+from flowray.runtime.messages import Begin, Cancel, Emit, Finished, Held, Renew, Report, Returned, Start, Step
 from flowray.runtime.payloads import PayloadDesk
 from flowray.runtime.recording import StepDesk, StepRecorder
 
@@ -45,19 +47,20 @@ STUCK_S = 0.1  # an attempt that takes longer makes its agent hand back what it 
 _TOGETHER_S = 0.0005  # how long a result waits for those of attempts that were waiting behind it
 _REPORT_RESULTS = 1024  # in one report
 _REPORT_BYTES = 2 << 20
-_HOST = frozenset({__file__})  # whose frames are not the user's business
+_HOST = frozenset({__file__, emitting.__file__})  # whose frames are not the user's business
 
 
 class Attempt:
     """One attempt in this process."""
 
-    __slots__ = ("begun_at", "cancelled", "ctx", "quality", "seen", "start", "task", "verifying")
+    __slots__ = ("begun_at", "cancelled", "ctx", "outlet", "quality", "seen", "start", "task", "verifying")
 
     def __init__(self, start: Start) -> None:
         self.start = start
         self.begun_at = 0.0  # monotonic; 0.0 while it waits
         self.cancelled = False
         self.ctx: Context | None = None
+        self.outlet: Outlet | None = None  # of those that have given out something
         self.task: asyncio.Task[Any] | None = None  # of async code
         self.seen: Task | None = None  # as the user's code was given it
         self.quality: float | None = None  # by its verifier
@@ -77,7 +80,7 @@ class Surroundings(Protocol):
         """There is what may get stuck: `hand_back_when_stuck` and `overdue` want to be asked. From any thread."""
         ...
 
-    def report(self, report: Report | Step | Renew) -> bool:
+    def report(self, report: Report | Step | Emit | Renew) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         ...
 
@@ -123,7 +126,16 @@ class AgentHost:
             soon=around.soon,
             later=lambda delay_s, call: around.loop.call_later(delay_s, call),
         )
+        self.emitting = EmitDesk(
+            message.agent_id,
+            message.incarnation,
+            self._desk,
+            send=around.report,
+            soon=around.soon,
+            later=lambda delay_s, call: around.loop.call_later(delay_s, call),
+        )
         self._run: Callable[..., Any] = _nothing
+        self._yields = False  # `run` is a generator, sync or async: what it yields are chunks
         self.is_async = False
         self._with_context = True
         self._description = AgentDescription()
@@ -171,6 +183,8 @@ class AgentHost:
             self._add(Finished(*token, failure=Failure(kind="cancelled", message="not here")))
         elif attempt.task is not None:
             attempt.task.cancel()
+        elif attempt.outlet is not None:
+            attempt.outlet.close()  # its thread may wait there
         elif attempt.start.task.exclusive:
             self.release()  # it need not wait for a lease in order to end
 
@@ -187,10 +201,12 @@ class AgentHost:
         with self._lock:
             self._sent = self._acknowledged
         self.steps.send_again()
+        self.emitting.send_again()
 
     def flush(self) -> None:
         """Send what has not been sent."""
         self.steps.flush()
+        self.emitting.flush()
         while (report := self.pending()) is not None:
             if not self._around.report(report):
                 return
@@ -229,6 +245,9 @@ class AgentHost:
                 attempt.cancelled = True
                 if attempt.ctx is not None:
                     attempt.ctx.cancelled = True
+        for attempt in begun.values():
+            if attempt.outlet is not None:
+                attempt.outlet.close()  # a thread that waits for the disk shall not wait on
         tasks = [attempt.task for attempt in begun.values() if attempt.task is not None]
 
         def cancel() -> None:
@@ -318,6 +337,7 @@ class AgentHost:
             if attempt.task is not None:
                 attempt.task.cancel()
         self.steps.retire()
+        self.emitting.retire()
         self.release()
         for _ in range(self._begin.spec.slots):
             self._inbox.put(None)
@@ -348,15 +368,17 @@ class AgentHost:
         try:
             target = load_target(spec)
             self._description = describe(target)
+            self.emitting.ahead = self._description.ahead
             made: Any = target(**spec.options) if inspect.isclass(target) else target
             run = self._run = made.run if inspect.isclass(target) else made
             self._with_context = wants_context(run)
             self.on_message = getattr(made, "on_message", None) if inspect.isclass(target) else None
             check_verifying(target)
             self._verify = getattr(made, "verify", None) if inspect.isclass(target) else None
-            self.is_async = inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(
-                getattr(run, "__call__", None)  # noqa: B004
-            )
+            called = (run, getattr(run, "__call__", None))  # noqa: B004
+            yields_async = any(map(inspect.isasyncgenfunction, called))
+            self._yields = yields_async or any(map(inspect.isgeneratorfunction, called))
+            self.is_async = yields_async or any(map(inspect.iscoroutinefunction, called))
         except Exception as error:  # noqa: BLE001 - the user's constructor may raise anything
             return failure_of(error, (), _HOST)
         if not self.is_async:
@@ -378,6 +400,10 @@ class AgentHost:
             failure: Failure | None = None
             try:
                 result = self._call(attempt, self._desk.unpack(attempt.start.task.payload))
+                if self._yields:
+                    result = drain(result, self._outlet(attempt), lambda: attempt.cancelled)  # noqa: B023
+                if attempt.outlet is not None:
+                    attempt.outlet.finish()
                 if self._is_to_verify(attempt):
                     attempt.quality = verified_quality(self._verified(attempt, result))
                     attempt.verifying = False
@@ -395,7 +421,10 @@ class AgentHost:
         value: Payload | None = None
         failure: Failure | None = None
         try:
-            result = await self._call(attempt, await self._desk.unpack_beside(attempt.start.task.payload))
+            called = self._call(attempt, await self._desk.unpack_beside(attempt.start.task.payload))
+            result = await (drain_beside(called, self._outlet(attempt)) if self._yields else called)
+            if attempt.outlet is not None:
+                await attempt.outlet.finish_beside()
             if self._is_to_verify(attempt):
                 attempt.quality = verified_quality(await self._verified_beside(attempt, result))
                 attempt.verifying = False
@@ -426,8 +455,20 @@ class AgentHost:
             task_id=start.task.id,
             epoch=start.epoch,
             recorder=lambda: StepRecorder(start, self.steps, self._desk),
+            emitter=lambda: self._outlet(attempt),
+            cursor=self._cursor(start),
         )
         return self._run(task, attempt.ctx)
+
+    def _cursor(self, start: Start) -> int:
+        """The number of an attempt's first chunk."""
+        return start.cursor if self._description.resumes else 0
+
+    def _outlet(self, attempt: Attempt) -> Outlet:
+        with self._lock:
+            if attempt.outlet is None:
+                attempt.outlet = self.emitting.open(attempt.start, self._cursor(attempt.start))
+            return attempt.outlet
 
     def _is_to_verify(self, attempt: Attempt) -> bool:
         """Has the class a verifier, and did `run` not say itself what its answer is worth?"""
@@ -472,6 +513,8 @@ class AgentHost:
 
     def _leave(self, attempt: Attempt, value: Payload | None, failure: Failure | None) -> None:
         start, ctx = attempt.start, attempt.ctx
+        if failure is not None and attempt.outlet is not None:
+            attempt.outlet.close()
         result = Finished(
             start.task.id,
             start.attempt,
@@ -481,6 +524,7 @@ class AgentHost:
             run_s=time.monotonic() - attempt.begun_at,
             quality=ctx.quality if ctx is not None and ctx.quality is not None else attempt.quality,
             cost_usd=ctx.cost_usd if ctx is not None else None,
+            chunks=attempt.outlet.next if attempt.outlet is not None else self._cursor(start),
         )
         with self._lock:
             del self._attempts[start.task.id, start.attempt, start.epoch]

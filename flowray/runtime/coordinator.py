@@ -24,10 +24,12 @@ from flowray.core.book import is_running
 from flowray.core.commands import (
     AcceptTask,
     AnswerCancel,
+    AnswerChunks,
     AnswerStep,
     CancelAttempt,
     Command,
     KnownTask,
+    RecordChunks,
     RefuseTask,
     RequestEstimates,
     ResolveTask,
@@ -36,14 +38,14 @@ from flowray.core.commands import (
     StopAgent,
 )
 from flowray.core.events import AgentLost
-from flowray.core.model import AgentId, Outcome, Payload
+from flowray.core.model import AgentId, Outcome, Payload, TaskId
 from flowray.core.states import AgentState
 from flowray.errors import MeshError, PayloadError, RouterRefused, StoreError
 from flowray.mesh.doors import OUTSIDE
 from flowray.mesh.endpoint import Endpoint, MeshEvent, PeerGone, StreamBroken
 from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import split_address
-from flowray.runtime import messages
+from flowray.runtime import emitting, messages
 from flowray.runtime.acknowledging import Acknowledgements
 from flowray.runtime.clients import Client, Clients
 from flowray.runtime.directory import TalkDirectory
@@ -55,6 +57,8 @@ from flowray.runtime.messages import (
     Admission,
     Answer,
     Cancel,
+    Emit,
+    Emitted,
     Farewell,
     Introduction,
     Learn,
@@ -62,6 +66,7 @@ from flowray.runtime.messages import (
     Listening,
     Question,
     Reach,
+    Read,
     Renew,
     Renewed,
     Reply,
@@ -86,6 +91,7 @@ from flowray.runtime.retention import sweep_for_ever
 from flowray.runtime.retraining import Retrainer
 from flowray.runtime.rollout import Router, load_alone, load_versions
 from flowray.runtime.routing import RoutingDesk
+from flowray.runtime.showing import ShowDesk
 from flowray.runtime.standin import StandIn
 from flowray.runtime.subscribers import SubscriberFile
 from flowray.runtime.trainer import train_on_ray
@@ -185,6 +191,7 @@ class Coordinator:
         self._core, self._epoch = core, core.epoch
         figures = Figures()
         self._acknowledgements = Acknowledgements()
+        self._showing = ShowDesk(core, self._store, on_read=self._tell_read)
         self._clients = Clients(loop.call_soon, self._await_room, self._load_outcomes)
         self._routing: RoutingDesk | None = None
         observers: list[Observer] = [figures]
@@ -253,6 +260,7 @@ class Coordinator:
             self._pools,
             figures,
             overview,
+            self._showing,
             introduce=self._introduction,
             stop=self._stop,
             offer=self._offer_router,
@@ -315,15 +323,17 @@ class Coordinator:
             entry = self._core.book.open.get(command.task_id)
             # As they are now: what an attempt beside it records from here on is on disk later than this start.
             steps = dict(entry.steps) if entry is not None and entry.steps else {}
-            if entry is None or not (steps or entry.task.exclusive):
-                self._send_attempt(command, steps)
+            cursor = entry.stream.count if entry is not None and entry.stream is not None else 0
+            if entry is None or not (steps or cursor or entry.task.exclusive):
+                self._send_attempt(command, steps, cursor)
             else:  # what it is given must be on disk first; of an exclusive one the next coordinator must know
-                self._pump.when_synced(lambda: self._send_attempt(command, steps))
+                self._pump.when_synced(lambda: self._send_attempt(command, steps, cursor))
         elif isinstance(command, RequestEstimates):
             assert self._routing is not None  # the core asks only where routing is on
             self._routing.ask(command)
         elif isinstance(command, ResolveTask):
             self._clients.resolved(command.outcome)
+            self._showing.resolved(command.outcome)
         elif isinstance(command, AcceptTask):
             self._clients.answer(command.task.id, Answer(command.task.id))
         elif isinstance(command, KnownTask):
@@ -346,10 +356,16 @@ class Coordinator:
             self._questions.cancelled(command.task_id, command.state.value if command.state is not None else "")
         elif isinstance(command, StartAgent):
             self._pools.start(command.agent_id, command.incarnation, self._core.book.specs[command.spec_name])
+        elif isinstance(command, RecordChunks):
+            self._showing.recorded(command)
+        elif isinstance(command, AnswerChunks):
+            process = self._pools.process(command.agent_id, command.incarnation)
+            if process is not None:
+                process.link.send(emitting.answer_of(command, self._showing.read(command.task_id)))
         elif isinstance(command, StopAgent):
             self._pools.stop(command.agent_id, command.incarnation)
 
-    def _send_attempt(self, command: StartAttempt, steps: dict[str, Payload | None]) -> None:
+    def _send_attempt(self, command: StartAttempt, steps: dict[str, Payload | None], cursor: int) -> None:
         if command.reason == "adopted":
             return  # the agent has it already
         process = self._pools.process(command.agent_id, command.incarnation)
@@ -358,7 +374,7 @@ class Coordinator:
         if process is not None and entry is not None and is_running(entry, command.attempt, command.epoch):
             self._acknowledgements.tell(command.agent_id)
             process.link.send(
-                Start(command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, steps)
+                Start(command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, steps, cursor)
             )
 
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -391,12 +407,14 @@ class Coordinator:
             except msgspec.DecodeError as error:
                 self._endpoint.forget(peer.name, f"it sent something that is no message: {error}")
                 return
-            if isinstance(message, Report | Step | Renew):
+            if isinstance(message, Report | Step | Emit | Renew):
                 if self._doorway.is_outside(peer.name):
                     self._endpoint.forget(peer.name, "clients outside the cluster have no agents to report of")
                     return
                 if isinstance(message, Step):
                     self._take_step(peer, message)
+                elif isinstance(message, Emit):
+                    self._take_chunks(peer, message)
                 elif isinstance(message, Renew):
                     self._lease(message)
                 else:
@@ -496,6 +514,22 @@ class Coordinator:
             self._pump.put(event_of(message))
         else:
             peer.send_anyway(messages.encode(StepAnswer(message.agent_id, message.number, "later")))
+
+    def _take_chunks(self, peer: Peer, message: Emit) -> None:
+        """An agent gives out chunks: as with steps."""
+        if self._pools.process(message.agent_id, message.incarnation) is not None:
+            if message.paced:
+                self._showing.paced(TaskId(message.task_id))
+            self._pump.put(emitting.event_of(message))
+        else:
+            peer.send_anyway(messages.encode(Emitted(message.agent_id, message.number, "later")))
+
+    def _tell_read(self, task_id: TaskId, seq: int) -> None:
+        """Agents that wait for readers of this task may go on."""
+        for held in self._core.book.open[task_id].running():
+            process = self._pools.process(held.agent_id, held.incarnation)
+            if process is not None:
+                process.link.send(Read(held.agent_id, task_id, seq))
 
     def _lease(self, message: Renew) -> None:
         """An agent asks whether its exclusive attempts may go on. Answered only in an epoch that is in force."""

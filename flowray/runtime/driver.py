@@ -6,6 +6,7 @@ coordinator knows if it had accepted them, and what the driver waits for is said
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -129,22 +130,41 @@ class Driver:
         reply: Reply = self._until_answered(lambda: question, question.what)
         return reply
 
+    async def ask_beside(self, question: Question) -> Reply:
+        """`ask` for code on an event loop, which goes on meanwhile."""
+        deadline = time.monotonic() + self.limits.unavailable_after_s
+        while True:
+            within_s = self._within_s(deadline, question.what)
+            try:
+                reply: Reply = await self._link.request_beside(question, within_s)
+                return reply
+            except (LinkGone, LinkLost) as error:
+                self._unanswered(error, deadline, question.what)
+                await asyncio.sleep(_RETRY_S)
+
     def _until_answered(self, message: Callable[[], Submit | Question], doing: str) -> Any:
         deadline = time.monotonic() + self.limits.unavailable_after_s
         while True:
-            if self.closed:
-                raise NotConnected(f"{doing}: this runtime is closed")
-            left = deadline - time.monotonic()
+            within_s = self._within_s(deadline, doing)
             try:
-                return self._link.request(message(), max(0.1, min(_CALL_S, left)))
-            except LinkGone as error:
-                raise CoordinatorUnavailable(f"{doing}: there is no way to the coordinator any more: {error}") from None
-            except LinkLost as error:
-                if left <= 0:
-                    waited = self.limits.unavailable_after_s
-                    unanswered = f"{doing}: the coordinator did not answer for {waited:g} s: {error}"
-                    raise CoordinatorUnavailable(unanswered) from None
+                return self._link.request(message(), within_s)
+            except (LinkGone, LinkLost) as error:
+                self._unanswered(error, deadline, doing)
                 time.sleep(_RETRY_S)
+
+    def _within_s(self, deadline: float, doing: str) -> float:
+        """How long one more request may take. Raises NotConnected."""
+        if self.closed:
+            raise NotConnected(f"{doing}: this runtime is closed")
+        return max(0.1, min(_CALL_S, deadline - time.monotonic()))
+
+    def _unanswered(self, error: LinkGone | LinkLost, deadline: float, doing: str) -> None:
+        """A request had no answer. Raises CoordinatorUnavailable unless it may be made again."""
+        if isinstance(error, LinkGone):
+            raise CoordinatorUnavailable(f"{doing}: there is no way to the coordinator any more: {error}") from None
+        if time.monotonic() >= deadline:
+            waited = self.limits.unavailable_after_s
+            raise CoordinatorUnavailable(f"{doing}: the coordinator did not answer for {waited:g} s: {error}") from None
 
     # ── handles ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -17,6 +17,7 @@ from flowray.outcomes import error_of
 from flowray.runtime.views import Story, story_of
 
 if TYPE_CHECKING:
+    from flowray.runtime.following import ChunkStream
     from flowray.runtime.runtime import Runtime
 
 
@@ -96,6 +97,27 @@ class Handle:
                 self._callbacks.append(call)
                 return
         call(self)
+
+    def stream(self, start: int = 0, *, restarts: int | None = None) -> ChunkStream:
+        """The chunks that the task gives out while it runs, from the number `start` on: `for` or `async for`.
+
+        Each `Chunk` has its number `seq` (0, 1, 2, ... without a gap) and its `value`. A `Restarted` among them says
+        that those from its `seq` on are void and what follows takes their place: an attempt was lost, and the next one
+        gave something else. What is shown is on disk, whoever dies then. It ends when the task succeeds; one that has
+        ended is read in the same way, as long as its outcome is kept. Any number of readers, of any process, are at
+        their own places, and slow ones hold nobody up.
+
+        A reader that goes on where another one was gives `start` and, to be told of a restart since, the `restarts` of
+        the last chunk read there.
+
+        Raises, while it is read:
+            TaskFailed, TaskCancelled, TaskExpired: it ended without a value, after its last chunk.
+            UnknownTask: no task has this id, or it left the journal's retention.
+            CoordinatorUnavailable, NotConnected.
+        """
+        from flowray.runtime.following import ChunkStream
+
+        return ChunkStream(self._runtime, self, start, restarts)
 
     def cancel(self) -> str:
         """Cancel the task unless it has ended: the state it is in for good, "cancelled" or an earlier one."""

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -279,13 +279,25 @@ class CoordinatorLink:
             LinkLost: no answer within `timeout_s`, or the coordinator was replaced meanwhile.
             LinkGone: it has left for good.
         """
+        with self._asking(message, timeout_s) as answer:
+            return answer.result(timeout_s)
+
+    async def request_beside(self, message: Question, timeout_s: float) -> Any:
+        """`request` for code on an event loop, which goes on meanwhile."""
+        with self._asking(message, timeout_s) as answer:
+            answer.set_running_or_notify_cancel()  # whoever gives up waiting leaves it alone
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.wrap_future(answer)
+
+    @contextlib.contextmanager
+    def _asking(self, message: Submit | Question, timeout_s: float) -> Iterator[Future[Any]]:
         number = next(self._numbers)
         answer: Future[Any] = Future()
         with self._lock:
             self._calls[number] = answer
         try:
             self._post(messages.encode(msgspec.structs.replace(message, number=number)))
-            return answer.result(timeout_s)
+            yield answer
         except TimeoutError:
             peer = self._endpoint.known(COORDINATOR)
             refused = f"; the last thing heard from there: {peer.refused}" if peer is not None and peer.refused else ""

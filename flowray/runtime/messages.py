@@ -85,6 +85,8 @@ class Question(Struct, frozen=True, array_like=True, tag="question"):
     by: str = ""  # and who or what gives it
     artifact: str = ""  # directory of a router, as the coordinator sees it,
     history: str = ""  # and of a set of outcomes
+    first: int = 0  # number of the first chunk wanted,
+    restarts: int | None = None  # and how many restarts there were when those before it were read; None: none was
 
 
 class Reply(Struct, frozen=True, array_like=True, tag="reply"):
@@ -191,6 +193,7 @@ class Start(Struct, frozen=True, array_like=True, tag="start"):
     epoch: int
     remaining_s: float | None = None
     steps: dict[str, Payload | None] = {}  # recorded by earlier attempts
+    cursor: int = 0  # chunks that these gave out, and stand
 
 
 class Step(Struct, frozen=True, array_like=True, tag="step"):
@@ -214,6 +217,49 @@ class StepAnswer(Struct, frozen=True, array_like=True, tag="step_answer"):
     verdict: str  # recorded | known | stale | refused (see core.commands.AnswerStep) | later (ask again in a moment)
     value: Payload | None = None
     detail: str = ""
+
+
+class Emit(Struct, frozen=True, array_like=True, tag="emit"):
+    """Record these chunks of a running attempt, and show them."""
+
+    agent_id: str
+    incarnation: int
+    number: int  # of this batch; its answer has the same
+    task_id: str
+    attempt: int
+    epoch: int
+    first: int  # number of the first chunk
+    digests: bytes
+    body: bytes  # see `flowray.chunks`
+    paced: bool = False  # it waits for readers, and wants to hear of them
+
+
+class Emitted(Struct, frozen=True, array_like=True, tag="emitted"):
+    """What became of a batch of chunks; what is recorded is on disk."""
+
+    agent_id: str
+    number: int
+    verdict: str  # recorded | stale | refused (see core.commands.AnswerChunks) | later (ask again in a moment)
+    detail: str = ""
+    read: int = 0  # chunks that the foremost reader has
+
+
+class Read(Struct, frozen=True, array_like=True, tag="read"):
+    """The foremost reader of a task has so many chunks."""
+
+    agent_id: str
+    task_id: str
+    seq: int
+
+
+class Page(Struct, frozen=True, array_like=True):
+    """Chunks of a task for one reader: the answer to the question "chunks". They are on disk."""
+
+    seq: int  # number of the first one
+    restarts: int  # of the task's stream by now
+    withdrawn: bool = False  # some that the reader has do not stand any more: those from `seq` on
+    rows: list[tuple[int, int, bytes]] = []  # (chunks to skip, chunks that follow, body) in order
+    state: str = ""  # of a task that has ended, when there are no chunks after these
 
 
 class Renew(Struct, frozen=True, array_like=True, tag="renew"):
@@ -252,6 +298,7 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     run_s: float = 0.0
     quality: float | None = None  # 0..1, where the agent reported one
     cost_usd: float | None = None  # where the agent reported it
+    chunks: int = 0  # that it gave out, those included that it went on from
 
 
 class Returned(Struct, frozen=True, array_like=True, tag="returned"):
@@ -372,9 +419,10 @@ class Lost(Struct, frozen=True, array_like=True, tag="lost"):
     reason: str
 
 
-ToCoordinator = Submit | Want | Question | Report | Step | Renew | Learn | Reach | Listening | Subscribe
+ToCoordinator = Submit | Want | Question | Report | Step | Emit | Renew | Learn | Reach | Listening | Subscribe
 ToClient = Renewed | Answers | Outcomes | Reply | Farewell | Listen | Reached | Told | Lost
-ToAgent = Start | Cancel | Acknowledge | StepAnswer | Leased | Retire | Renewed | Listen | Reached | Told | Lost
+ToHost = Start | Cancel | Acknowledge | StepAnswer | Emitted | Read | Leased | Retire  # of one agent
+ToAgent = ToHost | Renewed | Listen | Reached | Told | Lost
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode

@@ -98,6 +98,17 @@ class PayloadDesk:
             return _inline(encoded)
         return self._kept(encoded, durable)
 
+    def pack_inline(self, value: Any, field: str, most_bytes: int) -> Payload:
+        """Encode a value that has to be small, None as well.
+
+        Raises:
+            PayloadError: it cannot be pickled, or is larger than that.
+        """
+        encoded = encode_parts(value, field, None if self._plain_only else _pickled)
+        if encoded.size_bytes > most_bytes:
+            raise PayloadError(field, f"{encoded.size_bytes} bytes; {most_bytes} is the most. Make several of it")
+        return Payload(codec=encoded.codec, data=b"".join(encoded.parts), size_bytes=encoded.size_bytes)
+
     async def pack_beside(
         self, value: Any, field: str, *, durable: bool = True, inline_bytes: int | None = None
     ) -> Payload | None:

@@ -526,6 +526,7 @@ def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list
                     one.run_s,
                     one.quality,
                     one.cost_usd,
+                    one.chunks,
                 )
             )
         else:

@@ -30,6 +30,8 @@ from flowray.runtime.messages import (
     Begun,
     Cancel,
     Door,
+    Emit,
+    Emitted,
     Found,
     Leased,
     Listen,
@@ -37,6 +39,7 @@ from flowray.runtime.messages import (
     Prepare,
     Prepared,
     Reached,
+    Read,
     Renew,
     Renewed,
     Report,
@@ -213,6 +216,10 @@ class AgentProcess:
                 host.acknowledged(message.last)
             elif isinstance(message, StepAnswer):
                 host.steps.answered(message)
+            elif isinstance(message, Emitted):
+                host.emitting.answered(message)
+            elif isinstance(message, Read):
+                host.emitting.read(message)
             elif isinstance(message, Leased):
                 host.leases.granted(message.number)
             else:
@@ -291,7 +298,7 @@ class AgentProcess:
         else:
             self.loop.call_soon_threadsafe(call)
 
-    def report(self, report: Report | Step | Renew) -> bool:
+    def report(self, report: Report | Step | Emit | Renew) -> bool:
         """Send to the coordinator, from the loop. False when there is none to send to now."""
         peer = self._endpoint.known(COORDINATOR) if self._endpoint is not None else None
         if peer is None:

@@ -18,6 +18,7 @@ from flowray.runtime.messages import Introduction, Question, Reply
 from flowray.runtime.overview import Overview
 from flowray.runtime.pools import Pools
 from flowray.runtime.pump import Pump
+from flowray.runtime.showing import ShowDesk
 from flowray.runtime.views import DeadLetter, DeadLetters
 from flowray.store import SqliteStore
 
@@ -34,6 +35,7 @@ _FOR_ALL = frozenset(
         "figures",
         "grade",
         "asked",
+        "chunks",
     )
 )  # what clients that come over the network may ask
 
@@ -49,6 +51,7 @@ class Questions:
         pools: Pools,
         figures: Figures,
         overview: Overview,
+        showing: ShowDesk,
         *,
         introduce: Callable[[str], Awaitable[Introduction]],
         stop: Callable[[], Awaitable[bool]],
@@ -64,6 +67,7 @@ class Questions:
         self._pools = pools
         self._figures = figures
         self._overview = overview
+        self._showing = showing
         self._grades = GradeBook(core, store, pump)
         self._introduce = introduce
         self._stop = stop
@@ -106,6 +110,8 @@ class Questions:
             entry = self._core.book.open.get(TaskId(task_id))
             outcome = self._store.outcome(task_id) if entry is None else None
             return entry.state.value if entry is not None else outcome.state.value if outcome is not None else None
+        if what == "chunks":
+            return await self._showing.page(task_id, question.first, question.restarts)
         if what == "cancel":
             return await self._cancel(task_id)
         if what == "grade":

@@ -540,6 +540,13 @@ class Runtime:
             raise _error_named(reply, question)
         return msgspec.msgpack.decode(reply.body, type=kind)
 
+    async def _ask_beside(self, question: Question, kind: Any) -> Any:
+        """`_ask` for code on an event loop, which goes on meanwhile."""
+        reply = await self._driver.ask_beside(question)
+        if reply.error:
+            raise _error_named(reply, question)
+        return msgspec.msgpack.decode(reply.body, type=kind)
+
     def _add(self, spec: AgentSpec) -> None:
         self._ask(Question("add_agents", spec=spec), str)
 

@@ -19,6 +19,7 @@ _PLAIN = {
     "attempt_failed": "attempt {attempt} failed on {agent}",
     "requeued": "attempt {attempt} was lost with {agent}; waiting again",
     "outlived": "attempt {attempt} was lost with {agent}; the other one goes on",
+    "restarted": "attempt {attempt} on {agent} gives other chunks than the one before",
     "succeeded": "succeeded on {agent}",
     "dead": "gave up: a dead letter",
     "cancelled": "cancelled",

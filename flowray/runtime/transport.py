@@ -10,21 +10,7 @@ import ray
 from flowray.mesh.endpoint import Endpoint
 from flowray.runtime import messages
 from flowray.runtime._ray_errors import GONE, LOST, brief, seen_dead
-from flowray.runtime.messages import (
-    Acknowledge,
-    Begin,
-    Begun,
-    Cancel,
-    Door,
-    Found,
-    Leased,
-    Prepare,
-    Prepared,
-    Renewed,
-    Retire,
-    Start,
-    StepAnswer,
-)
+from flowray.runtime.messages import Begin, Begun, Door, Found, Prepare, Prepared, Renewed, ToHost
 
 _RETRY_S = 0.05  # between tries to reach a process that is unreachable but not known to be dead
 
@@ -37,7 +23,7 @@ class ProcessLink:
         self.process = process  # its name in the mesh
         self._endpoint = endpoint
 
-    def send(self, message: Start | StepAnswer | Leased | Cancel | Acknowledge | Retire | Renewed) -> None:
+    def send(self, message: ToHost | Renewed) -> None:
         """Queue a message; it arrives once and in order, unless the process dies first.
 
         How many there are is bounded by what an agent may hold, so room on the link is not asked for.

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flowray.core.commands import DurableCommand, GradeTask, ResolveTask
+from flowray.core.commands import DurableCommand, GradeTask, RecordChunks, ResolveTask
 from flowray.core.model import Grade, Outcome, Snapshot
+from flowray.core.streaming import DIGEST_BYTES
 from flowray.errors import StoreError, StoreFenced
 from flowray.store import records, recovery, schema, takeover
 from flowray.store.config import StoreConfig
@@ -105,6 +106,8 @@ class Journal:
             texts = self._insert_asked(resolved)
             if grades := [command for command in commands if isinstance(command, GradeTask)]:
                 self._insert_grades(grades)
+            if chunks := [command for command in commands if isinstance(command, RecordChunks)]:
+                self._write_chunks(chunks)
             dead = [
                 (command.task.id, command.outcome.resolved_at, letter, records.body_sha(letter))
                 for command in resolved
@@ -118,7 +121,9 @@ class Journal:
             )
             self._counts = counts
         # Two index pages for each outcome, as its id and key may lie anywhere; the body twice.
-        self._unchecked_bytes += 2 * len(body) + texts + _PAGE_BYTES * (4 + 2 * len(resolved) + len(grades))
+        texts += sum(command.size_bytes for command in chunks)
+        pages = 4 + 2 * len(resolved) + len(grades) + len(chunks)
+        self._unchecked_bytes += 2 * len(body) + texts + _PAGE_BYTES * pages
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Replace the snapshot and the journal rows that it covers: all written so far."""
@@ -159,7 +164,8 @@ class Journal:
                 self._check_fence()
                 for table in ("outcomes", "asked", "grades"):
                     connection.executemany(f"DELETE FROM {table} WHERE id = ?", [(row[0],) for row in gone])
-                connection.executemany("DELETE FROM dead_letters WHERE task_id = ?", [(row[1],) for row in gone])
+                for table in ("dead_letters", "chunks"):
+                    connection.executemany(f"DELETE FROM {table} WHERE task_id = ?", [(row[1],) for row in gone])
                 self._advance(replace(self._head, counts=records.encode(counts)))
                 self._counts = counts
             self._unchecked_bytes += _PAGE_BYTES * 3 * len(gone)
@@ -180,6 +186,7 @@ class Journal:
                 self._connection.execute(
                     "DELETE FROM asked WHERE id = (SELECT id FROM outcomes WHERE task_id = ?)", (task_id,)
                 )
+                self._connection.execute("DELETE FROM chunks WHERE task_id = ?", (task_id,))
             self._advance(self._head)
 
     def confirm_epoch(self) -> None:
@@ -290,6 +297,41 @@ class Journal:
         self._connection.executemany(
             "INSERT OR REPLACE INTO grades (id, body, sha) SELECT id, ?, ? FROM outcomes WHERE task_id = ?", rows
         )
+
+    def _write_chunks(self, commands: Sequence[RecordChunks]) -> None:
+        """In their order: those that a restart withdraws go, and a row of which a part stands becomes shorter."""
+        columns = f"({', '.join(records.CHUNK_COLUMNS)})"
+        rows: list[tuple[object, ...]] = []
+        restarted: dict[str, int] = {}  # what has been withdrawn before
+        for command in commands:
+            task_id, first = command.task_id, command.first
+            count = len(command.digests) // DIGEST_BYTES
+            if command.restarts > restarted.get(task_id, 0):
+                self._insert("chunks", columns, rows)
+                rows.clear()
+                self._withdraw_chunks(task_id, first)
+                restarted[task_id] = command.restarts
+            if count:
+                where = (task_id, first, count, command.skip, command.restarts)
+                rows.append((*where, command.body, records.chunk_sha(*where, command.body)))
+        self._insert("chunks", columns, rows)
+
+    def _withdraw_chunks(self, task_id: str, first: int) -> None:
+        """Chunks from `first` on do not stand any more. Where they have gone already, nothing happens."""
+        connection = self._connection
+        connection.execute("DELETE FROM chunks WHERE task_id = ? AND first >= ?", (task_id, first))
+        last = connection.execute(
+            f"SELECT {', '.join(records.CHUNK_COLUMNS)} FROM chunks WHERE task_id = ? ORDER BY first DESC LIMIT 1",
+            (task_id,),
+        ).fetchone()
+        found = records.decode_chunks(*last) if last is not None else None
+        if found is not None and found.first + found.count > first:
+            stands = first - found.first
+            sha = records.chunk_sha(task_id, found.first, stands, found.skip, found.restarts, found.body)
+            connection.execute(
+                "UPDATE chunks SET count = ?, sha = ? WHERE task_id = ? AND first = ?",
+                (stands, sha, task_id, found.first),
+            )
 
     def _insert(self, table: str, columns: str, rows: Sequence[tuple[object, ...]]) -> None:
         start = 0

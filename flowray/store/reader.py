@@ -16,7 +16,7 @@ from flowray.core.states import TaskState
 from flowray.errors import UnknownTask
 from flowray.store import records, recovery, schema
 from flowray.store.config import StoreConfig
-from flowray.store.records import Head
+from flowray.store.records import ChunkRow, Head
 
 _BESIDE = 1 + len(records.OUTCOME_COLUMNS)  # where what lies beside an outcome begins in a row that starts with its id
 _OUTCOME = ", ".join(f"o.{column}" for column in records.OUTCOME_COLUMNS)
@@ -34,7 +34,7 @@ class Reader:
             # From its first read on it holds SQLite's shared lock. So the writing connection is never the last to
             # go, and when it closes after a failed sync it does not checkpoint, which would sync again.
             schema.check_version(self._connection, path)
-        self._upgraded = False  # is there what schema 2 has beside outcomes? Not before the first epoch of this flowray
+        self._version = 0  # of the schema, as far as is known: the first epoch of this flowray makes it the newest
 
     def outcomes(self, column: str, values: Sequence[str]) -> Iterator[Outcome]:
         """Those whose task_id or key is among the values."""
@@ -61,7 +61,7 @@ class Reader:
 
     def all_recorded(self) -> Iterator[Recorded]:
         """The same with what lies beside the outcomes: what was asked, and the newest grade."""
-        if not self._has_beside():
+        if not self._has(2):
             yield from (Recorded(outcome=outcome) for outcome in self.all_outcomes())
             return
         last_id = 0
@@ -88,6 +88,35 @@ class Reader:
         """The newest one."""
         found = self._beside("grades", task_id)
         return records.decode_grade(task_id, *found) if found is not None else None
+
+    def chunks(self, task_id: str, first: int, restarts: int, most_bytes: int) -> list[ChunkRow]:
+        """What a task gave out from the number `first` on, without a gap: about so many bytes, one row at least.
+
+        The first row may begin before `first`. What was recorded after a later restart than `restarts` is left out.
+        """
+        if not self._has(3):
+            return []
+        found: list[ChunkRow] = []
+        size_bytes = 0
+        with self._lock, schema.translated("read from the store"):
+            # The row in which `first` lies, and those after it.
+            rows = self._connection.execute(
+                f"SELECT {', '.join(records.CHUNK_COLUMNS)} FROM chunks WHERE task_id = ? AND first >= coalesce("
+                "(SELECT max(first) FROM chunks WHERE task_id = ? AND first <= ?), 0) ORDER BY first",
+                (task_id, task_id, first),
+            )
+            for row in rows:
+                one = records.decode_chunks(*row)
+                expected = found[-1].first + found[-1].count if found else first
+                if one.restarts > restarts or one.first > expected:
+                    break
+                if one.first + one.count > first:
+                    found.append(one)
+                    size_bytes += len(one.body)
+                    if size_bytes >= most_bytes:
+                        break
+            rows.close()
+        return found
 
     def specs(self) -> dict[str, AgentSpec]:
         """The classes of agents of the team, by name. Reads all that is journalled since the snapshot."""
@@ -139,18 +168,19 @@ class Reader:
             self._connection.close()
 
     def _beside(self, table: str, task_id: str) -> tuple[bytes, bytes] | None:
-        if not self._has_beside():
+        if not self._has(2):
             return None
         found = self._rows(
             f"SELECT b.body, b.sha FROM {table} b JOIN outcomes o ON o.id = b.id WHERE o.task_id = ?", (task_id,)
         )
         return found[0] if found else None
 
-    def _has_beside(self) -> bool:
-        if not self._upgraded:
+    def _has(self, version: int) -> bool:
+        """Is there what this version of the schema has? Not before the first epoch of such a flowray."""
+        if self._version < version:
             with self._lock, schema.translated("read from the store"):
-                self._upgraded = schema.version(self._connection) >= 2
-        return self._upgraded
+                self._version = schema.version(self._connection)
+        return self._version >= version
 
     def _letters(self, rest: str, values: Sequence[object]) -> list[tuple[Task, Outcome]]:
         rows = self._rows(

@@ -1,8 +1,8 @@
 """The bytes of a row and their checksums: the one place that knows how a command becomes a blob and back.
 
-A journal row holds one group of commands, without the texts that lie in a table of their own. Its checksum covers its
-predecessor's, so rows can neither change, vanish nor swap places unseen. An outcome's row is covered by the checksum of
-its body, and its columns repeat the body.
+A journal row holds one group of commands, without the texts and the chunks that lie in tables of their own. Its
+checksum covers its predecessor's, so rows can neither change, vanish nor swap places unseen. An outcome's row is
+covered by the checksum of its body, and its columns repeat the body.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 
 import msgspec
 
-from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, RecordStep, ResolveTask
+from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, RecordChunks, RecordStep, ResolveTask
 from flowray.core.model import Asked, Grade, OpenTask, Outcome, Snapshot, Task
 from flowray.core.steps import step_bytes
 from flowray.errors import StoreCorrupt, StoreError
 
 # Of an outcome; all but the checksum repeat what its body says.
 OUTCOME_COLUMNS = ("task_id", "state", "resolved_at", '"key"', "fingerprint", "body", "sha")
+CHUNK_COLUMNS = ("task_id", "first", "count", "skip", "restarts", "body", "sha")
 GENESIS = bytes(32)  # stands for the checksum before the first row
 TASKS_PER_PART = 256  # of a snapshot: encoding one part holds the interpreter for about a millisecond
 
@@ -33,6 +34,17 @@ _grade = msgspec.msgpack.Decoder(Grade)
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
 _open_tasks = msgspec.msgpack.Decoder(list[OpenTask])
 _counts = msgspec.msgpack.Decoder(dict[str, int])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRow:
+    """Chunks of one task as they were recorded together."""
+
+    first: int  # number of the first one
+    count: int  # those that stand
+    skip: int  # before them in the body
+    restarts: int  # of the task's stream, up to these
+    body: bytes  # see `flowray.chunks`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +90,31 @@ def asked_sha(task_id: str, body: bytes) -> bytes:
     return hashlib.sha256(task_id.encode() + b"\0" + body).digest()
 
 
+def chunk_sha(task_id: str, first: int, count: int, skip: int, restarts: int, body: bytes) -> bytes:
+    """Of a row of chunks, its columns included: they are nowhere else."""
+    digest = hashlib.sha256(_encoder.encode((task_id, first, count, skip, restarts)))
+    digest.update(body)
+    return digest.digest()
+
+
+def decode_chunks(task_id: str, first: int, count: int, skip: int, restarts: int, body: object, sha: bytes) -> ChunkRow:
+    """Raises StoreCorrupt when the row (CHUNK_COLUMNS) is not what was written."""
+    if not isinstance(body, bytes) or chunk_sha(task_id, first, count, skip, restarts, body) != sha:
+        raise StoreCorrupt(f"the chunks of task {task_id} from {first} on do not match their checksum")
+    return ChunkRow(first=first, count=count, skip=skip, restarts=restarts, body=body)
+
+
 def encode_commands(commands: Sequence[DurableCommand]) -> bytes:
-    """Of one group. What a router read has a row of its own, written with this one: here it would lie twice."""
-    bare = [
-        msgspec.structs.replace(command, asked=None)
-        if isinstance(command, ResolveTask) and command.asked is not None
-        else command
-        for command in commands
-    ]
-    return _encoder.encode(bare)
+    """Of one group. What a router read, and chunks, have rows of their own, written with this one, not to lie twice."""
+    return _encoder.encode([_bare(command) for command in commands])
+
+
+def _bare(command: DurableCommand) -> DurableCommand:
+    if isinstance(command, ResolveTask) and command.asked is not None:
+        return msgspec.structs.replace(command, asked=None)
+    if isinstance(command, RecordChunks) and command.body:
+        return msgspec.structs.replace(command, body=b"")
+    return command
 
 
 def encode(value: object) -> bytes:
@@ -199,6 +227,8 @@ def held_bytes(command: DurableCommand) -> int:
         return 1024 + inline + dead + texts
     if isinstance(command, RecordStep):
         return 512 + step_bytes(command.name, command.value)
+    if isinstance(command, RecordChunks):
+        return 512 + len(command.body) + len(command.digests)
     return 512 + (len(command.spec.code) if isinstance(command, AddAgents) else 0)
 
 

@@ -45,6 +45,7 @@ class VerifyReport:
     dead_letters: int = 0
     texts: int = 0  # of tasks that a router had a word in
     grades: int = 0
+    chunks: int = 0  # that tasks gave out while they ran
     problems: tuple[str, ...] = ()  # in the order found; empty when all is well
 
     @property
@@ -159,6 +160,7 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
         dead_letters=counts.get("dead_letters", 0),
         texts=counts.get("texts", 0),
         grades=counts.get("grades", 0),
+        chunks=counts.get("chunks", 0),
         problems=tuple(problems),
     )
 
@@ -191,6 +193,30 @@ def _check_grades(connection: sqlite3.Connection) -> int:
     return _check_beside(connection, "grades", records.decode_grade)
 
 
+def _check_chunks(connection: sqlite3.Connection) -> int:
+    """Each row is what was written, and a task's chunks are numbered from 0 without a gap, up to what it ended with."""
+    if schema.version(connection) < 3:
+        return 0
+    count, task, stands = 0, "", 0
+    ended: dict[str, int] = {}
+    rows = connection.execute(f"SELECT {', '.join(records.CHUNK_COLUMNS)} FROM chunks ORDER BY task_id, first")
+    for row in rows:
+        found = records.decode_chunks(*row)
+        if row[0] != task:
+            task, stands = row[0], 0
+        if found.first != stands:
+            raise StoreCorrupt(f"chunk {stands} of task {task} is missing: the next one is {found.first}")
+        stands = ended[task] = found.first + found.count
+        count += found.count
+    for task, stands in ended.items():
+        row = connection.execute(
+            f"SELECT {', '.join(records.OUTCOME_COLUMNS)} FROM outcomes WHERE task_id = ?", (task,)
+        ).fetchone()
+        if row is not None and records.decode_outcome(*row).chunks != stands:
+            raise StoreCorrupt(f"there are {stands} chunks of task {task}, and its outcome says something else")
+    return count
+
+
 def _check_beside(connection: sqlite3.Connection, table: str, decode: Callable[[str, object, bytes], object]) -> int:
     """Each row belongs to an outcome and is what was written."""
     if schema.version(connection) < 2:
@@ -213,4 +239,5 @@ _CHECKS: dict[str, Callable[[sqlite3.Connection], int | None]] = {
     "dead_letters": _check_dead_letters,
     "texts": _check_texts,
     "grades": _check_grades,
+    "chunks": _check_chunks,
 }

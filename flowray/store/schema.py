@@ -13,7 +13,7 @@ from flowray.errors import StoreCorrupt, StoreError, StoreUnsupported
 from flowray.store.config import StoreConfig
 from flowray.store.records import Head
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "flowray.db"
 
 # Outcomes keep their rowid: rows lie in the order of commit, which is the order of resolved_at. So the newest, and
@@ -38,6 +38,13 @@ CREATE INDEX dead_letters_by_at ON dead_letters (at, task_id);
 _BESIDE = """
 CREATE TABLE asked (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sha BLOB NOT NULL);
 CREATE TABLE grades (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sha BLOB NOT NULL);
+"""
+
+# What tasks gave out while they ran, of open ones and of those that have ended: `count` chunks from the number `first`
+# on, after so many restarts. They are the ones of the body after its first `skip`.
+_CHUNKS = """
+CREATE TABLE chunks (task_id TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, skip INTEGER NOT NULL,
+    restarts INTEGER NOT NULL, body BLOB NOT NULL, sha BLOB NOT NULL, PRIMARY KEY (task_id, first)) WITHOUT ROWID;
 """
 
 
@@ -153,8 +160,11 @@ def version(connection: sqlite3.Connection) -> int:
 
 def upgrade(connection: sqlite3.Connection) -> None:
     """Add what an earlier flowray did not have; part of the caller's transaction. Nothing that is there changes."""
-    if version(connection) < 2:
+    found = version(connection)
+    if found < 2:
         _run(connection, _BESIDE)
+    if found < 3:
+        _run(connection, _CHUNKS)
         connection.execute("UPDATE meta SET v = ? WHERE k = 'schema'", (SCHEMA_VERSION,))
 
 
@@ -180,6 +190,7 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     _run(connection, _TABLES)
     _run(connection, _BESIDE)
+    _run(connection, _CHUNKS)
     connection.executemany(
         "INSERT INTO meta VALUES (?, ?)", [("schema", SCHEMA_VERSION), ("epoch", head.epoch), ("owner", head.owner)]
     )

@@ -20,6 +20,7 @@ from flowray.store import filesystem
 from flowray.store.config import StoreConfig
 from flowray.store.journal import Journal
 from flowray.store.reader import Reader
+from flowray.store.records import ChunkRow
 from flowray.store.recovery import Recovery
 from flowray.store.writer import Done, Writer
 
@@ -175,6 +176,11 @@ class SqliteStore:
     def grade(self, task_id: str) -> Grade | None:
         """The newest grade of a task; None where nobody gave one."""
         return self._reader.grade(task_id)
+
+    def chunks(self, task_id: str, first: int = 0, *, restarts: int, most_bytes: int = 1 << 18) -> list[ChunkRow]:
+        """What a task gave out from the number `first` on, up to so many restarts: without a gap, and about so many
+        bytes (one row at least). The first row may begin before `first`. Kept as long as the task's outcome."""
+        return self._reader.chunks(task_id, first, restarts, most_bytes)
 
     def recorded(self) -> Iterator[Recorded]:
         """All that is kept of every task that has ended, in the order of commit, a few hundred at a time in memory."""

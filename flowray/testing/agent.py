@@ -10,7 +10,8 @@ What an agent must do for the core's promises to hold, in the simulation as in p
 - answer every CancelAttempt, also for what it does not have: the coordinator holds a slot until then;
 - hand back what it has not begun when it is stuck;
 - run exclusive attempts only under a lease, and end them when it is over;
-- go on after a step only when a coordinator has answered that it is recorded, and ask again until one does.
+- go on after a step only when a coordinator has answered that it is recorded, and ask again until one does;
+- answer a task that gives out chunks only when all of them are on disk (`chunks`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from flowray.core.commands import AnswerStep, StartAttempt
+from flowray.core.commands import AnswerChunks, AnswerStep, StartAttempt
 from flowray.core.events import AgentReady, AttemptFinished, AttemptReturned, StepFinished
 from flowray.core.fencing import STOP_S, Lease
 from flowray.core.model import AgentId, AgentSpec, Failure, Payload, Running, Task, TaskId
+from flowray.testing.chunks import Outlet, Piece
 from flowray.testing.network import Link
 from flowray.testing.partitions import DOWN, UP
 
@@ -51,6 +53,8 @@ class Run:
     kills: bool = False  # it takes its process down instead of answering
     heeds_cancel: bool = True  # it stops soon after being told to
     steps: tuple[tuple[str, Payload | None], ...] = ()  # that it takes, one after the other, and what they come to
+    chunks: tuple[Piece, ...] = ()  # that it gives out while it runs
+    resumes: bool = False  # it leaves out those that stand already
 
 
 class Behaviour(Protocol):
@@ -111,10 +115,11 @@ class AgentProcess:
         self.hung = False
         self.epoch_seen = 0
         self.stream: Stream | None = None
-        self.queue: dict[Token, tuple[StartAttempt, Task, Given]] = {}  # not begun, oldest first
+        self.queue: dict[Token, tuple[StartAttempt, Task, Given, int]] = {}  # not begun, oldest first
         self.running: dict[Token, Run] = {}
         self._left: dict[Token, list[tuple[str, Payload | None]]] = {}  # steps that a running attempt has yet to record
         self._asked: dict[Token, StepFinished] = {}  # of those, what it waits for
+        self._outlets: dict[Token, Outlet] = {}  # of running attempts that give out chunks
         self._lease = Lease(world.policy.lease_s)
         self._leasing = False
         self.exclusive: set[Token] = set()  # of what it holds
@@ -186,16 +191,28 @@ class AgentProcess:
         stream.up(partial(coordinator.ready, AgentReady(self.id, self.incarnation, held), stream))
         for step in list(self._asked.values()):
             stream.up(partial(coordinator.step, step, stream))
+        for outlet in list(self._outlets.values()):
+            outlet.send_again()
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given) -> None:
+    def start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given, cursor: int) -> None:
         """A StartAttempt."""
-        self._do(lambda: self._start(stream, command, task, steps))
+        self._do(lambda: self._start(stream, command, task, steps, cursor))
 
     def step_answered(self, answer: AnswerStep) -> None:
         """What became of a step."""
         self._do(lambda: self._go_on(answer))
+
+    def chunks_answered(self, answer: AnswerChunks) -> None:
+        """What became of a batch of chunks."""
+
+        def tell() -> None:
+            outlet = self._outlets.get((answer.task_id, answer.attempt, answer.epoch))
+            if outlet is not None:
+                outlet.answered(answer)
+
+        self._do(tell)
 
     def cancel(self, stream: Stream, token: Token) -> None:
         """A CancelAttempt."""
@@ -211,12 +228,12 @@ class AgentProcess:
             return False
         return stream is self.stream
 
-    def _start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given) -> None:
+    def _start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given, cursor: int) -> None:
         token = command.task_id, command.attempt, command.epoch
         if not self._accepts(stream) or token in self._seen:
             return
         self._remember(token)
-        self.queue[token] = command, task, steps
+        self.queue[token] = command, task, steps, cursor
         if task.exclusive:
             self.exclusive.add(token)
             if not self._leasing:
@@ -258,7 +275,7 @@ class AgentProcess:
 
     def _begin(self) -> None:
         while self.queue and len(self.running) < self.spec.slots:
-            token, (command, task, steps) = next(iter(self.queue.items()))
+            token, (command, task, steps, cursor) = next(iter(self.queue.items()))
             if task.exclusive and not self._lease.valid(self.world.clock.now):
                 self.world.note("waited for a lease")
                 return
@@ -269,7 +286,22 @@ class AgentProcess:
             self._left[token] = list(run.steps)
             self.world.observer.runs(self, token)
             self._last_end = self.world.clock.now
+            if run.chunks:
+                self._give(token, run, cursor if run.resumes else 0)
             self._work(token, run)
+
+    def _give(self, token: Token, run: Run, first: int) -> None:
+        """Chunks of an attempt that begins."""
+        if first:
+            self.world.note("chunks gone on with")
+        outlet = self._outlets[token] = Outlet(self, token, run.chunks, first)
+        self.world.observer.chunks.begun(token, outlet)
+
+        def lost(verdict: str) -> None:
+            stale = Failure(kind="application", type="StaleAttempt", message=f"chunks: {verdict}")
+            self._end(token, run, run.duration_s * self.factor, stale)
+
+        outlet.begin(run.duration_s * self.factor, lost)
 
     # ── exclusive attempts ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -362,6 +394,13 @@ class AgentProcess:
     def _end(self, token: Token, run: Run, took_s: float, stopped: Failure | None = None) -> None:
         if self.running.get(token) is not run:
             return
+        outlet = self._outlets.get(token)
+        answers = stopped is None and run.failure is None and not run.kills
+        if outlet is not None and answers and not outlet.finish(partial(self._end, token, run, took_s)):
+            return
+        self._outlets.pop(token, None)
+        if outlet is not None:
+            outlet.stop()
         del self.running[token], self._left[token]
         self.exclusive.discard(token)
         self._asked.pop(token, None)
@@ -380,6 +419,7 @@ class AgentProcess:
                 run_s=took_s,
                 quality=run.quality,
                 cost_usd=run.cost_usd,
+                chunks=outlet.next if outlet is not None else 0,
             )
         self._keep(token, answer)
         self._begin()

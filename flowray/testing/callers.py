@@ -11,6 +11,7 @@ from msgspec import structs
 from flowray.core.commands import AcceptTask, AddAgents, AnswerCancel, Command, GradeTask, KnownTask, RefuseTask
 from flowray.core.model import AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import TaskState
+from flowray.testing.chunks import Reader
 
 if TYPE_CHECKING:
     from flowray.testing.coordinator import CoordinatorProcess
@@ -33,6 +34,7 @@ class Plan:
     grade: float | None = None  # that its answer gets later; None for never
     again_after_s: float | None = None  # so long after its outcome the same is submitted once more; None for never
     again_as: str = ""  # under which id; "" for the same one
+    readers: tuple[tuple[float, float], ...] = ()  # of its chunks: (how long after the acceptance, pause at each page)
 
 
 class Caller:
@@ -54,12 +56,15 @@ class Caller:
         self._trying = False  # it was refused and will submit again
         self._resubmits = plan.resubmits
         self._watch_s = WATCH_S
+        self._readers: list[Reader] = []
         self._later: Caller | None = None  # the same request, made once more
 
     @property
     def done(self) -> bool:
         """Nothing more will be asked."""
         if self._later is not None and not self._later.done:
+            return False
+        if not all(reader.ended for reader in self._readers):
             return False
         answered = (not self.cancelling or self.cancel_answer is not None) and (
             not self.grading or self.graded is not None
@@ -150,6 +155,11 @@ class Caller:
             return
         self.accepted, self.refusal, self.follows = True, None, task_id
         self.watch()
+        for after_s, pause_s in self._plan.readers:
+            reader = Reader(self.world, task_id, pause_s=pause_s)
+            self._readers.append(reader)
+            self.world.observer.chunks.follow(task_id, reader)
+            self.world.clock.after(after_s, reader.ask)
         if self._plan.cancel_after_s is not None:
             self.cancelling = True
             self.world.clock.after(self._plan.cancel_after_s, self.cancel)

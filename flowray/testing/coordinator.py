@@ -7,10 +7,12 @@ The protocol, which the Ray shell keeps too:
 - an answer of an agent is acknowledged when everything it led to is on disk;
 - no caller is told anything, not even a refusal, by a process whose epoch is over: a reply with nothing to wait for
   still looks at the fence;
-- an attempt that is given recorded steps starts when these are on disk, unless it is over by then; so does one of an
-  exclusive task;
+- an attempt that is given recorded steps, or the number of recorded chunks, starts when these are on disk, unless it is
+  over by then; so does one of an exclusive task;
 - leases are given to agents that the core has not given up, by a coordinator whose epoch is in force;
-- a step of an agent that has not said what it holds is put off: whether its attempt is current is not known before;
+- a step, or a chunk, of an agent that has not said what it holds is put off: whether its attempt is current is not
+  known before;
+- chunks are shown when they are on disk, as they stood after the restarts that this process has seen on disk;
 - a repeat of a task that ended long ago is recognised in the store, before the core is asked;
 - the core is told which ends are on disk: those it need not remember any more.
 """
@@ -29,11 +31,13 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerChunks,
     AnswerStep,
     CancelAttempt,
     Command,
     GradeTask,
     KnownTask,
+    RecordChunks,
     RefuseTask,
     RequestEstimates,
     ResolveTask,
@@ -47,6 +51,7 @@ from flowray.core.events import (
     AgentsAdded,
     AttemptFinished,
     CancelRequested,
+    ChunksMade,
     Event,
     GradeGiven,
     StepFinished,
@@ -55,6 +60,8 @@ from flowray.core.events import (
 )
 from flowray.core.model import AgentId, AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import TaskState
+from flowray.core.streaming import DIGEST_BYTES, standing
+from flowray.testing.chunks import Shown
 from flowray.testing.journal import Writer
 
 if TYPE_CHECKING:
@@ -101,6 +108,12 @@ class CoordinatorProcess:
         self._held: deque[Callable[[], None]] = deque()  # what arrived while paused
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (groups on disk, what to do then)
         self._watchers: dict[TaskId, list[Watcher]] = {}
+        self._readers: dict[TaskId, list[Callable[[], None]]] = {}
+        self._streams: dict[TaskId, tuple[int, tuple[int, ...]]] = {  # open task -> its chunks on disk, its restarts
+            task_id: (entry.stream.count, tuple(entry.stream.restarts))
+            for task_id, entry in self.core.book.open.items()
+            if entry.stream is not None
+        }
         self._tick_at: float | None = None
         self._snapshot_every = Random(f"{world.seed}/snapshots").choice(SNAPSHOT_EVERY)
         self._next_snapshot = self._snapshot_every
@@ -163,6 +176,22 @@ class CoordinatorProcess:
 
         self._receive(take)
 
+    def chunks(self, event: ChunksMade, stream: Stream) -> None:
+        """An agent gives out chunks."""
+
+        def take() -> None:
+            if (event.agent_id, event.incarnation) in self.streams:
+                self._handle(event)
+            else:
+                token = event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation
+                stream.down(partial(stream.agent.chunks_answered, AnswerChunks(*token, event.number, "later")))
+
+        self._receive(take)
+
+    def show(self, task_id: TaskId, first: int, restarts: int | None, show: Callable[[Shown | None], None]) -> None:
+        """A reader wants what comes after the chunks that it has."""
+        self._receive(lambda: self._show(task_id, first, restarts, show))
+
     def lease(self, agent_id: AgentId, incarnation: int, grant: Callable[[], None]) -> None:
         """An agent asks whether it may go on with exclusive attempts."""
 
@@ -220,6 +249,7 @@ class CoordinatorProcess:
         self._held.clear()
         self._waiting.clear()
         self._watchers.clear()
+        self._readers.clear()
 
     # ── handling ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -252,6 +282,33 @@ class CoordinatorProcess:
         else:
             self._when_synced(lambda: watcher(self.world.disk.outcomes.get(task_id)))
 
+    def _show(self, task_id: TaskId, first: int, seen: int | None, show: Callable[[Shown | None], None]) -> None:
+        disk, ended = self.world.disk, False
+        if task_id in self._streams:
+            count, restarts = self._streams[task_id]
+        elif self.core.task(task_id) is None and task_id in disk.outcomes:
+            count, restarts, ended = disk.outcomes[task_id].chunks, disk.outcomes[task_id].restarts, True
+        else:
+            count, restarts = 0, ()
+        stands = standing(restarts, seen, first)
+        pieces = []
+        for made, piece in disk.chunks.get(task_id, [])[stands:count]:
+            if made > len(restarts):
+                self.world.note("chunks kept from a reader who does not know of a restart")
+                break
+            pieces.append(piece)
+        if pieces or ended or stands < first:
+            whole = stands + len(pieces) >= count
+            show(Shown(stands, len(restarts), stands < first, tuple(pieces), ended and whole))
+        else:
+            waiting = self._readers.setdefault(task_id, [])
+            waiting.append(lambda: self._show(task_id, first, seen, show))
+            del waiting[:-8]  # readers ask again
+
+    def _wake_readers(self, task_id: TaskId) -> None:
+        for look in self._readers.pop(task_id, ()):
+            look()
+
     def _grade(self, task_id: TaskId, quality: float, reply: Reply) -> None:
         outcome = self.world.disk.outcomes.get(task_id)
         if outcome is not None and outcome.state is TaskState.SUCCEEDED:
@@ -271,7 +328,7 @@ class CoordinatorProcess:
                 return
             do = partial(self._perform, command, reply)
             if isinstance(command, StartAttempt):
-                do = partial(self._start_attempt, command, self._given(command))
+                do = partial(self._start_attempt, command, self._given(command), self._cursor(command))
             if command.waits or type(command) is RefuseTask or self._starts_late(command):
                 self._when_synced(do)
             else:
@@ -287,11 +344,16 @@ class CoordinatorProcess:
     def _starts_late(self, command: Command) -> bool:
         """An attempt that must not start before everything that led to it is on disk."""
         entry = self.core.book.open.get(command.task_id) if isinstance(command, StartAttempt) else None
-        return entry is not None and (entry.task.exclusive or bool(entry.steps))
+        return entry is not None and (entry.task.exclusive or bool(entry.steps) or entry.stream is not None)
 
     def _given(self, command: StartAttempt) -> Given:
         """Steps as they are now: what an attempt beside it records from here on is on disk later than this start."""
         return dict(self.core.book.open[command.task_id].steps) if command.task_id in self.core.book.open else {}
+
+    def _cursor(self, command: StartAttempt) -> int:
+        """How many chunks stand, as for steps."""
+        entry = self.core.book.open.get(command.task_id)
+        return entry.stream.count if entry is not None and entry.stream is not None else 0
 
     def _when_synced(self, do: Callable[[], None]) -> None:
         """Do it once everything appended so far is on disk; not at all if this epoch is over by then."""
@@ -335,6 +397,17 @@ class CoordinatorProcess:
         elif isinstance(command, ResolveTask):
             for watcher in self._watchers.pop(command.outcome.task_id, ()):
                 watcher(command.outcome)
+            self._streams.pop(command.outcome.task_id, None)
+            self._wake_readers(command.outcome.task_id)
+        elif isinstance(command, RecordChunks):
+            count, restarts = self._streams.get(command.task_id, (0, ()))
+            restarts = (*restarts, command.first) if command.first < count else restarts
+            self._streams[command.task_id] = command.first + len(command.digests) // DIGEST_BYTES, restarts
+            self._wake_readers(command.task_id)
+        elif isinstance(command, AnswerChunks):
+            stream = self.streams.get((command.agent_id, command.incarnation))
+            if stream is not None:
+                stream.down(partial(stream.agent.chunks_answered, command))
         elif isinstance(command, AnswerStep):
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
@@ -356,10 +429,10 @@ class CoordinatorProcess:
             outcome = self.world.disk.outcomes.get(command.task_id)
             reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else None))
 
-    def _start_attempt(self, command: StartAttempt, steps: Given) -> None:
+    def _start_attempt(self, command: StartAttempt, steps: Given, cursor: int) -> None:
         if command.reason == "adopted":
             return
         entry = self.core.book.open.get(command.task_id)
         stream = self.streams.get((command.agent_id, command.incarnation))
         if entry is not None and stream is not None and is_running(entry, command.attempt, command.epoch):
-            stream.down(partial(stream.agent.start, stream, command, entry.task, steps))
+            stream.down(partial(stream.agent.start, stream, command, entry.task, steps, cursor))

@@ -12,6 +12,7 @@ those of the reliability contract:
  8  cancelled means cancelled
  9  expired only after the deadline, and ended in time
 11  bounds hold; what was accepted is never shed
+13  a reader is shown chunks 0..n without gap or repeat, or told which do not stand any more
 15  only legal arrows; recovery gives the live state
 17  when the faults stop, everything ends
 20  and nothing is left behind
@@ -46,6 +47,7 @@ from flowray.core.commands import (
     DurableCommand,
     GradeTask,
     KnownTask,
+    RecordChunks,
     RecordStep,
     RefuseTask,
     RequeueTask,
@@ -61,6 +63,7 @@ from flowray.core.model import Choice, Outcome, Payload, Task, TaskId
 from flowray.core.naming import attempt_key, class_of
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
+from flowray.testing.chunks import ChunkObserver
 
 if TYPE_CHECKING:
     from flowray.testing.agent import AgentProcess
@@ -108,6 +111,7 @@ class Observer:
         self.acknowledged: dict[TaskId, None] = {}  # a caller was told that it is accepted
         self.graded: dict[TaskId, GradeTask] = {}  # on disk, the newest
         self.started: dict[tuple[str, int], None] = {}  # agent processes ever asked for
+        self.chunks = ChunkObserver(world, hold)
         self._world = world
         self._thorough = thorough
         self._rng = Random(f"{world.seed}/observer")
@@ -146,6 +150,9 @@ class Observer:
                 self._resolve(command, epoch)
             elif isinstance(command, RecordStep):
                 self._record(command)
+            elif isinstance(command, RecordChunks):
+                self.chunks.written(command, self.book)
+                self._apply(command)
             else:
                 if isinstance(command, WakeTask):
                     early = self.book.open[command.task_id].not_before - command.at
@@ -306,11 +313,13 @@ class Observer:
         hold(name not in self.resolved, "2", f"{name} ended twice")
         self._leave(name)
         entry = self.book.open[name]
+        answering: tuple[TaskId, int, int] | None = None
         if outcome.state is TaskState.SUCCEEDED:
             where = (outcome.story[-1].attempt, outcome.agent_id)
             answered = [held for held in entry.running() if where == (held.attempt, held.agent_id)]
             hold(len(answered) == 1, "3", f"{name}: {where} answered, which is not running")
             one = answered[0]
+            answering = name, one.attempt, one.epoch
             token = value_of(name, one.attempt, one.epoch, one.agent_id, one.incarnation)
             data = outcome.value.data if outcome.value is not None else None
             if data is not None and data.startswith(b"answer|"):
@@ -339,6 +348,7 @@ class Observer:
         hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
         self._apply(command)
         self.resolved[name] = outcome
+        self.chunks.resolved(outcome, answering)
 
     # ── what agents do ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -472,6 +482,8 @@ class Observer:
                 self._note_routing(command.choice)
             elif isinstance(command, RequeueTask) and command.arrow == "outlived":
                 world.note("an attempt was outlived by the one beside it")
+                if command.failure is not None and command.failure.kind == "diverged":
+                    world.note("stopped for giving other chunks")
             elif isinstance(command, ResolveTask):
                 self._note_end(coordinator, command.outcome)
             elif isinstance(command, RefuseTask):
@@ -574,6 +586,7 @@ class Observer:
         assert leader is not None
         for task_id in self.acknowledged:
             hold(task_id in self.resolved, "1", f"{task_id} was acknowledged and never ended")
+        self.chunks.finish()
         hold(self._world.disk.grades == self.graded, "G1", "a grade that was on disk is not there, or is another one")
         core = leader.core
         core.check()

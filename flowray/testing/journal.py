@@ -15,7 +15,8 @@ from random import Random
 
 import msgspec
 
-from flowray.core.commands import DurableCommand, GradeTask, ResolveTask
+from flowray.chunks import decode_chunks
+from flowray.core.commands import DurableCommand, GradeTask, RecordChunks, ResolveTask
 from flowray.core.model import Outcome, Snapshot, TaskId
 from flowray.errors import StoreCorrupt
 from flowray.testing.clock import VirtualClock
@@ -35,6 +36,7 @@ class Disk:
         self.outcomes: dict[TaskId, Outcome] = {}
         self.keys: dict[str, TaskId] = {}  # of outcomes
         self.grades: dict[TaskId, GradeTask] = {}  # the newest of each outcome
+        self.chunks: dict[TaskId, list[tuple[int, tuple[str, bytes]]]] = {}  # (restarts before it, chunk), by number
         self.last_at = 0.0  # the highest time in it
         self.torn: Group = ()  # a part of a group, at its end
         self.on_synced = on_synced
@@ -57,6 +59,10 @@ class Disk:
                     self.keys[outcome.key] = outcome.task_id
             elif type(command) is GradeTask:
                 self.grades[command.task_id] = command
+            elif type(command) is RecordChunks:
+                chunks = self.chunks.setdefault(command.task_id, [])
+                added = decode_chunks(command.body)[command.skip :] if command.body else []
+                chunks[command.first :] = [(command.restarts, piece) for piece in added]
         self.on_synced(epoch, group)
 
     def keep(self, snapshot: Snapshot) -> None:

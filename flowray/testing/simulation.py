@@ -12,10 +12,12 @@ seeds give equal runs. All invariants of the core and of the world round it are 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flowray.agents import check_number, check_runnable, with_description
+from flowray.chunks import Chunk, Restarted
 from flowray.core.commands import RefuseTask
 from flowray.core.model import AgentSpec, Choice, Outcome, StoryLine, Task, TaskId
 from flowray.core.policy import CorePolicy
@@ -33,9 +35,11 @@ from flowray.errors import (
 from flowray.outcomes import error_of, story_line
 from flowray.tasks import make_task
 from flowray.testing.callers import Caller, Operator, Plan
+from flowray.testing.chunks import Reader, Shown
 from flowray.testing.faults import Fault
 from flowray.testing.work import ServiceTime, Target, UserWork, pack, unpack
 from flowray.testing.world import World
+from flowray.values import decode_value
 
 _REFUSALS: dict[str, type[TaskRefused]] = {
     "queue_full": QueueFull,
@@ -296,6 +300,30 @@ class Handle:
 
     async def _resulting(self) -> Any:
         return self.result()
+
+    def stream(self, start: int = 0) -> Iterator[Chunk | Restarted]:
+        """The task's chunks from the number `start` on, while virtual time passes. See `flowray.Handle.stream`.
+
+        An agent's own code runs in no time here, and what it gave out is spread over its service time: so `ctx.cursor`
+        is 0 at each attempt.
+        """
+        shown: deque[Chunk | Restarted] = deque()
+
+        def show(page: Shown) -> None:
+            if page.withdrawn:
+                shown.append(Restarted(page.seq, page.restarts))
+            for seq, (codec, data) in enumerate(page.pieces, page.seq):
+                shown.append(Chunk(seq, decode_value(codec, data), page.restarts))
+
+        reader = Reader(self._simulation.world, self.caller.follows, first=start)
+        reader.on_shown = show
+        reader.ask()
+        while not reader.ended or shown:
+            if not self._simulation.wait(lambda: bool(shown) or reader.ended, None):
+                raise WaitTimeout(f"no further chunk of task {self.task_id}", 86_400.0)
+            while shown:
+                yield shown.popleft()
+        self.result()
 
     def cancel(self) -> str:
         """Cancel the task unless it has ended: the state it is in for good, "cancelled" or an earlier one."""

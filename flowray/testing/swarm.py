@@ -24,8 +24,10 @@ from flowray.core.policy import CorePolicy
 from flowray.core.registry import RestartPolicy
 from flowray.core.retry import RetryPolicy
 from flowray.core.routing import RoutingPolicy
+from flowray.core.streaming import StreamingPolicy
 from flowray.testing.agent import AgentProcess, Given, Run
 from flowray.testing.callers import Caller, Operator, Plan
+from flowray.testing.chunks import Piece
 from flowray.testing.faults import (
     AgentStartFailure,
     CoordinatorCrash,
@@ -65,6 +67,12 @@ SOMETIMES = (
     "cancel raced with answer",
     "cancelled while running",
     "cancelled while waiting",
+    "chunks gone on with",
+    "chunks put off",
+    "chunks recorded",
+    "chunks refused",
+    "chunks stale",
+    "chunks withdrawn at the end",
     "commit arrived after re-queue",
     "coordinator crashed",
     "dead: agent_lost",
@@ -83,17 +91,22 @@ SOMETIMES = (
     "held back",
     "older epoch refused by an agent",
     "prefetched",
+    "read on with another coordinator",
     "refused: conflict",
     "refused: queue_full",
     "refused: unknown_capability",
     "repeat recognised by its key",
     "reported dead and lives on",
+    "restart told to a reader",
+    "restarted from the beginning",
+    "restarted in the middle",
     "retry attempt",
     "routed",
     "step given to a later attempt",
     "step put off",
     "step recorded",
     "step stale",
+    "stopped for giving other chunks",
     "stream broken",
     "tail lost",
     "taken over from a class that was waited for",
@@ -170,17 +183,46 @@ class RandomWork:
         heeds = rng.random() < 0.7
         token = value_of(task.id, command.attempt, command.epoch, process.id, process.incarnation)
         names = [f"s{number}" for number in range(int(task.labels.get("steps", "0")))]
+        chunks = chunks_of(task, token)
+        resumes = "resumes" in task.labels
         takes = tuple((n, Payload(data=token + n.encode(), size_bytes=len(token))) for n in names if n not in steps)
         if task.labels.get("kills") or rng.random() < 0.002:
-            return Run(duration_s=duration_s, kills=True, steps=takes)
+            return Run(duration_s=duration_s, kills=True, steps=takes, chunks=chunks, resumes=resumes)
         dice = rng.random()
         if dice < 0.12:
             retryable = dice < 0.10
             failure = Failure(kind="application", type="ValueError", message="odd", retryable=retryable)
-            return Run(duration_s=duration_s, failure=failure, heeds_cancel=heeds, steps=takes)
+            return Run(
+                duration_s=duration_s,
+                failure=failure,
+                heeds_cancel=heeds,
+                steps=takes,
+                chunks=chunks,
+                resumes=resumes,
+            )
         value = Payload(data=token, size_bytes=len(token))
         quality = self._quality.random() if task.least_quality is not None else None
-        return Run(duration_s=duration_s, value=value, quality=quality, heeds_cancel=heeds, steps=takes)
+        return Run(
+            duration_s=duration_s,
+            value=value,
+            quality=quality,
+            heeds_cancel=heeds,
+            steps=takes,
+            chunks=chunks,
+            resumes=resumes,
+        )
+
+
+def chunks_of(task: Task, token: bytes) -> tuple[Piece, ...]:
+    """What an attempt gives out: as many chunks as its label says, the same each time unless the task is flaky."""
+    count = int(task.labels.get("chunks", "0"))
+    same = [f"{task.id}/{number}".encode() for number in range(count)]
+    if count and "flaky" in task.labels:
+        rng = Random(token.decode())
+        if rng.random() < 0.7:
+            differs, ends = rng.randrange(count), count - rng.choice((0, 0, 0, 1, count))
+            same = [data + (token if number >= differs else b"") for number, data in enumerate(same[:ends])]
+    return tuple(("msgpack", data) for data in same)
 
 
 # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -195,16 +237,18 @@ def draw_options(seed: int) -> Options:
     if seed % LONG_EVERY == 0:  # now and then a long one: hardly busy, with more lives of everything
         safety_s, count = rng.choice((600.0, 1800.0, 3600.0)), 2 * count
     doubled = Random(f"{seed}/doubled")  # draws of its own: so the seeds of before tell the same stories
+    streamed = Random(f"{seed}/streamed")
     slots = sum(s.count * s.slots for s in specs)
     # Between hardly any load and about twice what the team can do.
     median_s = min(5.0, rng.choice((0.001, 0.05, 0.2, 1.0)) * (1.0 + slots * safety_s / count / 4.0))
+    plans = _doubled(doubled, specs, _draw_plans(rng, specs, count, safety_s, median_s))
     return Options(
         seed=seed,
         specs=specs,
-        plans=_doubled(doubled, specs, _draw_plans(rng, specs, count, safety_s, median_s)),
+        plans=_streamed(streamed, plans, median_s),
         rescales=_draw_rescales(rng, specs, safety_s),
         faults=(*_draw_faults(rng, safety_s), *draw_rarer_faults(Random(f"{seed}/rarer"), safety_s)),
-        policy=structs.replace(_draw_policy(rng), acting=_draw_acting(doubled)),
+        policy=structs.replace(_draw_policy(rng), acting=_draw_acting(doubled), streaming=_draw_streaming(streamed)),
         safety_s=safety_s,
         median_s=median_s,
     )
@@ -286,6 +330,33 @@ def _doubled(rng: Random, specs: tuple[AgentSpec, ...], plans: tuple[Plan, ...])
         )
         found.append(replace(plan, task=task))
     return tuple(found)
+
+
+def _streamed(rng: Random, plans: tuple[Plan, ...], median_s: float) -> tuple[Plan, ...]:
+    """The same plans, in some worlds with tasks that give out chunks, and with readers of these."""
+    streamed, flaky = rng.choice((0.0, 0.0, 0.3, 1.0)), rng.choice((0.0, 0.3, 1.0))
+    resuming, most = rng.choice((0.0, 0.5)), rng.choice((2, 8, 40))
+    found = []
+    for plan in plans:
+        if rng.random() >= streamed:
+            found.append(plan)
+            continue
+        labels = dict(plan.task.labels) | {"chunks": str(rng.randint(1, most))}
+        labels |= {"flaky": "yes"} if rng.random() < flaky else {}
+        labels |= {"resumes": "yes"} if rng.random() < resuming else {}
+        readers = [(rng.choice((0.0, 0.0, 5.0, 200.0)) * rng.random(), rng.choice((0.0, median_s, 5.0)))]
+        if rng.random() < 0.3:
+            readers.append((rng.random() * 10.0 * median_s, 0.0))
+        found.append(replace(plan, task=structs.replace(plan.task, labels=labels), readers=tuple(readers)))
+    return tuple(found)
+
+
+def _draw_streaming(rng: Random) -> StreamingPolicy:
+    return StreamingPolicy(
+        max_chunks=rng.choice((10, 50, 200_000, 200_000, 200_000)),
+        max_bytes=rng.choice((500, 1 << 20, 1 << 20, 1 << 20)),
+        max_open_bytes=rng.choice((5_000, 1 << 30, 1 << 30, 1 << 30)),
+    )
 
 
 def _draw_acting(rng: Random) -> ActingPolicy:

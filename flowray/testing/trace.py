@@ -11,11 +11,13 @@ from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerChunks,
     AnswerStep,
     CancelAttempt,
     Command,
     GradeTask,
     KnownTask,
+    RecordChunks,
     RecordStep,
     RefuseTask,
     RequestEstimates,
@@ -34,6 +36,7 @@ from flowray.core.events import (
     AttemptFinished,
     AttemptReturned,
     CancelRequested,
+    ChunksMade,
     EstimatesFailed,
     EstimatesReady,
     Event,
@@ -42,6 +45,7 @@ from flowray.core.events import (
     TaskSubmitted,
 )
 from flowray.core.model import Failure
+from flowray.core.streaming import DIGEST_BYTES
 from flowray.testing.clock import VirtualClock
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -90,6 +94,9 @@ def event_text(event: Event) -> str:
         return f"{event.agent_id} hands back {event.task_id} attempt {event.attempt}"
     if isinstance(event, StepFinished):
         return f"{event.agent_id} took step {event.name} of {event.task_id} attempt {event.attempt}"
+    if isinstance(event, ChunksMade):
+        number = len(event.digests) // DIGEST_BYTES
+        return f"{event.agent_id} gives {number} chunks from {event.first} of {event.task_id} attempt {event.attempt}"
     if isinstance(event, EstimatesReady):
         told = (f"{task_id}: {', '.join(e.candidate for e in estimates)}" for task_id, estimates in event.answers)
         return f"estimates for {'; '.join(told)}"
@@ -137,6 +144,11 @@ def command_text(command: Command) -> str:
         return f"grade {command.task_id} {command.quality:g}"
     if isinstance(command, RecordStep):
         return f"record step {command.name} of {command.task_id} attempt {command.attempt}"
+    if isinstance(command, RecordChunks):
+        number, what = len(command.digests) // DIGEST_BYTES, f"{command.task_id} attempt {command.attempt}"
+        return f"record {number} chunks from {command.first} of {what}, after {command.restarts} restarts"
+    if isinstance(command, AnswerChunks):
+        return f"answer chunks of {command.task_id} attempt {command.attempt}: {command.verdict}"
     if isinstance(command, AnswerStep):
         return f"answer step {command.name} of {command.task_id} attempt {command.attempt}: {command.verdict}"
     if isinstance(command, CancelAttempt):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -72,7 +72,7 @@ class UserWork:
         verifying = False
         try:
             run, verify = self._made[process.id, process.incarnation]
-            answer = _finished(run(seen, ctx) if wants_context(run) else run(seen))
+            answer = _drained(_finished(run(seen, ctx) if wants_context(run) else run(seen)), ctx.emitted)
             if verifying := verify is not None and ctx.quality is None:
                 quality = verified_quality(_finished(verify(seen, answer)))
                 verifying = False
@@ -87,6 +87,7 @@ class UserWork:
             quality=quality if ctx.quality is None else ctx.quality,
             cost_usd=ctx.cost_usd,
             steps=tuple(taken.new),
+            chunks=tuple(encode_value(chunk, "chunk") for chunk in ctx.emitted),
         )
 
     def _draw(self, target: Target, task: agents.Task) -> float:
@@ -98,6 +99,24 @@ class UserWork:
 
 def _finished(answer: Any) -> Any:
     return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
+
+
+def _drained(answer: Any, emitted: list[Any]) -> Any:
+    """The answer of a generator, sync or async, whose chunks go into the list; any other answer as it is."""
+    if inspect.isasyncgen(answer):
+        asyncio.run(_collected(answer, emitted))
+        return emitted[-1] if emitted else None
+    if not inspect.isgenerator(answer):
+        return answer
+    while True:
+        try:
+            emitted.append(next(answer))
+        except StopIteration as end:
+            return end.value
+
+
+async def _collected(yielding: AsyncIterable[Any], emitted: list[Any]) -> None:
+    emitted.extend([chunk async for chunk in yielding])
 
 
 class Taken:

@@ -18,6 +18,7 @@ from flowray.runtime.figures import Figures
 from flowray.runtime.messages import Introduction, Question
 from flowray.runtime.overview import Overview
 from flowray.runtime.questions import Questions
+from flowray.runtime.showing import ShowDesk
 
 AGENT = AgentSpec(name="a", tier="t", target="team:Agent")
 
@@ -51,6 +52,7 @@ class Desk(Shell):
             pools,
             Figures(),
             Overview("team", 1, "node", directory, core, self.store, pools, None),
+            ShowDesk(core, self.store),
             introduce=self.introduce,
             stop=self.stop,
             offer=self.offer,

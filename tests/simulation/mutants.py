@@ -22,13 +22,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from flowray.core import acting, book, coordination
+from flowray.core import acting, book, coordination, streaming
 from flowray.core.admission import Admission
 from flowray.core.book import Book, Entry
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
+    AnswerChunks,
     AnswerStep,
     GradeTask,
     KnownTask,
@@ -40,6 +41,7 @@ from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
+from flowray.testing import coordinator as testing_coordinator
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.journal import Disk, Writer
@@ -278,6 +280,35 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "timer of a back-off outlives its task": swap(C, "_withdraw", 'self.timers.clear("backoff", task_id)', "pass"),
     "no time-out for estimates": swap(
         C, "_place", 'self.timers.set("estimates", "", self.now + self.policy.routing.within_s)', "pass"
+    ),
+    # chunks
+    "chunks acknowledged before they are on disk": put(AnswerChunks, "waits", False),
+    "chunks that come again are not compared": swap(
+        coordination, "fit", "if stream.digests[begin : begin + known * DIGEST_BYTES] == digests", "if True or digests"
+    ),
+    "chunks of attempts that do not run are recorded": swap(
+        C, "_on_chunks", "if _is(h, event) and h.incarnation", "if h.incarnation"
+    ),
+    "readers are not told of restarts": swap(
+        testing_coordinator, "standing", "min((seen, *restarts[seen_restarts:]))", "seen"
+    ),
+    "readers are told of the last restart alone": swap(
+        testing_coordinator, "standing", "*restarts[seen_restarts:]", "*restarts[-1:]"
+    ),
+    "two attempts withdraw each other's chunks": swap(
+        C, "_on_chunks", "fits.gap or (fits.differs and led)", "fits.gap"
+    ),
+    "chunks that the answer did not give stay": swap(C, "_end_stream", "entry.stream is not None and", "False and"),
+    "chunks not in the snapshot": swap(
+        book, "_frozen", "entry.stream.save() if entry.stream is not None else None", "None"
+    ),
+    "restarts not in the snapshot": swap(streaming.Stream, "save", "tuple(self.restarts)", "()"),
+    "bytes of chunks leak": swap(C, "_resolve", "self.streaming.open_bytes -=", "_ ="),
+    "withdrawn chunks are free": swap(
+        streaming.Stream, "add", "self.recorded += len(digests) // DIGEST_BYTES", "self.recorded = self.count"
+    ),
+    "answered before its chunks are on disk": swap(
+        AgentProcess, "_end", "if outlet is not None and answers and", "if outlet is not None and False and"
     ),
 }
 

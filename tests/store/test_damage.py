@@ -13,6 +13,7 @@ from flowray.errors import StoreError
 from flowray.store import SqliteStore
 
 from .builders import config, life, opened, save, snapshot, write
+from .test_chunks import chunks
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +38,7 @@ def content(directory: Path) -> dict[str, Any]:
             "recent": store.recent_outcomes(),
             "dead": store.dead_letters(),
             "counts": store.counts(),
+            "chunks": [store.chunks(task_id, 0, restarts=9) for task_id in ids],
         }
     finally:
         store.close()
@@ -47,7 +49,9 @@ def image(directory: Path, kind: str) -> Path:
     running, copy = directory / "running", directory / "image"
     store = opened(running)
     for number in range(0, TASKS, 2):
-        assert write(store, [*life(number), *life(number + 1)]) is None
+        accepted, started, ended = life(number)
+        given = [chunks(0, "abc" * number, number=number), chunks(1, "xy", restarts=1, number=number)]
+        assert write(store, [accepted, started, *given, ended, *life(number + 1)]) is None
         if number == 20:
             assert save(store, snapshot(*range(300))) is None
             if kind == "database and log":

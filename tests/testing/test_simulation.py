@@ -279,3 +279,79 @@ def test_faults_check_their_ranges():
         Crash(share=0.5)
     with pytest.raises(ConfigError, match="negative"):
         SlowDisk(sync_s=-1)
+
+
+class Counter:
+    """A generator: what it yields are chunks, what it returns is the answer."""
+
+    def run(self, task, ctx):
+        for number in range(int(task.prompt)):
+            yield {"number": number, "attempt": ctx.attempt} if "flaky" in task.labels else number
+        return "done"
+
+
+def test_chunks_are_read_while_virtual_time_passes_and_again_afterwards():
+    sim = Simulation(seed=1, service_s=10.0)
+    sim.agents.add(Counter, count=2)
+    handle = sim.submit("5")
+    at = []
+    for chunk in handle.stream():
+        at.append((chunk.seq, chunk.value, sim.now))
+    assert [(seq, value) for seq, value, _ in at] == [(n, n) for n in range(5)]
+    assert at[-1][2] - at[0][2] > 5.0, "as they come, not at the end"
+    assert [chunk.value for chunk in handle.stream(start=3)] == [3, 4]
+    assert handle.result() == "done"
+    sim.settle()
+
+
+@pytest.mark.parametrize("kind", ["function", "async", "async generator"])
+def test_every_kind_of_agent_may_give_out_chunks(kind):
+    async def yielding(task):
+        for number in range(3):
+            yield number
+
+    async def emitting(task, ctx):
+        for number in range(3):
+            await ctx.emit(number)
+        return "done"
+
+    def plain(task, ctx):
+        for number in range(3):
+            ctx.emit(number)
+        return "done"
+
+    sim = Simulation(seed=1)
+    sim.agents.add({"function": plain, "async": emitting, "async generator": yielding}[kind], name="agent")
+    handle = sim.submit("")
+    assert [chunk.value for chunk in handle.stream()] == [0, 1, 2]
+    assert handle.result() == (2 if kind == "async generator" else "done")
+
+
+def test_a_crash_is_a_restart_where_the_next_attempt_differs_and_unseen_where_it_does_not():
+    for labels, restarted in (({}, False), ({"flaky": "yes"}, True)):
+        sim = Simulation(seed=3, service_s=10.0, faults=[Crash(share=1.0, at_s=6.0)])
+        sim.agents.add(Counter, count=2)
+        parts = []
+        items = list(sim.submit("8", labels=labels).stream())
+        for item in items:
+            if isinstance(item, fr.Restarted):
+                del parts[item.seq :]
+            else:
+                assert item.seq == len(parts)
+                parts.append(item.value)
+        assert len(parts) == 8
+        assert any(isinstance(item, fr.Restarted) for item in items) == restarted
+        sim.settle()
+
+
+def test_a_stream_of_a_task_that_fails_raises_at_its_end():
+    def failing(task, ctx):
+        ctx.emit("so far")
+        raise ValueError("odd")
+
+    sim = Simulation(seed=1)
+    sim.agents.add(failing, name="failing")
+    stream = sim.submit("").stream()
+    assert next(stream).value == "so far"
+    with pytest.raises(TaskFailed, match="odd"):
+        next(stream)
