@@ -14,6 +14,8 @@ one message at a time beside the attempts of `run`; what it returns answers an a
 class has it, is called with each answer for which `run` did not say so; the number it returns, 0 to 1, is the quality.
 `ctx.step` runs what a later attempt shall not run again; `ctx.fence` and `ctx.idempotency_key` are for side effects
 outside (`flowray.steps`).
+
+A class with `apply`, `snapshot` and `restore` instead of `run` keeps a state (`flowray.stateful`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from flowray.errors import ConfigError, NotConnected
+from flowray.stateful import check_stateful, is_stateful
 from flowray.steps import InMemory, Recorder, Steps
 
 _ATTRIBUTE = "__flowray_agent__"
@@ -221,6 +224,9 @@ class AgentDescription:
     retry_on: tuple[type[BaseException], ...] = ()  # besides RetryableError, ConnectionError and TimeoutError
     topics: frozenset[str] = frozenset()  # what is published to these comes to `on_message`
     reentrant: bool = False  # may `on_message` begin while earlier messages still wait in it? For async code
+    standby: str = ""  # of a stateful agent: cold (what "" means) or warm
+    snapshot_every: int = 0  # inputs of a stateful agent; 0 means 100
+    snapshot_every_s: float = 0.0  # seconds after an input; 0 means 5
 
     def __post_init__(self) -> None:
         if any(not isinstance(c, str) or not c or c != c.strip() for c in self.capabilities):
@@ -244,8 +250,16 @@ def agent(
     retry_on: tuple[type[BaseException], ...] = (),
     topics: Iterable[str] = (),
     reentrant: bool = False,
+    standby: str = "",
+    snapshot_every: int = 0,
+    snapshot_every_s: float = 0.0,
 ) -> Callable[[C], C]:
     """Describe a class or function as an agent.
+
+    `standby`, `snapshot_every` and `snapshot_every_s` are for stateful ones (`flowray.stateful`). After the loss of its
+    process a "cold" one (the default) is restored in a new process, from its last snapshot and the inputs since. With
+    "warm" a second process, on another node where there is one, has all inputs and takes over. A snapshot is taken
+    after so many inputs (100), or so long after one (5 s).
 
     Raises:
         ConfigError: a value is out of range, or the decorated thing has no usable `run` or `on_message`.
@@ -261,10 +275,14 @@ def agent(
         retry_on=retry_on,
         topics=frozenset(check_topics(topics)),
         reentrant=reentrant,
+        standby=standby,
+        snapshot_every=snapshot_every,
+        snapshot_every_s=snapshot_every_s,
     )
 
     def attach(target: C) -> C:
         check_runnable(target)
+        check_stateful(target, standby=standby, snapshot_every=snapshot_every, snapshot_every_s=snapshot_every_s)
         check_listening(target, description)
         check_verifying(target)
         setattr(target, _ATTRIBUTE, description)
@@ -287,6 +305,9 @@ def with_description(target: Callable[..., Any], **changes: Any) -> AgentDescrip
 def check_runnable(target: Callable[..., Any]) -> None:
     """Raise ConfigError unless `target` is a class with `run(task, ctx)` or a function of one or two arguments."""
     name = getattr(target, "__qualname__", repr(target))
+    if is_stateful(target):
+        check_stateful(target, standby="", snapshot_every=0, snapshot_every_s=0.0)
+        return
     if inspect.isclass(target):
         run = getattr(target, "run", None)
         if not callable(run):

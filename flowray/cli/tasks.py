@@ -61,6 +61,10 @@ def submit(
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="No two attempts at the same time, even if one must wait for that.")
     ] = False,
+    entity: Annotated[
+        str,
+        typer.Option("--entity", help="What an input of a stateful agent is about: those of one go to one instance."),
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -89,6 +93,7 @@ def submit(
             idempotent=idempotent,
             fallback=fallback,
             exclusive=exclusive,
+            entity=entity,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

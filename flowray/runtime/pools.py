@@ -28,6 +28,9 @@ from flowray.core.events import (
     AttemptReturned,
     Event,
     MemoryTold,
+    OutputGiven,
+    SnapshotMade,
+    StateRefused,
 )
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.mesh.endpoint import PeerGone
@@ -37,7 +40,20 @@ from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
 from flowray.runtime.keepers import Keepers
-from flowray.runtime.messages import Begin, Finished, Found, Held, Prepare, Prepared, Renewed, Retire, Returned
+from flowray.runtime.messages import (
+    Begin,
+    Finished,
+    Found,
+    Held,
+    Output,
+    Prepare,
+    Prepared,
+    Renewed,
+    Result,
+    Retire,
+    Returned,
+    Snapshotted,
+)
 from flowray.runtime.process import AgentActor
 from flowray.runtime.transport import ProcessLink
 
@@ -481,7 +497,7 @@ class Pools:
         for one in held:
             process.agents[one.agent_id] = one.incarnation
             self._at[one.agent_id] = process
-            for event in results_as_events(one.agent_id, one.results):
+            for event in results_as_events(one.agent_id, one.incarnation, one.results):
                 self._put(event)
             if one.hears:
                 self.directory.put(one.agent_id, name, one.topics)
@@ -509,15 +525,15 @@ class Pools:
             os._exit(70)
 
 
-def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list[Event]:
+def results_as_events(agent_id: str, incarnation: int, results: list[Result]) -> list[Event]:
     """What an agent reports, as the core hears it."""
     events: list[Event] = []
+    agent = AgentId(agent_id)
     for one in results:
-        task_id, agent = TaskId(one.task_id), AgentId(agent_id)
         if isinstance(one, Finished):
             events.append(
                 AttemptFinished(
-                    task_id,
+                    TaskId(one.task_id),
                     one.attempt,
                     one.epoch,
                     agent,
@@ -528,13 +544,22 @@ def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list
                     one.cost_usd,
                 )
             )
+        elif isinstance(one, Returned):
+            events.append(AttemptReturned(TaskId(one.task_id), one.attempt, one.epoch, agent))
+        elif isinstance(one, Output):
+            task_id = TaskId(one.task_id)
+            events.append(
+                OutputGiven(agent, incarnation, one.term, one.seq, task_id, one.value, one.failure, one.run_s)
+            )
+        elif isinstance(one, Snapshotted):
+            events.append(SnapshotMade(agent, incarnation, one.term, one.seq, one.digest, one.value, one.failure))
         else:
-            events.append(AttemptReturned(task_id, one.attempt, one.epoch, agent))
+            events.append(StateRefused(agent, incarnation, one.failure))
     return events
 
 
 def _ready(held: Held) -> AgentReady:
-    return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running))
+    return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running), held.received, held.term)
 
 
 async def _ends(pid: int) -> bool:

@@ -299,6 +299,7 @@ class Runtime:
         idempotent: bool = False,
         fallback: str = "",
         exclusive: bool = False,
+        entity: str = "",
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
@@ -323,6 +324,10 @@ class Runtime:
         begins all the same (only one outcome counts). With `exclusive` that cannot be: where it is not certain that an
         attempt is over, the next waits for `core.fence_s`, and an agent that hears nothing of the coordinator for so
         long ends what is exclusive. It cannot be `idempotent` as well.
+
+        A task for a stateful `agent` is an input of it (`flowray.stateful`): applied once, in the order of numbers that
+        inputs are given when there is room. `entity` is what it is about: inputs of one entity go to the same one of
+        several instances. An input with a number is applied whatever happens; to cancel it is answered with "running".
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -352,6 +357,7 @@ class Runtime:
             idempotent=idempotent,
             fallback=fallback,
             exclusive=exclusive,
+            entity=entity,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 

@@ -19,6 +19,8 @@ _PLAIN = {
     "attempt_failed": "attempt {attempt} failed on {agent}",
     "requeued": "attempt {attempt} was lost with {agent}; waiting again",
     "outlived": "attempt {attempt} was lost with {agent}; the other one goes on",
+    "logged": "has its number at {agent}",
+    "promoted": "{agent} took over",
     "succeeded": "succeeded on {agent}",
     "dead": "gave up: a dead letter",
     "cancelled": "cancelled",

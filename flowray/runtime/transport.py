@@ -24,6 +24,7 @@ from flowray.runtime.messages import (
     Retire,
     Start,
     StepAnswer,
+    ToSeat,
 )
 
 _RETRY_S = 0.05  # between tries to reach a process that is unreachable but not known to be dead
@@ -37,7 +38,7 @@ class ProcessLink:
         self.process = process  # its name in the mesh
         self._endpoint = endpoint
 
-    def send(self, message: Start | StepAnswer | Leased | Cancel | Acknowledge | Retire | Renewed) -> None:
+    def send(self, message: Start | StepAnswer | Leased | Cancel | Acknowledge | Retire | Renewed | ToSeat) -> None:
         """Queue a message; it arrives once and in order, unless the process dies first.
 
         How many there are is bounded by what an agent may hold, so room on the link is not asked for.

@@ -128,6 +128,7 @@ class Simulation:
         idempotent: bool = False,
         fallback: str = "",
         exclusive: bool = False,
+        entity: str = "",
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
 
@@ -156,6 +157,7 @@ class Simulation:
             idempotent=idempotent,
             fallback=fallback,
             exclusive=exclusive,
+            entity=entity,
         )
         handle = Handle(self, self._caller(task, resubmits=0))
         self._accepted([handle])
