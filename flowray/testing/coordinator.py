@@ -40,6 +40,7 @@ from flowray.core.commands import (
     StartAgent,
     StartAttempt,
     StopAgent,
+    ToSeat,
 )
 from flowray.core.coordination import Coordination
 from flowray.core.events import (
@@ -49,6 +50,8 @@ from flowray.core.events import (
     CancelRequested,
     Event,
     GradeGiven,
+    OutputGiven,
+    SnapshotMade,
     StepFinished,
     TaskSubmitted,
     Ticked,
@@ -56,6 +59,7 @@ from flowray.core.events import (
 from flowray.core.model import AgentId, AgentSpec, Outcome, Task, TaskId
 from flowray.core.states import TaskState
 from flowray.testing.journal import Writer
+from flowray.testing.stateful import StatefulProcess
 
 if TYPE_CHECKING:
     from flowray.testing.agent import Given, Stream
@@ -145,7 +149,7 @@ class CoordinatorProcess:
 
         self._receive(connect)
 
-    def finished(self, event: AttemptFinished, acknowledge: Callable[[], None]) -> None:
+    def finished(self, event: AttemptFinished | OutputGiven | SnapshotMade, acknowledge: Callable[[], None]) -> None:
         """An agent answers."""
         if self.writer.fenced:
             self.world.note("zombie was told an answer")
@@ -339,6 +343,11 @@ class CoordinatorProcess:
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
                 stream.down(partial(stream.agent.step_answered, command))
+        elif isinstance(command, ToSeat):
+            stream = self.streams.get((command.agent_id, command.incarnation))
+            if stream is not None:
+                assert isinstance(stream.agent, StatefulProcess)
+                stream.down(partial(stream.agent.take, stream, command))
         elif isinstance(command, CancelAttempt):
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
@@ -354,7 +363,7 @@ class CoordinatorProcess:
             reply(command)
         elif reply is not None and isinstance(command, AnswerCancel):
             outcome = self.world.disk.outcomes.get(command.task_id)
-            reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else None))
+            reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else command.state))
 
     def _start_attempt(self, command: StartAttempt, steps: Given) -> None:
         if command.reason == "adopted":

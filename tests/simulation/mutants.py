@@ -46,6 +46,11 @@ from flowray.testing.journal import Disk, Writer
 from flowray.testing.shrinking import shrink
 from flowray.testing.swarm import collect_rarely, run_seed
 
+try:
+    from .stateful_mutants import stateful_mutants
+except ImportError:  # run as a script
+    from stateful_mutants import stateful_mutants
+
 BUDGET = 5000  # seeds
 SEED_S = 60.0  # of processor time: a seed that takes longer has made the core hang
 
@@ -280,6 +285,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
         C, "_place", 'self.timers.set("estimates", "", self.now + self.policy.routing.within_s)', "pass"
     ),
 }
+
+MUTANTS |= stateful_mutants(swap, put)
 
 
 def hunt(name: str, budget: int = BUDGET) -> Killed:
