@@ -236,6 +236,7 @@ class Stateful:
         if (agent.id, agent.incarnation) != self._seat_of(inbox):
             return
         instance.mark = 0
+        self._look_at_snapshot(instance)
         if not certain:
             self._core._out.append(StopAgent(agent.id, agent.incarnation, "another process takes its place"))
         elif seat is not None:
@@ -363,18 +364,17 @@ class Stateful:
         self._look_at_snapshot(instance, due=True)
 
     def _look_at_snapshot(self, instance: Instance, *, due: bool = False) -> None:
-        """Demand a snapshot where one is due; have a timer as long as there is something that none covers."""
+        """Demand a snapshot where one is due; have a timer while somebody can take one that is not yet."""
         core, inbox = self._core, instance.inbox
         spec = core.registry.named(inbox.agent_id.rpartition("-")[0])
-        stateful = spec.spec.stateful if spec is not None else None
-        if stateful is None or not inbox.inputs:
+        stateful, active = spec.spec.stateful if spec is not None else None, instance.active
+        if stateful is None or active is None or not inbox.inputs:
             core.timers.clear("snapshot", inbox.agent_id)
             instance.mark = 0
             return
         if due or ("snapshot", inbox.agent_id) not in core.timers:
             core.timers.set("snapshot", inbox.agent_id, core.now + stateful.snapshot_every_s)
-        active = instance.active
-        if active is None or instance.mark:
+        if instance.mark:
             return
         policy = core.policy.stateful
         full = len(inbox.inputs) >= policy.max_inputs or inbox.size_bytes >= policy.max_bytes

@@ -46,8 +46,8 @@ def _check_log(core: Coordination, instance: Instance) -> None:
     waits = len(instance.lane) and core.stateful.has_room(instance)
     _hold(not waits or looked_at, f"{name}: {len(instance.lane)} tasks wait for a number, and there is room")
     timed = ("snapshot", name) in core.timers
-    known = core.registry.named(name.rpartition("-")[0]) is not None
-    _hold(timed == bool(seqs) or looked_at or not known, f"{name}: snapshot timer {timed}, {len(seqs)} inputs")
+    due = bool(seqs) and instance.active is not None
+    _hold(timed == due, f"{name}: snapshot timer {timed}, {len(seqs)} inputs, active {instance.active}")
 
 
 def _check_seats(core: Coordination, instance: Instance) -> None:

@@ -33,7 +33,6 @@ from flowray.core.commands import (
     LogInput,
     Promote,
     RecordMismatch,
-    ResolveTask,
     RestoreState,
     SkipInput,
     ToSeat,
