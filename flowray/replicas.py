@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from flowray.agents import Task, describe
-from flowray.errors import ConfigError
+from flowray.errors import ConfigError, PayloadError
 from flowray.stateful import Moment, check_stateful, is_stateful, wants_moment
 from flowray.values import plain_bytes
 
@@ -58,8 +58,8 @@ def rehearse(target: Callable[[], Any], inputs: Iterable[Any], *, agent_id: str 
     stands among the outputs, as the exception.
 
     Raises:
-        ConfigError: `target` is no stateful agent, or the two have different states: `apply` is not deterministic, or
-            `snapshot` and `restore` leave something out.
+        ConfigError: `target` is no stateful agent, or the two have different states, or outputs as far as these are
+            plain data: `apply` is not deterministic, or `snapshot` and `restore` leave something out.
         PayloadError: a snapshot is not plain data.
     """
     if not is_stateful(target):
@@ -79,12 +79,20 @@ def rehearse(target: Callable[[], Any], inputs: Iterable[Any], *, agent_id: str 
         other = Replica(target(), agent_id)
         other.restore(seq - 1, msgspec.msgpack.decode(msgspec.msgpack.encode(before.value)))
         output = _applied(one, seq, task)
-        _applied(other, seq, task)
-        if one.snapshot().digest != other.snapshot().digest:
-            problem = f"input {seq} leads to another state in an object that was restored right before it"
+        if _differ(output, _applied(other, seq, task)) or one.snapshot().digest != other.snapshot().digest:
+            problem = (
+                f"input {seq} has another output, or leads to another state, in an object restored right before it"
+            )
             raise ConfigError(f"{target.__qualname__}.apply", problem, "see flowray.stateful for what it must not do")
         outputs.append(output)
     return outputs
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return plain_bytes(one, "output") != plain_bytes(other, "output")
+    except PayloadError:  # an exception, or an object: whether two of those are equal only their author knows
+        return type(one) is not type(other)
 
 
 def _task(seq: int, given: Any) -> Task:
