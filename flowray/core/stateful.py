@@ -72,6 +72,14 @@ def standby_of(spec: AgentSpec) -> AgentSpec | None:
     return structs.replace(spec, name=spec.name + STANDBY, capabilities=(), stateful=stateful)
 
 
+def other_seat(agent_id: str, spec: AgentSpec) -> str:
+    """The agent that has the other seat of the same instance; "" for what is not stateful."""
+    if spec.stateful is None:
+        return ""
+    name, _, number = agent_id.rpartition("-")
+    return f"{spec.stateful.of or name + STANDBY}-{number}"
+
+
 class Seat:
     """A living process of an instance. Mutable."""
 

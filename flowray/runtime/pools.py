@@ -33,6 +33,7 @@ from flowray.core.events import (
     StateRefused,
 )
 from flowray.core.model import AgentId, AgentSpec, TaskId
+from flowray.core.stateful import other_seat
 from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
 from flowray.runtime.blocks import LATELY_S, Blocks, Place
@@ -59,6 +60,7 @@ from flowray.runtime.transport import ProcessLink
 
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
 _ROOM_S = 1.0  # for Ray to find room for a block, where there is some
+_SEATED_S = 20.0  # a standby waits no longer than this for its active process to be somewhere
 _DYING_S = 1.0  # for a process that Ray calls dead to be gone
 _ATTEND_S = 3.0  # a new coordinator begins at the latest after this, whether all processes have answered it or not
 _ANSWER_S = 9.0  # and a process that has not answered after this is ended
@@ -117,6 +119,7 @@ class Pools:
         self._classes: dict[str, AgentSpec] = {}  # that agents were started of
         self._warming: set[str] = set()  # classes for which one is being started
         self._starting = 0  # agents
+        self._seating: dict[str, asyncio.Task[None]] = {}  # stateful agent -> its start, under way or over
         self._keepers = Keepers(config.name, self._node_id, config.ray.stopped_s, coordinator)
         self._free: dict[str, float] = {}  # node -> share of its memory, as its keeper said last
         self._attending: set[str] = set()  # processes that have yet to answer a new coordinator
@@ -142,7 +145,9 @@ class Pools:
         """Begin to start an agent; how it went arrives as an event."""
         self._starting += 1
         self._classes[spec.name] = spec
-        self._spawn(self._start(agent_id, incarnation, spec))
+        work = self._spawn(self._start(agent_id, incarnation, spec))
+        if spec.stateful is not None:
+            self._seating[agent_id] = work
 
     def stop(self, agent_id: str, incarnation: int) -> None:
         """End an agent: with its process, if nobody else lives there."""
@@ -207,7 +212,7 @@ class Pools:
 
     async def _start(self, agent_id: AgentId, incarnation: int, spec: AgentSpec) -> None:
         try:
-            process = await self._process_for(spec)
+            process = await self._process_for(spec, await self._apart_from(agent_id, spec))
         except (*LOST, *NOT_CREATED, *REFUSED) as error:
             self._put(AgentLost(agent_id, incarnation, f"it could not be created: {brief(error)}"))
             return
@@ -254,7 +259,18 @@ class Pools:
             self._put(MemoryTold(self._free[process.made.node_id], (agent_id,)))
         self._put(AgentReady(agent_id, incarnation))
 
-    async def _process_for(self, spec: AgentSpec) -> Process:
+    async def _apart_from(self, agent_id: str, spec: AgentSpec) -> str:
+        """The node where another process of the same stateful agent is; "" where any node will do."""
+        seat = other_seat(agent_id, spec)
+        starting = self._seating.get(seat)
+        if starting is not None and spec.stateful is not None and spec.stateful.of:
+            # Of two that are started at the same time the standby waits, as it cannot be apart from it knows not what.
+            await asyncio.wait((starting,), timeout=_SEATED_S)
+        other = self._at.get(seat)
+        made = other.made if other is not None and not other.gone else None
+        return made.node_id if made is not None and self._several else ""
+
+    async def _process_for(self, spec: AgentSpec, apart_from: str = "") -> Process:
         """A process with room for one more agent of this class: one of several, a warm one, or a new one."""
         several = self._blocks.tier(spec).agents_per_actor
         while several > 1 and spec.name in self._opening:
@@ -267,6 +283,12 @@ class Pools:
             elif self._opening.get(spec.name) is opening:
                 del self._opening[spec.name]
         warm = self._warm.get(spec.name)
+        if several == 1 and apart_from:
+            elsewhere = [one for one in warm or () if one.made is not None and one.made.node_id != apart_from]
+            if elsewhere:
+                self._warm[spec.name].remove(elsewhere[0])
+                return elsewhere[0]
+            return await self._create(spec, apart_from=apart_from)
         if several == 1:
             return warm.pop() if warm else await self._create(spec)
         opening = self._opening[spec.name] = asyncio.get_running_loop().create_future()
@@ -283,10 +305,13 @@ class Pools:
         opening.set_result(process)
         return process
 
-    async def _create(self, spec: AgentSpec, spare: Place | None = None) -> Process:
-        """Start a process, in this place or in one that is found for it, and have it load the class."""
+    async def _create(self, spec: AgentSpec, spare: Place | None = None, apart_from: str = "") -> Process:
+        """Start a process, in this place or in one that is found for it, and have it load the class.
+
+        Where there is none on another node than `apart_from`, that one will do.
+        """
         name = f"{spec.name}-{secrets.token_hex(4)}"
-        actor, place = await asyncio.to_thread(self._create_actor, name, spec, spare)
+        actor, place = await asyncio.to_thread(self._create_actor, name, spec, spare, apart_from)
         if spare is None:
             self._spawn(self._give_way(place))
         process = Process(ProcessLink(actor, self._endpoint, name), spec.name, place)
@@ -315,9 +340,13 @@ class Pools:
         self._spawn(self._watch(process))
         return process
 
-    def _create_actor(self, name: str, spec: AgentSpec, spare: Place | None) -> tuple[Any, Place]:
+    def _create_actor(self, name: str, spec: AgentSpec, spare: Place | None, apart_from: str) -> tuple[Any, Place]:
         """Blocking calls to Ray's control plane; runs in a thread."""
-        group, place = self._blocks.take(spec) if spare is None else (self._blocks.group(spare), spare)
+        if spare is not None:
+            group, place = self._blocks.group(spare), spare
+        else:
+            found = self._blocks.take_apart(spec, apart_from, _ROOM_S) if apart_from else None
+            group, place = found or self._blocks.take(spec)
         try:
             actor = self._actor_class.options(
                 name=f"{self._config.name}/agent/{name}",
