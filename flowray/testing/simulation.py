@@ -31,6 +31,7 @@ from flowray.errors import (
     WaitTimeout,
 )
 from flowray.outcomes import error_of, story_line
+from flowray.stateful import is_stateful
 from flowray.tasks import make_task
 from flowray.testing.callers import Caller, Operator, Plan
 from flowray.testing.faults import Fault
@@ -223,6 +224,9 @@ class Agents:
         distribution; None for the simulation's own.
         """
         check_runnable(target)
+        if is_stateful(target):
+            problem = "keeps a state, and a simulation runs tasks only"
+            raise ConfigError(target.__name__, problem, "flowray.replicas.rehearse tries it out")
         if count < 0:
             raise ConfigError("count", f"must not be negative, got {count}")
         wanted = frozenset(capabilities) if capabilities is not None else None

@@ -180,7 +180,7 @@ def test_a_later_run_on_the_journal_goes_on_with_the_state(
     start_runtime: Callable[..., fr.Runtime], tmp_path: Path
 ) -> None:
     journal = str(tmp_path / "journal")
-    with start_runtime("first", store__directory=journal) as runtime:
+    with start_runtime("first", journal=journal, store__allow_filesystems=["overlay"]) as runtime:
         assert added(runtime, name(runtime, ColdLedger, "kept"), 5)[0] == 5
-    with start_runtime("first", store__directory=journal) as runtime:
+    with start_runtime("first", journal=journal, store__allow_filesystems=["overlay"]) as runtime:
         assert added(runtime, name(runtime, ColdLedger, "kept"), 2)[0] == 7
