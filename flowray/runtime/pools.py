@@ -384,8 +384,11 @@ class Pools:
     def _keep_warm(self, spec: AgentSpec) -> None:
         """Have as many warm processes of this class as its tier wants, once no agent waits for a process.
 
-        Nor may one of its agents be lost that is not started again yet: it will want the place that it had.
+        Nor may one of its agents be lost that is not started again yet: it will want the place that it had. A stateful
+        agent with a standby is waited for by nobody while another process takes its place.
         """
+        if spec.stateful is not None and spec.stateful.standby == "warm":
+            return
         wanted = self._blocks.tier(spec).warm
         if self._starting or self._closed or spec.name in self._warming:
             return

@@ -509,6 +509,8 @@ class Runtime:
     def figures(self) -> dict[str, int]:
         """Counts since the coordinator began: attempts, failovers, retries, restarts (of agents).
 
+        Of stateful agents promotions (a process took over) and mismatches (a standby had another state).
+
         And how many processes are warm at this moment: started, their class loaded, and without an agent.
         """
         return self._ask(Question("figures"), dict[str, int])
