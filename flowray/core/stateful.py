@@ -245,10 +245,10 @@ class Stateful:
             return
         instance.mark = 0
         self._look_at_snapshot(instance)
-        if not certain:
-            self._core._out.append(StopAgent(agent.id, agent.incarnation, "another process takes its place"))
-        elif seat is not None:
+        if seat is not None and certain:
             self._blame(instance, seat)
+        elif seat is not None:
+            self._core._out.append(StopAgent(agent.id, agent.incarnation, "another process takes its place"))
         self._elect(instance, cause)
 
     def hopeless(self, one: AgentClass) -> None:

@@ -24,7 +24,17 @@ from flowray.core.commands import (
     StopAgent,
 )
 from flowray.core.coordination import Coordination
-from flowray.core.events import AgentLost, AgentReady, CancelRequested, OutputGiven, SnapshotMade, TaskSubmitted
+from flowray.core.events import (
+    AgentLost,
+    AgentReady,
+    AgentsAdded,
+    AgentStartFailed,
+    CancelRequested,
+    OutputGiven,
+    SnapshotMade,
+    StateRefused,
+    TaskSubmitted,
+)
 from flowray.core.model import AgentId, Payload, StatefulSpec, TaskId
 from flowray.core.policy import CorePolicy
 from flowray.core.stateful import StatefulPolicy
@@ -42,8 +52,6 @@ class Ledger(Team):
 
     def __init__(self, standby: str = "warm", count: int = 1, policy: CorePolicy | None = None, **fields: Any) -> None:
         super().__init__(policy)
-        from flowray.core.events import AgentsAdded
-
         self.tell(AgentsAdded(spec("ledger", count=count, stateful=StatefulSpec(standby=standby, **fields))))
         self.said: list[Command] = []
 
@@ -328,8 +336,6 @@ def test_inputs_of_one_entity_go_to_one_instance() -> None:
 
 
 def test_instances_are_as_many_as_at_first() -> None:
-    from flowray.core.events import AgentsAdded
-
     team = Ledger("cold", count=2)
     team.tell(AgentsAdded(spec("ledger", count=5, stateful=StatefulSpec(standby="cold"))))
     assert team.core.book.specs["ledger"].count == 2
@@ -352,3 +358,65 @@ def test_an_entity_is_for_stateful_agents(cold: Ledger) -> None:
 def test_a_policy_out_of_range_is_named() -> None:
     with pytest.raises(ConfigError, match=r"stateful\.window"):
         StatefulPolicy(window=0)
+
+
+def test_a_snapshot_of_the_book_has_everything() -> None:
+    team = Ledger(snapshot_every=2, policy=CorePolicy(stateful=StatefulPolicy(window=2)))
+    team.up(ACTIVE)
+    team.up(STANDBY)
+    for name in "abcde":
+        team.input(name, payload=Payload(ref=f"sha256:{name}"))
+    for number, name in enumerate("ab", start=1):
+        team.output(number, name)
+    team.snapshot(2)
+    team.lose(ACTIVE)
+    saved = team.core.snapshot()
+    other = Coordination.recover(epoch=2, rng=Random(1), now=team.now, policy=team.policy, snapshot=saved)
+    other.check()
+    assert other.snapshot() == saved
+    assert list(other.book.inboxes["ledger-0"].unanswered) == ["c", "d"]
+    kept = [ref for ref in other.book.inboxes.references() if ref.startswith("sha256")]
+    assert kept == ["sha256:c", "sha256:d"]
+
+
+def test_a_new_run_on_an_old_journal_goes_on_with_the_state() -> None:
+    team = Ledger("cold")
+    team.up(ACTIVE)
+    team.input("a")
+    team.core = Coordination.recover(
+        epoch=2, rng=Random(1), now=team.now, policy=team.policy, commands=team.journal, keep_agents=False
+    )
+    team.core.check()
+    team.input("b")
+    assert "add them first" in team.of(RefuseTask)[0].detail
+    team.tell(AgentsAdded(spec("ledger", stateful=StatefulSpec())))
+    team.up(ACTIVE)
+    assert [(type(one), getattr(one, "seq", 0)) for one in team.said[1:]] == [
+        (RestoreState, 0),
+        (ActivateSeat, 0),
+        (DeliverInput, 1),
+    ]
+
+
+def test_when_no_process_will_come_what_waits_ends_and_is_left_out(cold: Ledger) -> None:
+    cold.input("a")
+    cold.lose(ACTIVE)
+    cold.tick(0.0)
+    for _ in range(3):
+        cold.tell(AgentStartFailed(AgentId(ACTIVE), cold.incarnation(ACTIVE), failure()))
+        cold.tick(cold.now + 60.0) if cold.core.next_due() else None
+    ended = [one.outcome for one in cold.journal if isinstance(one, ResolveTask)]
+    assert [(one.task_id, one.failure and one.failure.kind) for one in ended] == [("a", "no_agent")]
+    assert not cold.inbox.inputs
+    cold.input("b")
+    assert "does not start" in cold.of(RefuseTask)[0].detail
+
+
+def test_a_process_that_cannot_have_its_state_gives_its_seat_up(cold: Ledger) -> None:
+    cold.input("a")
+    cold.tell(StateRefused(AgentId(ACTIVE), 1, failure(message="gone from the disk")))
+    assert [stop.agent_id for stop in cold.of(StopAgent)] == [ACTIVE]
+    cold.tick(1.0)
+    cold.up(ACTIVE)
+    assert [one.seq for one in cold.of(DeliverInput)] == [1]
+    assert not [one for one in cold.journal if isinstance(one, SkipInput)]
