@@ -183,7 +183,10 @@ class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
 
 
 class AnswerCancel(Struct, frozen=True, tag="answer_cancel"):
-    """Tell whoever asked for the cancel what became of it. None: no open task has this id."""
+    """Tell whoever asked for the cancel what became of it.
+
+    None: no open task has this id. RUNNING: it is an input with a number, which is applied whatever happens.
+    """
 
     durable: ClassVar[bool] = False
     waits: ClassVar[bool] = True
