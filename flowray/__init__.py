@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowray import errors
 from flowray.agents import Context, Message, Task, agent
+from flowray.stateful import Moment
 
 if TYPE_CHECKING:
     from flowray.chunks import Chunk, Restarted
@@ -91,6 +92,7 @@ __all__ = [
     "Handle",
     "Handles",
     "Message",
+    "Moment",
     "NoRoom",
     "Outcome",
     "QueueFull",

@@ -21,6 +21,7 @@ reads them as they come (`Handle.stream`). An attempt after a lost one begins ag
 already (`flowray.core.streaming`). A class that can go on in the middle says so with `resumes=True`, and begins with
 the chunk of the number `ctx.cursor`. One that shall not work for nobody says `ahead=100`: its attempts wait while they
 are so many chunks ahead of the foremost reader.
+A class with `apply`, `snapshot` and `restore` instead of `run` keeps a state (`flowray.stateful`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from flowray.errors import ConfigError, NotConnected
+from flowray.stateful import check_stateful, is_stateful
 from flowray.steps import InMemory, Recorder, Steps
 
 _ATTRIBUTE = "__flowray_agent__"
@@ -277,6 +279,9 @@ class AgentDescription:
     resumes: bool = False  # does an attempt go on with the chunk of the number `ctx.cursor`?
     ahead: int = 0  # chunks that an attempt may be ahead of the foremost reader; 0: readers do not stop it
     reentrant: bool = False  # may `on_message` begin while earlier messages still wait in it? For async code
+    standby: str = ""  # of a stateful agent: cold (what "" means) or warm
+    snapshot_every: int = 0  # inputs of a stateful agent; 0 means 100
+    snapshot_every_s: float = 0.0  # seconds after an input; 0 means 5
 
     def __post_init__(self) -> None:
         if any(not isinstance(c, str) or not c or c != c.strip() for c in self.capabilities):
@@ -304,8 +309,16 @@ def agent(
     reentrant: bool = False,
     resumes: bool = False,
     ahead: int = 0,
+    standby: str = "",
+    snapshot_every: int = 0,
+    snapshot_every_s: float = 0.0,
 ) -> Callable[[C], C]:
     """Describe a class or function as an agent.
+
+    `standby`, `snapshot_every` and `snapshot_every_s` are for stateful ones (`flowray.stateful`). After the loss of its
+    process a "cold" one (the default) is restored in a new process, from its last snapshot and the inputs since. With
+    "warm" a second process, on another node where there is one, has all inputs and takes over. A snapshot is taken
+    after so many inputs (100), or so long after one (5 s).
 
     Raises:
         ConfigError: a value is out of range, or the decorated thing has no usable `run` or `on_message`.
@@ -323,10 +336,14 @@ def agent(
         reentrant=reentrant,
         resumes=resumes,
         ahead=ahead,
+        standby=standby,
+        snapshot_every=snapshot_every,
+        snapshot_every_s=snapshot_every_s,
     )
 
     def attach(target: C) -> C:
         check_runnable(target)
+        check_stateful(target, standby=standby, snapshot_every=snapshot_every, snapshot_every_s=snapshot_every_s)
         check_listening(target, description)
         check_verifying(target)
         setattr(target, _ATTRIBUTE, description)
@@ -349,6 +366,9 @@ def with_description(target: Callable[..., Any], **changes: Any) -> AgentDescrip
 def check_runnable(target: Callable[..., Any]) -> None:
     """Raise ConfigError unless `target` is a class with `run(task, ctx)` or a function of one or two arguments."""
     name = getattr(target, "__qualname__", repr(target))
+    if is_stateful(target):
+        check_stateful(target, standby="", snapshot_every=0, snapshot_every_s=0.0)
+        return
     if inspect.isclass(target):
         run = getattr(target, "run", None)
         if not callable(run):

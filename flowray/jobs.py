@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from flowray.agents import AgentDescription, Context, Task, describe, wants_context
-from flowray.errors import UnknownCapability
+from flowray.errors import ConfigError, UnknownCapability
+from flowray.stateful import is_stateful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,10 @@ class LocalAgent:
     @classmethod
     def make(cls, name: str, target: Callable[..., Any], options: Mapping[str, Any] | None = None) -> LocalAgent:
         """Construct the class (or take the function) as the runtime would."""
+        if is_stateful(target):
+            raise ConfigError(
+                name, "keeps a state, for which it needs a runtime", "flowray.replicas.rehearse tries it out"
+            )
         made: Any = target(**(options or {})) if inspect.isclass(target) else target
         run = made.run if inspect.isclass(target) else made
         return cls(name, describe(target), run)

@@ -18,6 +18,7 @@ from flowray.errors import ConfigError, InvalidTask
 
 _MAX_PROMPT = 1 << 20  # characters; longer texts are payloads
 _MAX_NEEDS = 64
+_MAX_ENTITY = 512  # characters
 _counter = itertools.count()
 _process = os.urandom(5).hex()
 
@@ -52,6 +53,7 @@ def make_task(
     fallback: str = "",
     exclusive: bool = False,
     builds_on: str = "",
+    entity: str = "",
     new_id: Callable[[], TaskId] = new_task_id,
 ) -> Task:
     """Check and build. `work` is the prompt when it is a str, the payload otherwise.
@@ -102,6 +104,11 @@ def make_task(
         )
         raise InvalidTask("exclusive", problem)
     origin = _checked_origin(builds_on)
+    if not isinstance(entity, str) or len(entity) > _MAX_ENTITY:
+        raise InvalidTask("entity", f"must be a str of at most {_MAX_ENTITY} characters")
+    if entity and not agent:
+        raise InvalidTask("entity", "is what an input of a stateful agent is about: say which, by agent=")
+    _check_encodable(entity=entity)
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -115,7 +122,9 @@ def make_task(
         attempt_timeout_s=attempt_timeout_s,
         max_attempts=max_attempts,
         key=key,
-        fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, offered.values())) if key else "",
+        fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, (*offered.values(), entity)))
+        if key
+        else "",
         labels=marks,
         choices=offered["choices"],
         tools=offered["tools"],
@@ -127,6 +136,7 @@ def make_task(
         fallback=fallback,
         exclusive=exclusive,
         builds_on=origin,
+        entity=entity,
     )
 
 

@@ -39,6 +39,7 @@ _COUNT = struct.Struct("<Q")
 _SCALARS = (str, int, float, bool, type(None), bytes)
 _MAX_INT = 1 << 63
 _MAX_DEPTH = 50  # deeper nesting is left to pickle
+_encode_in_order = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 class Encoded(NamedTuple):
@@ -106,6 +107,22 @@ def encode_value(
     encoded = encode_parts(value, field, pickled)
     first = encoded.parts[0]
     return encoded.codec, first if len(encoded.parts) == 1 and isinstance(first, bytes) else b"".join(encoded.parts)
+
+
+def plain_bytes(value: Any, field: str) -> bytes:
+    """Plain data as msgpack with the keys of its dicts in order: equal bytes for equal values.
+
+    Raises:
+        PayloadError: it is not plain; names `field`.
+    """
+    if _is_plain(value, 0):
+        with contextlib.suppress(OverflowError, msgspec.MsgspecError, UnicodeEncodeError):
+            return _encode_in_order(value)
+    raise PayloadError(
+        field,
+        f"a {type(value).__name__} that is not plain data: None, bool, int (64 bits), float, str, bytes, lists and "
+        f"dicts with str keys, {_MAX_DEPTH} levels deep at most (make a tuple or a set a sorted list)",
+    )
 
 
 def decode_value(codec: str, data: Any) -> Any:

@@ -58,6 +58,11 @@ def test_the_example_of_chunks_runs(tmp_path: Path) -> None:
     run_script(example, tmp_path)
 
 
+def test_the_example_of_an_agent_with_a_state_runs(tmp_path: Path) -> None:
+    [example] = [block for block in blocks(README, "python") if "standby=" in block]
+    run_script(example, tmp_path)
+
+
 def test_every_promise_has_a_test() -> None:
     rows = re.findall(r"^\| (P\d) \|.*`(tests/[\w/]+\.py)::(\w+)` \|$", README, re.M)
     assert [number for number, _, _ in rows] == [f"P{n}" for n in range(1, 9)]

@@ -65,6 +65,10 @@ def submit(
     builds_on: Annotated[
         str, typer.Option("--builds-on", help="Id of the agent whose answer this task goes on from.")
     ] = "",
+    entity: Annotated[
+        str,
+        typer.Option("--entity", help="What an input of a stateful agent is about: those of one go to one instance."),
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -94,6 +98,7 @@ def submit(
             fallback=fallback,
             exclusive=exclusive,
             builds_on=builds_on,
+            entity=entity,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})

@@ -19,16 +19,22 @@ from flowray.core.commands import (
     AddAgents,
     Command,
     GradeTask,
+    KeepSnapshot,
+    LogInput,
+    Promote,
     RecordChunks,
+    RecordMismatch,
     RecordStep,
     RecordVersion,
     RequeueTask,
     ResolveTask,
+    SkipInput,
     StartAgent,
     StartAttempt,
     WakeTask,
 )
 from flowray.core.events import AttemptFinished
+from flowray.core.inboxes import Inboxes
 from flowray.core.model import (
     AgentSpec,
     Asked,
@@ -161,7 +167,7 @@ class Entry:
 class Book:
     """Open tasks, agent specs and incarnations, as the journal has them."""
 
-    __slots__ = ("_apply", "incarnations", "next_seq", "open", "routers", "specs")
+    __slots__ = ("_apply", "inboxes", "incarnations", "next_seq", "open", "routers", "specs")
 
     def __init__(self) -> None:
         self.open: dict[TaskId, Entry] = {}
@@ -169,6 +175,7 @@ class Book:
         self.incarnations: dict[str, int] = {}
         self.next_seq = 0
         self.routers: list[RouterRecord] = []
+        self.inboxes = Inboxes()
         self._apply: dict[type, Callable[[Any], None]] = {
             AcceptTask: self._accepted,
             StartAttempt: self._started,
@@ -181,6 +188,11 @@ class Book:
             StartAgent: self._agent_started,
             GradeTask: self._graded,
             RecordVersion: self._version_recorded,
+            LogInput: self._logged,
+            Promote: self._promoted,
+            KeepSnapshot: self.inboxes.kept,
+            SkipInput: self.inboxes.skipped,
+            RecordMismatch: self.inboxes.mismatched,
         }
 
     def apply(self, command: Command) -> None:
@@ -270,9 +282,23 @@ class Book:
         outcome = command.outcome
         entry = self.open.pop(outcome.task_id)
         entry.state = next_task_state(entry.state, _RESOLVED_ARROW[outcome.state], outcome.task_id)
+        self.inboxes.ended(outcome.task_id, answered=bool(outcome.agent_id))
+
+    def _logged(self, command: LogInput) -> None:
+        entry = self.open[command.task_id]
+        entry.state = next_task_state(entry.state, "started", command.task_id)
+        entry.attempt = entry.attempts = 1
+        entry.started_at = command.at
+        entry.tell(StoryLine(command.at, "logged", 0, command.agent_id, f"input {command.seq}"))
+        self.inboxes.logged(command, entry.task)
+
+    def _promoted(self, command: Promote) -> None:
+        for task_id in self.inboxes.promoted(command):
+            self.open[task_id].tell(StoryLine(command.at, "promoted", 0, command.seat, command.why))
 
     def _agents_added(self, command: AddAgents) -> None:
         self.specs[command.spec.name] = command.spec
+        self.inboxes.made_for(command.spec)
 
     def _agent_started(self, command: StartAgent) -> None:
         self.incarnations[command.agent_id] = command.incarnation
@@ -294,6 +320,7 @@ class Book:
             specs=tuple(self.specs.values()),
             incarnations=dict(self.incarnations),
             routers=tuple(self.routers),
+            inboxes=self.inboxes.snapshot(),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -304,6 +331,8 @@ class Book:
         self.routers = list(snapshot.routers)
         for open_task in snapshot.tasks:
             self.open[open_task.task.id] = _thawed(open_task)
+        running = {task_id for task_id, entry in self.open.items() if entry.state is TaskState.RUNNING}
+        self.inboxes.restore(snapshot.inboxes, running)
 
 
 def is_running(entry: Entry, attempt: int, epoch: int) -> bool:

@@ -23,6 +23,7 @@ from flowray.core.model import (
     Outcome,
     Payload,
     RouterRecord,
+    StateSnapshot,
     Task,
     TaskId,
 )
@@ -217,7 +218,10 @@ class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
 
 
 class AnswerCancel(Struct, frozen=True, tag="answer_cancel"):
-    """Tell whoever asked for the cancel what became of it. None: no open task has this id."""
+    """Tell whoever asked for the cancel what became of it.
+
+    None: no open task has this id. RUNNING: it is an input with a number, which is applied whatever happens.
+    """
 
     durable: ClassVar[bool] = False
     waits: ClassVar[bool] = True
@@ -261,6 +265,106 @@ class RecordVersion(Struct, frozen=True, tag="router_version"):
         return self.record.at
 
 
+class LogInput(Struct, frozen=True, tag="log_input"):
+    """The task has a number among the inputs of a stateful agent: whoever has the state applies it."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    task_id: TaskId
+    agent_id: AgentId  # the instance
+    seq: int
+    at: float
+
+
+class Promote(Struct, frozen=True, tag="promote", omit_defaults=True):
+    """From now on the outputs of this process count, and of no other. Begins a term of the instance."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    agent_id: AgentId  # the instance
+    term: int
+    seat: AgentId  # the agent whose process it is
+    seat_incarnation: int
+    at: float
+    why: str = ""
+
+
+class KeepSnapshot(Struct, frozen=True, tag="keep_snapshot"):
+    """The state after an input, instead of that input and all before it."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    agent_id: AgentId  # the instance
+    term: int
+    snapshot: StateSnapshot
+    at: float
+
+
+class SkipInput(Struct, frozen=True, tag="skip_input"):
+    """An input that nobody's state has is never applied: its task ended otherwise."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    agent_id: AgentId  # the instance
+    seq: int
+    at: float
+
+
+class RecordMismatch(Struct, frozen=True, tag="mismatch"):
+    """A standby had another state than the active process after the same inputs."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    agent_id: AgentId  # the instance
+    seat: AgentId  # the standby's
+    seq: int
+    at: float
+
+
+class RestoreState(Struct, frozen=True, tag="restore_state"):
+    """Have a process take this state over; None: the one that it was made with."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    agent_id: AgentId  # the seat
+    incarnation: int
+    snapshot: StateSnapshot | None
+
+
+class ActivateSeat(Struct, frozen=True, tag="activate"):
+    """Tell a process that its outputs count."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    agent_id: AgentId  # the seat
+    incarnation: int
+    term: int
+
+
+class DeliverInput(Struct, frozen=True, tag="deliver"):
+    """Give an input to a process, once its number is on disk."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    agent_id: AgentId  # the seat
+    incarnation: int
+    seq: int
+    after: int  # the number that it follows; 0 or that of a snapshot for the first
+    task: Task
+    at: float  # when it was given its number
+    answered: int  # outputs up to this number need not be kept any more: their outcomes are on disk
+
+
+class DemandSnapshot(Struct, frozen=True, tag="demand_snapshot"):
+    """Have a process say what its state is right after an input."""
+
+    durable: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
+    agent_id: AgentId  # the seat
+    incarnation: int
+    seq: int
+
+
 class StopAgent(Struct, frozen=True, tag="stop_agent"):
     """End one agent's process: it hangs, is not wanted any more, or belongs to an earlier incarnation."""
 
@@ -291,6 +395,15 @@ Command = (
     | StartAgent
     | StopAgent
     | RecordVersion
+    | LogInput
+    | Promote
+    | KeepSnapshot
+    | SkipInput
+    | RecordMismatch
+    | RestoreState
+    | ActivateSeat
+    | DeliverInput
+    | DemandSnapshot
 )
 
 DurableCommand = (
@@ -305,4 +418,11 @@ DurableCommand = (
     | RecordVersion
     | RecordStep
     | RecordChunks
+    | LogInput
+    | Promote
+    | KeepSnapshot
+    | SkipInput
+    | RecordMismatch
 )
+
+ToSeat = RestoreState | ActivateSeat | DeliverInput | DemandSnapshot

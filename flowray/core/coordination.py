@@ -62,6 +62,9 @@ from flowray.core.events import (
     Event,
     GradeGiven,
     MemoryTold,
+    OutputGiven,
+    SnapshotMade,
+    StateRefused,
     StepFinished,
     TaskSubmitted,
     Ticked,
@@ -89,6 +92,7 @@ from flowray.core.refusal import retry_after_s, why_nobody
 from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
 from flowray.core.routing import run_times
+from flowray.core.stateful import Stateful, standby_of
 from flowray.core.states import AgentState, TaskState
 from flowray.core.steps import no_room, step_bytes
 from flowray.core.streaming import DIGEST_BYTES, Streaming, fit
@@ -113,6 +117,7 @@ class Coordination:
         self.asking = Asking(self.policy.routing)
         self.acting = Acting(self.policy.acting, self.policy.routing)
         self.streaming = Streaming(self.policy.streaming)
+        self.stateful = Stateful(self)
         self._rng = rng
         self._out: list[Command] = []
         self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
@@ -124,6 +129,9 @@ class Coordination:
             GradeGiven: self._on_graded,
             StepFinished: self._on_step,
             ChunksMade: self._on_chunks,
+            OutputGiven: self.stateful.output,
+            SnapshotMade: self.stateful.snapshot_made,
+            StateRefused: self.stateful.refused,
             EstimatesReady: self._on_estimates,
             EstimatesFailed: self._on_no_estimates,
             AgentsAdded: self._on_agents_added,
@@ -145,6 +153,8 @@ class Coordination:
             "start": self._start_timed_out,
             "adoption": self._adoption_over,
             "hopeless": self._hopeless_found,
+            "inbox": self.stateful.look,
+            "snapshot": self.stateful.snapshot_due,
         }
 
     # ── the doors ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,6 +214,7 @@ class Coordination:
         grace_s = core.policy.adoption_s if keep_agents else 0.0
         for spec in book.specs.values():
             core._join(spec)
+        core.stateful.recover()
         for agent in core.registry.agents():
             if agent.incarnation:
                 core.registry.move(agent, "requested")
@@ -249,7 +260,12 @@ class Coordination:
                 self._out.append(RefuseTask(task.id, "conflict", detail))
             return
         lane = self._lane(task)
-        if not lane.classes or all(one.hopeless for one in lane.classes):
+        if (stateful := self.stateful.has(task)) or task.entity:
+            why = self.stateful.why_not(task) if stateful else f"entity: no stateful agents called {task.agent!r}"
+            if why:
+                self._out.append(RefuseTask(task.id, "unknown_capability", why))
+                return
+        elif not lane.classes or all(one.hopeless for one in lane.classes):
             self._out.append(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
             return
         if task.fallback and not self._may_fall_back(task):
@@ -268,7 +284,10 @@ class Coordination:
         entry = self.book.open[task.id]
         if entry.deadline_at is not None:
             self.timers.set("deadline", task.id, entry.deadline_at)
-        self._place(entry, lane)
+        if stateful:
+            self.stateful.arrive(entry)
+        else:
+            self._place(entry, lane)
 
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -480,6 +499,9 @@ class Coordination:
 
     def _wait_recovered(self, entry: Entry) -> None:
         """A task that waited when an earlier coordinator ended waits again; nobody is there yet to start it."""
+        if self.stateful.has(entry.task):
+            self.stateful.recovered(entry)
+            return
         if is_last(entry.task, entry.failures) and self._fall_back(entry, None):
             return
         if self.policy.routing.enabled:
@@ -760,6 +782,8 @@ class Coordination:
             self.timers.clear("deadline", task.id)
         if entry.extra is not None:
             self._stop_attempts(entry)
+        if self.stateful.has(task):
+            self.stateful.ended(task)
 
     def _on_graded(self, event: GradeGiven) -> None:
         """An open task has no answer yet that a grade could be about."""
@@ -770,6 +794,9 @@ class Coordination:
         entry = self.book.open.get(event.task_id)
         if entry is None:
             self._out.append(AnswerCancel(event.task_id, None))
+            return
+        if self.stateful.is_logged(entry):  # some process may have applied it already, and all will
+            self._out.append(AnswerCancel(event.task_id, TaskState.RUNNING))
             return
         self._withdraw(entry, TaskState.CANCELLED, Failure(kind="cancelled", message="cancelled by its caller"))
         self._out.append(AnswerCancel(event.task_id, TaskState.CANCELLED))
@@ -788,6 +815,8 @@ class Coordination:
     def _leave_queue(self, entry: Entry) -> None:
         """Take a waiting task from wherever it waits: in a lane, or for estimates."""
         task_id = entry.task.id
+        if self.stateful.leave(entry):
+            return
         if self.asking.answered(task_id) is not None:
             self._forget_late()
             return
@@ -818,9 +847,17 @@ class Coordination:
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _on_agents_added(self, event: AgentsAdded) -> None:
-        self._commit(AddAgents(event.spec, self.now))
-        one, added, surplus = self._join(event.spec)
-        for agent in self.registry.broken(event.spec.name):  # added again: its author may have mended it
+        spec = event.spec
+        if self.book.inboxes.count(spec.name):  # entities are spread over them
+            spec = structs.replace(spec, count=self.book.inboxes.count(spec.name))
+        self._add_agents(spec)
+        if (standbys := standby_of(spec)) is not None:
+            self._add_agents(standbys)
+
+    def _add_agents(self, spec: AgentSpec) -> None:
+        self._commit(AddAgents(spec, self.now))
+        one, added, surplus = self._join(spec)
+        for agent in self.registry.broken(spec.name):  # added again: its author may have mended it
             self.registry.move(agent, "retried")
             added.append(agent)
         for agent in added:
@@ -882,6 +919,7 @@ class Coordination:
         self.timers.clear("restart", agent.id)
         self._reconcile(agent, event.running)
         agent.agent_class.update(agent)
+        self.stateful.ready(agent, event)
         if agent.state is AgentState.DRAINING and not agent.held:
             self._stop(agent, "drained")
         else:
@@ -970,6 +1008,7 @@ class Coordination:
 
     def _give_up_hopeless(self, one: AgentClass) -> None:
         """A class lost an agent for good: end what waits for nobody else."""
+        self.stateful.hopeless(one)
         for lane in list(one.lanes):
             if all(served_by.hopeless for served_by in lane.classes):
                 for task_id in sorted(lane.ids()):
@@ -1001,6 +1040,7 @@ class Coordination:
             self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
         self._unbind(agent.agent_class)
         self._requeue_all(agent, cause, blame=True, certain=certain)
+        self.stateful.gone(agent, certain=certain, cause=cause)
         if draining:
             self._give_up_hopeless(agent.agent_class)
 
@@ -1034,6 +1074,8 @@ class Coordination:
     def _deadline_passed(self, key: str) -> None:
         entry = self.book.open[TaskId(key)]
         message = f"not finished within {entry.task.deadline_s:g} s"
+        if self.stateful.is_logged(entry):
+            message += "; it has its number, so the state will have it all the same"
         self._withdraw(entry, TaskState.EXPIRED, Failure(kind="deadline", message=message))
 
     def _backoff_over(self, key: str) -> None:

@@ -106,6 +106,41 @@ class AgentReady(Struct, frozen=True):
     agent_id: AgentId
     incarnation: int
     running: tuple[Running, ...] = ()
+    received: int = -1  # of a stateful agent: number of the last input that it has; -1 without a state
+    term: int = 0  # of a stateful agent: the one it was activated for; 0 for none
+
+
+class OutputGiven(Struct, frozen=True):
+    """An active process of a stateful agent applied an input. Exactly one of `value` and `failure` is set, or none."""
+
+    agent_id: AgentId  # the seat
+    incarnation: int
+    term: int
+    seq: int
+    task_id: TaskId
+    value: Payload | None = None
+    failure: Failure | None = None
+    run_s: float = 0.0  # as the process measured it
+
+
+class SnapshotMade(Struct, frozen=True):
+    """A process says what its state is right after an input."""
+
+    agent_id: AgentId  # the seat
+    incarnation: int
+    term: int  # 0 by a standby
+    seq: int
+    digest: str = ""
+    value: Payload | None = None  # by an active process
+    failure: Failure | None = None  # the class's `snapshot` raised, or made what cannot be encoded
+
+
+class StateRefused(Struct, frozen=True):
+    """A process cannot have the state that it was told to restore, or an input that it was given."""
+
+    agent_id: AgentId  # the seat
+    incarnation: int
+    failure: Failure
 
 
 class AgentLost(Struct, frozen=True):
@@ -154,6 +189,9 @@ Event = (
     | EstimatesFailed
     | AgentsAdded
     | AgentReady
+    | OutputGiven
+    | SnapshotMade
+    | StateRefused
     | AgentLost
     | AgentStartFailed
     | MemoryTold

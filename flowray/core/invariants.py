@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from flowray.core.naming import attempt_key
+from flowray.core.stateful_checks import check_stateful
 from flowray.core.states import AgentState, TaskState
 from flowray.errors import InvariantBroken
 
@@ -20,6 +21,7 @@ def check_coordination(core: Coordination) -> None:
     _check_counts(core)
     _check_agents(core)
     _check_nobody_waits_in_vain(core)
+    check_stateful(core)
 
 
 def _hold(condition: bool, what: str) -> None:
@@ -32,7 +34,8 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
     for agent in core.registry.agents():
         for task_id in agent.outstanding:
             holders.setdefault(task_id, []).append(agent.id)
-    lanes_of = Counter(task_id for lane in core.queue.lanes() for task_id in lane.ids())
+    lanes = [*core.queue.lanes(), *(instance.lane for instance in core.stateful.instances())]
+    lanes_of = Counter(task_id for lane in lanes for task_id in lane.ids())
     for task_id, entry in core.book.open.items():
         in_lanes = lanes_of[task_id]
         held_by = holders.pop(task_id, [])

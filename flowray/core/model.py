@@ -55,6 +55,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     fallback: str = ""  # class of agents that gets it when the others are not up to it; "" for none
     exclusive: bool = False  # no two attempts may run at the same time, whatever that costs in time
     builds_on: str = ""  # the class of agents whose answer this task goes on from; "" for none
+    entity: str = ""  # what an input of a stateful agent is about: those of one entity go to one instance
 
     @property
     def size_bytes(self) -> int:
@@ -199,6 +200,15 @@ class Recorded(Struct, frozen=True, kw_only=True):
     grade: Grade | None = None  # the newest
 
 
+class StatefulSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the state of a class of stateful agents is kept (see `flowray.core.stateful`)."""
+
+    standby: str = "cold"  # cold: a new process restores the state; warm: a second process has it already
+    snapshot_every: int = 100  # inputs, >= 1
+    snapshot_every_s: float = 5.0  # after an input, at the latest; > 0
+    of: str = ""  # set for the standbys of a class: its name
+
+
 class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A class of agents that should exist: `count` of them, in one tier. The shell knows how to start one."""
 
@@ -213,6 +223,7 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     options: dict[str, float | int | str | bool | list[str] | None] = {}  # constructor arguments from a team file
     num_cpus: float = 0.0  # reserved in the placement group; 0 means the tier's share divided by its agents
     memory_bytes: int = 0  # reserved (Ray admits by it, it is no limit); 0 means none
+    stateful: StatefulSpec | None = None  # set where its agents keep a state
 
 
 class Held(Struct, frozen=True, array_like=True):
@@ -258,6 +269,36 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stream: SavedStream | None = None  # of its chunks, where it has given out some
 
 
+class Logged(Struct, frozen=True, array_like=True):
+    """One input of a stateful agent, with its number."""
+
+    seq: int  # from 1 in the life of the instance
+    task: Task
+    at: float  # when it was given its number
+
+
+class StateSnapshot(Struct, frozen=True, array_like=True):
+    """The state of a stateful agent after an input."""
+
+    seq: int  # of the last input that it has
+    digest: str  # of the encoded state
+    value: Payload | None = None
+
+
+class OpenInbox(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is kept of one stateful agent, as a snapshot of the core has it."""
+
+    agent_id: AgentId
+    term: int = 0
+    seat: str = ""
+    seat_incarnation: int = 0
+    next_seq: int = 1
+    applied: int = 0
+    inputs: tuple[Logged, ...] = ()
+    snapshot: StateSnapshot | None = None
+    mismatches: int = 0
+
+
 class RouterPlace(Struct, frozen=True, array_like=True):
     """One version of the router, and where it lies."""
 
@@ -288,3 +329,4 @@ class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
     specs: tuple[AgentSpec, ...] = ()
     incarnations: dict[str, int] = {}  # agent id -> highest incarnation ever asked for
     routers: tuple[RouterRecord, ...] = ()  # the newest decisions about the router, oldest first
+    inboxes: tuple[OpenInbox, ...] = ()  # of stateful agents

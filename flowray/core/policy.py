@@ -11,6 +11,7 @@ from flowray.core.placement import PlacementPolicy
 from flowray.core.registry import RestartPolicy
 from flowray.core.retry import RetryPolicy
 from flowray.core.routing import RoutingPolicy
+from flowray.core.stateful import StatefulPolicy
 from flowray.core.streaming import StreamingPolicy
 from flowray.errors import ConfigError
 
@@ -25,6 +26,7 @@ class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     restart: RestartPolicy = RestartPolicy()
     acting: ActingPolicy = ActingPolicy()
     streaming: StreamingPolicy = StreamingPolicy()
+    stateful: StatefulPolicy = StatefulPolicy()
     cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
     adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running
     fence_s: float = 11.0  # an exclusive task waits so long where its last attempt may go on; agents end it 1 s before

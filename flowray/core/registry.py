@@ -131,6 +131,8 @@ class AgentClass:
 
     def serves(self, key: LaneKey) -> bool:
         """May its agents run the tasks of such a lane?"""
+        if self.spec.stateful is not None:
+            return False  # their tasks have numbers, and go to one of them
         return (
             (not key.tier or key.tier == self.spec.tier)
             and (not key.agent or key.agent == self.spec.name)

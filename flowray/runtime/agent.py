@@ -39,7 +39,20 @@ from flowray.core.model import AgentSpec, Failure, Payload, Running
 from flowray.runtime import emitting
 from flowray.runtime.emitting import EmitDesk, Outlet, drain, drain_beside
 from flowray.runtime.leases import LeaseKeeper, Tokens
-from flowray.runtime.messages import Begin, Cancel, Emit, Finished, Held, Renew, Report, Returned, Start, Step
+from flowray.runtime.messages import (
+    Begin,
+    Cancel,
+    Emit,
+    Finished,
+    Held,
+    Refused,
+    Renew,
+    Report,
+    Result,
+    Returned,
+    Start,
+    Step,
+)
 from flowray.runtime.payloads import PayloadDesk
 from flowray.runtime.recording import StepDesk, StepRecorder
 
@@ -97,7 +110,7 @@ class AgentHost:
         self._around = around
         self._epoch = message.epoch
         self._attempts: dict[tuple[str, int, int], Attempt] = {}  # held: waiting or running, oldest first
-        self._results: collections.deque[Finished | Returned] = collections.deque()  # not acknowledged yet
+        self._results: collections.deque[Result] = collections.deque()  # not acknowledged yet
         self._acknowledged = 0  # results are numbered from 1: up to this one they are on disk,
         self._sent = 0  # up to this one they have been sent
         self._flush_at = 0.0  # monotonic: when the loop was asked to send; 0.0 when it need not
@@ -218,10 +231,10 @@ class AgentHost:
         with self._lock:
             self._flush_at = 0.0
             first = self._sent - self._acknowledged
-            batch: list[Finished | Returned] = []
+            batch: list[Result] = []
             size = 0
             for result in itertools.islice(self._results, first, first + _REPORT_RESULTS):
-                value = result.value if isinstance(result, Finished) else None
+                value = None if isinstance(result, Returned | Refused) else result.value
                 size += 200 + (len(value.data) if value is not None and value.data else 0)
                 if batch and size > _REPORT_BYTES:
                     break
@@ -342,7 +355,7 @@ class AgentHost:
         for _ in range(self._begin.spec.slots):
             self._inbox.put(None)
 
-    def _add(self, result: Finished | Returned) -> None:
+    def _add(self, result: Result) -> None:
         with self._lock:
             self._results.append(result)
             asked = self._flush_at > 0.0

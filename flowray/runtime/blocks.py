@@ -66,6 +66,42 @@ class Blocks:
             free.remove(place)
             return self._groups[place.block], place
 
+    def take_apart(self, spec: AgentSpec, node_id: str, wait_s: float) -> tuple[PlacementGroup, Place] | None:
+        """A place on any node but this one; None when there is none in `wait_s`.
+
+        Places of the class on that node are given up: whoever needs them needs them elsewhere.
+        """
+        with self._lock:
+            self._learn(spec)
+            here = self._nodes()
+            for place in self._free[spec.name]:
+                if here.get(place, node_id) != node_id:
+                    self._free[spec.name].remove(place)
+                    return self._groups[place.block], place
+            wrong = [place for place in self._free[spec.name] if here.get(place) == node_id]
+            self._add_block(spec, 1, {"ray.io/node-id": f"!{node_id}"})
+            place = self._free[spec.name].pop()
+            group = self._groups[place.block]
+            self._tried.add(place.block)
+        try:
+            if group.wait(wait_s):
+                for one in wrong:
+                    self.remove(spec.name, one)
+                return group, place
+            self.remove(spec.name, place)
+            return None
+        finally:
+            self._tried.discard(place.block)
+
+    def _nodes(self) -> dict[Place, str]:
+        """Where the places are that Ray has found room for."""
+        return {
+            Place(table["name"], index): node_id
+            for table in ray.util.placement_group_table().values()
+            if table["name"] in self._groups and table["state"] == _IN_PLACE
+            for index, node_id in table["bundles_to_node_id"].items()
+        }
+
     def take_spare(self, spec: AgentSpec, wait_s: float) -> Place | None:
         """A place that nobody needs, for a process that is only to be ready. None when there is none in `wait_s`.
 
@@ -195,7 +231,7 @@ class Blocks:
         places.sort()
         self._made[spec.name] = number
 
-    def _add_block(self, spec: AgentSpec, size: int = 0) -> None:
+    def _add_block(self, spec: AgentSpec, size: int = 0, where: dict[str, str] | None = None) -> None:
         tier, number = self.tier(spec), self._made[spec.name]
         prefix = self._class_prefix(spec)
         known = sum(group.bundle_count for name, group in self._groups.items() if name.startswith(prefix))
@@ -207,7 +243,7 @@ class Blocks:
             strategy="SPREAD" if tier.spread and size > 1 else "PACK",
             name=name,
             lifetime="detached",
-            bundle_label_selector=[tier.labels] * size if tier.labels else None,
+            bundle_label_selector=[labels] * size if (labels := {**tier.labels, **(where or {})}) else None,
         )
         self._made[spec.name] = number + 1
         self._free[spec.name].extend(Place(name, index) for index in range(size))

@@ -36,6 +36,7 @@ from flowray.core.commands import (
     StartAgent,
     StartAttempt,
     StopAgent,
+    ToSeat,
 )
 from flowray.core.events import AgentLost
 from flowray.core.model import AgentId, Outcome, Payload, TaskId
@@ -93,6 +94,7 @@ from flowray.runtime.rollout import Router, load_alone, load_versions
 from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.showing import ShowDesk
 from flowray.runtime.standin import StandIn
+from flowray.runtime.stateful import message_of
 from flowray.runtime.subscribers import SubscriberFile
 from flowray.runtime.trainer import train_on_ray
 from flowray.store import PayloadStore, SqliteStore
@@ -352,6 +354,11 @@ class Coordinator:
             process = self._pools.process(command.agent_id, command.incarnation)
             if process is not None:
                 process.link.send(answer_of(command))
+        elif isinstance(command, ToSeat):
+            process = self._pools.process(command.agent_id, command.incarnation)
+            if process is not None:
+                self._acknowledgements.tell(command.agent_id)
+                process.link.send(message_of(command))
         elif isinstance(command, AnswerCancel):
             self._questions.cancelled(command.task_id, command.state.value if command.state is not None else "")
         elif isinstance(command, StartAgent):
@@ -562,7 +569,7 @@ class Coordinator:
         self._pools.memory(node_id, free)
 
     def _put_results(self, message: Report) -> None:
-        for event in results_as_events(message.agent_id, message.results):
+        for event in results_as_events(message.agent_id, message.incarnation, message.results):
             self._pump.put(event)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowray.core.commands import Command, RequeueTask, StartAgent, StartAttempt
+from flowray.core.commands import Command, Promote, RecordMismatch, RequeueTask, StartAgent, StartAttempt
 
 
 @dataclass(slots=True)
@@ -17,6 +17,8 @@ class Figures:
     hedges: int = 0  # attempts beside one that took long
     copies: int = 0  # attempts at the same time as another
     restarts: int = 0  # agents started again
+    promotions: int = 0  # processes of stateful agents that took over from another
+    mismatches: int = 0  # standbys that had another state than the active process
 
     def __call__(self, command: Command) -> None:
         if isinstance(command, StartAttempt):
@@ -28,6 +30,10 @@ class Figures:
             self.failovers += command.counts in ("kills", "losses")
         elif isinstance(command, StartAgent):
             self.restarts += command.incarnation > 1
+        elif isinstance(command, Promote):
+            self.promotions += command.term > 1
+        elif isinstance(command, RecordMismatch):
+            self.mismatches += 1
 
     def counts(self) -> dict[str, int]:
         """All of them, by name."""
@@ -38,4 +44,6 @@ class Figures:
             "hedges": self.hedges,
             "copies": self.copies,
             "restarts": self.restarts,
+            "promotions": self.promotions,
+            "mismatches": self.mismatches,
         }

@@ -120,7 +120,10 @@ class Handle:
         return ChunkStream(self._runtime, self, start, restarts)
 
     def cancel(self) -> str:
-        """Cancel the task unless it has ended: the state it is in for good, "cancelled" or an earlier one."""
+        """Cancel the task unless it has ended: the state it is in for good, "cancelled" or an earlier one.
+
+        An input of a stateful agent that has its number is applied all the same: then the answer is "running".
+        """
         return self._runtime._cancel(self.task_id)
 
     def grade(self, quality: float, by: str = "") -> None:

@@ -309,6 +309,69 @@ class Returned(Struct, frozen=True, array_like=True, tag="returned"):
     epoch: int
 
 
+class Restore(Struct, frozen=True, array_like=True, tag="restore"):
+    """Of a stateful agent: this is the state after input `seq`; 0: the one it was made with."""
+
+    agent_id: str
+    seq: int
+    value: Payload | None = None
+
+
+class Activate(Struct, frozen=True, array_like=True, tag="activate"):
+    """Its outputs count, in this term."""
+
+    agent_id: str
+    term: int
+
+
+class Input(Struct, frozen=True, array_like=True, tag="input"):
+    """Apply this input."""
+
+    agent_id: str
+    seq: int
+    after: int  # number of the input before it; 0 for the first
+    task: Task
+    at: float  # when it was given its number, UTC in seconds
+    answered: int  # outcomes of inputs up to this number are on disk
+
+
+class TakeSnapshot(Struct, frozen=True, array_like=True, tag="take_snapshot"):
+    """Say what the state is after this input."""
+
+    agent_id: str
+    seq: int
+
+
+class Output(Struct, frozen=True, array_like=True, tag="output"):
+    """What applying an input came to."""
+
+    seq: int
+    term: int  # of its process
+    task_id: str
+    value: Payload | None = None
+    failure: Failure | None = None
+    run_s: float = 0.0
+
+
+class Snapshotted(Struct, frozen=True, array_like=True, tag="snapshotted"):
+    """The state after an input, or why there is none."""
+
+    seq: int
+    term: int  # 0 by a standby
+    digest: str = ""
+    value: Payload | None = None  # by an active process
+    failure: Failure | None = None
+
+
+class Refused(Struct, frozen=True, array_like=True, tag="refused"):
+    """The process cannot have the state that it should have."""
+
+    failure: Failure
+
+
+Result = Finished | Returned | Output | Snapshotted | Refused
+
+
 class Retire(Struct, frozen=True, array_like=True, tag="retire"):
     """This agent is not wanted any more; its process goes on for others."""
 
@@ -334,7 +397,7 @@ class Report(Struct, frozen=True, array_like=True, tag="report"):
     agent_id: str
     incarnation: int
     last: int  # number of the last of these results, counted from 1 in the agent's life
-    results: list[Finished | Returned]
+    results: list[Result]
 
 
 class Held(Struct, frozen=True, array_like=True):
@@ -343,9 +406,11 @@ class Held(Struct, frozen=True, array_like=True):
     agent_id: str
     incarnation: int
     running: list[Running]  # begun or waiting in its process
-    results: list[Finished | Returned]  # over, and not acknowledged by any coordinator
+    results: list[Result]  # over, and not acknowledged by any coordinator
     hears: bool = False
     topics: tuple[str, ...] = ()
+    received: int = -1  # of a stateful agent: its last input; -1 without a state
+    term: int = 0  # of a stateful agent: for which it is the active process
 
 
 class Found(Struct, frozen=True, array_like=True):
@@ -421,7 +486,8 @@ class Lost(Struct, frozen=True, array_like=True, tag="lost"):
 
 ToCoordinator = Submit | Want | Question | Report | Step | Emit | Renew | Learn | Reach | Listening | Subscribe
 ToClient = Renewed | Answers | Outcomes | Reply | Farewell | Listen | Reached | Told | Lost
-ToHost = Start | Cancel | Acknowledge | StepAnswer | Emitted | Read | Leased | Retire  # of one agent
+ToSeat = Restore | Activate | Input | TakeSnapshot  # of a stateful agent
+ToHost = Start | Cancel | Acknowledge | StepAnswer | Emitted | Read | Leased | Retire | ToSeat  # of one agent
 ToAgent = ToHost | Renewed | Listen | Reached | Told | Lost
 
 decode_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator).decode

@@ -28,8 +28,12 @@ from flowray.core.events import (
     AttemptReturned,
     Event,
     MemoryTold,
+    OutputGiven,
+    SnapshotMade,
+    StateRefused,
 )
 from flowray.core.model import AgentId, AgentSpec, TaskId
+from flowray.core.stateful import other_seat
 from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
 from flowray.runtime.blocks import LATELY_S, Blocks, Place
@@ -37,12 +41,26 @@ from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
 from flowray.runtime.keepers import Keepers
-from flowray.runtime.messages import Begin, Finished, Found, Held, Prepare, Prepared, Renewed, Retire, Returned
+from flowray.runtime.messages import (
+    Begin,
+    Finished,
+    Found,
+    Held,
+    Output,
+    Prepare,
+    Prepared,
+    Renewed,
+    Result,
+    Retire,
+    Returned,
+    Snapshotted,
+)
 from flowray.runtime.process import AgentActor
 from flowray.runtime.transport import ProcessLink
 
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
 _ROOM_S = 1.0  # for Ray to find room for a block, where there is some
+_SEATED_S = 20.0  # a standby waits no longer than this for its active process to be somewhere
 _DYING_S = 1.0  # for a process that Ray calls dead to be gone
 _ATTEND_S = 3.0  # a new coordinator begins at the latest after this, whether all processes have answered it or not
 _ANSWER_S = 9.0  # and a process that has not answered after this is ended
@@ -101,6 +119,7 @@ class Pools:
         self._classes: dict[str, AgentSpec] = {}  # that agents were started of
         self._warming: set[str] = set()  # classes for which one is being started
         self._starting = 0  # agents
+        self._seating: dict[str, asyncio.Task[None]] = {}  # stateful agent -> its start, under way or over
         self._keepers = Keepers(config.name, self._node_id, config.ray.stopped_s, coordinator)
         self._free: dict[str, float] = {}  # node -> share of its memory, as its keeper said last
         self._attending: set[str] = set()  # processes that have yet to answer a new coordinator
@@ -126,7 +145,9 @@ class Pools:
         """Begin to start an agent; how it went arrives as an event."""
         self._starting += 1
         self._classes[spec.name] = spec
-        self._spawn(self._start(agent_id, incarnation, spec))
+        work = self._spawn(self._start(agent_id, incarnation, spec))
+        if spec.stateful is not None:
+            self._seating[agent_id] = work
 
     def stop(self, agent_id: str, incarnation: int) -> None:
         """End an agent: with its process, if nobody else lives there."""
@@ -191,7 +212,7 @@ class Pools:
 
     async def _start(self, agent_id: AgentId, incarnation: int, spec: AgentSpec) -> None:
         try:
-            process = await self._process_for(spec)
+            process = await self._process_for(spec, await self._apart_from(agent_id, spec))
         except (*LOST, *NOT_CREATED, *REFUSED) as error:
             self._put(AgentLost(agent_id, incarnation, f"it could not be created: {brief(error)}"))
             return
@@ -238,7 +259,18 @@ class Pools:
             self._put(MemoryTold(self._free[process.made.node_id], (agent_id,)))
         self._put(AgentReady(agent_id, incarnation))
 
-    async def _process_for(self, spec: AgentSpec) -> Process:
+    async def _apart_from(self, agent_id: str, spec: AgentSpec) -> str:
+        """The node where another process of the same stateful agent is; "" where any node will do."""
+        seat = other_seat(agent_id, spec)
+        starting = self._seating.get(seat)
+        if starting is not None and spec.stateful is not None and spec.stateful.of:
+            # Of two that are started at the same time the standby waits, as it cannot be apart from it knows not what.
+            await asyncio.wait((starting,), timeout=_SEATED_S)
+        other = self._at.get(seat)
+        made = other.made if other is not None and not other.gone else None
+        return made.node_id if made is not None and self._several else ""
+
+    async def _process_for(self, spec: AgentSpec, apart_from: str = "") -> Process:
         """A process with room for one more agent of this class: one of several, a warm one, or a new one."""
         several = self._blocks.tier(spec).agents_per_actor
         while several > 1 and spec.name in self._opening:
@@ -251,6 +283,12 @@ class Pools:
             elif self._opening.get(spec.name) is opening:
                 del self._opening[spec.name]
         warm = self._warm.get(spec.name)
+        if several == 1 and apart_from:
+            elsewhere = [one for one in warm or () if one.made is not None and one.made.node_id != apart_from]
+            if elsewhere:
+                self._warm[spec.name].remove(elsewhere[0])
+                return elsewhere[0]
+            return await self._create(spec, apart_from=apart_from)
         if several == 1:
             return warm.pop() if warm else await self._create(spec)
         opening = self._opening[spec.name] = asyncio.get_running_loop().create_future()
@@ -267,10 +305,13 @@ class Pools:
         opening.set_result(process)
         return process
 
-    async def _create(self, spec: AgentSpec, spare: Place | None = None) -> Process:
-        """Start a process, in this place or in one that is found for it, and have it load the class."""
+    async def _create(self, spec: AgentSpec, spare: Place | None = None, apart_from: str = "") -> Process:
+        """Start a process, in this place or in one that is found for it, and have it load the class.
+
+        Where there is none on another node than `apart_from`, that one will do.
+        """
         name = f"{spec.name}-{secrets.token_hex(4)}"
-        actor, place = await asyncio.to_thread(self._create_actor, name, spec, spare)
+        actor, place = await asyncio.to_thread(self._create_actor, name, spec, spare, apart_from)
         if spare is None:
             self._spawn(self._give_way(place))
         process = Process(ProcessLink(actor, self._endpoint, name), spec.name, place)
@@ -299,9 +340,13 @@ class Pools:
         self._spawn(self._watch(process))
         return process
 
-    def _create_actor(self, name: str, spec: AgentSpec, spare: Place | None) -> tuple[Any, Place]:
+    def _create_actor(self, name: str, spec: AgentSpec, spare: Place | None, apart_from: str) -> tuple[Any, Place]:
         """Blocking calls to Ray's control plane; runs in a thread."""
-        group, place = self._blocks.take(spec) if spare is None else (self._blocks.group(spare), spare)
+        if spare is not None:
+            group, place = self._blocks.group(spare), spare
+        else:
+            found = self._blocks.take_apart(spec, apart_from, _ROOM_S) if apart_from else None
+            group, place = found or self._blocks.take(spec)
         try:
             actor = self._actor_class.options(
                 name=f"{self._config.name}/agent/{name}",
@@ -339,8 +384,11 @@ class Pools:
     def _keep_warm(self, spec: AgentSpec) -> None:
         """Have as many warm processes of this class as its tier wants, once no agent waits for a process.
 
-        Nor may one of its agents be lost that is not started again yet: it will want the place that it had.
+        Nor may one of its agents be lost that is not started again yet: it will want the place that it had. A stateful
+        agent with a standby is waited for by nobody while another process takes its place.
         """
+        if spec.stateful is not None and spec.stateful.standby == "warm":
+            return
         wanted = self._blocks.tier(spec).warm
         if self._starting or self._closed or spec.name in self._warming:
             return
@@ -481,7 +529,7 @@ class Pools:
         for one in held:
             process.agents[one.agent_id] = one.incarnation
             self._at[one.agent_id] = process
-            for event in results_as_events(one.agent_id, one.results):
+            for event in results_as_events(one.agent_id, one.incarnation, one.results):
                 self._put(event)
             if one.hears:
                 self.directory.put(one.agent_id, name, one.topics)
@@ -509,15 +557,15 @@ class Pools:
             os._exit(70)
 
 
-def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list[Event]:
+def results_as_events(agent_id: str, incarnation: int, results: list[Result]) -> list[Event]:
     """What an agent reports, as the core hears it."""
     events: list[Event] = []
+    agent = AgentId(agent_id)
     for one in results:
-        task_id, agent = TaskId(one.task_id), AgentId(agent_id)
         if isinstance(one, Finished):
             events.append(
                 AttemptFinished(
-                    task_id,
+                    TaskId(one.task_id),
                     one.attempt,
                     one.epoch,
                     agent,
@@ -529,13 +577,22 @@ def results_as_events(agent_id: str, results: list[Finished | Returned]) -> list
                     one.chunks,
                 )
             )
+        elif isinstance(one, Returned):
+            events.append(AttemptReturned(TaskId(one.task_id), one.attempt, one.epoch, agent))
+        elif isinstance(one, Output):
+            task_id = TaskId(one.task_id)
+            events.append(
+                OutputGiven(agent, incarnation, one.term, one.seq, task_id, one.value, one.failure, one.run_s)
+            )
+        elif isinstance(one, Snapshotted):
+            events.append(SnapshotMade(agent, incarnation, one.term, one.seq, one.digest, one.value, one.failure))
         else:
-            events.append(AttemptReturned(task_id, one.attempt, one.epoch, agent))
+            events.append(StateRefused(agent, incarnation, one.failure))
     return events
 
 
 def _ready(held: Held) -> AgentReady:
-    return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running))
+    return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running), held.received, held.term)
 
 
 async def _ends(pid: int) -> bool:

@@ -26,6 +26,7 @@ from flowray.runtime.agent import STUCK_S, AgentHost, preload
 from flowray.runtime.loops import LoopThread
 from flowray.runtime.messages import (
     Acknowledge,
+    Activate,
     Begin,
     Begun,
     Cancel,
@@ -33,6 +34,7 @@ from flowray.runtime.messages import (
     Emit,
     Emitted,
     Found,
+    Input,
     Leased,
     Listen,
     Lost,
@@ -43,13 +45,16 @@ from flowray.runtime.messages import (
     Renew,
     Renewed,
     Report,
+    Restore,
     Start,
     Step,
     StepAnswer,
+    TakeSnapshot,
     Told,
 )
 from flowray.runtime.places import COORDINATOR, socket_directory
 from flowray.runtime.resting import main_thread
+from flowray.runtime.stateful import StatefulHost
 from flowray.runtime.talks import Talks
 
 _REACH_S = 10.0  # for the coordinator to answer a new process
@@ -125,7 +130,7 @@ class AgentProcess:
     async def begin(self, message: Begin) -> Begun:
         """Construct an agent. A failure of the user's code is an answer, not an exception."""
         self._warm = False
-        host = AgentHost(message, self)
+        host = (AgentHost if message.spec.stateful is None else StatefulHost)(message, self)
         failure = await asyncio.to_thread(host.construct)
         if failure is None:
             self._hosts[message.agent_id] = host
@@ -222,6 +227,9 @@ class AgentProcess:
                 host.emitting.read(message)
             elif isinstance(message, Leased):
                 host.leases.granted(message.number)
+            elif isinstance(message, Restore | Activate | Input | TakeSnapshot):
+                assert isinstance(host, StatefulHost)
+                host.tell(message)
             else:
                 self._hosts.pop(message.agent_id).retire()
                 assert self._talks is not None

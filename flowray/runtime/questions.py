@@ -11,6 +11,7 @@ import msgspec
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentsAdded, CancelRequested
 from flowray.core.model import AgentSpec, TaskId
+from flowray.core.stateful import STANDBY
 from flowray.errors import ConfigError, FlowrayError, StoreError
 from flowray.runtime.figures import Figures
 from flowray.runtime.grading import GradeBook
@@ -145,6 +146,15 @@ class Questions:
         known = self._core.book.specs.get(spec.name)
         # Two pickles of one class differ; where the class has a place of its own, that is what names it.
         code = spec.code if spec.target or known is None else known.code
+        instances = self._core.book.inboxes.count(spec.name)
+        standbys = self._core.book.specs.get(spec.name + STANDBY) if spec.stateful is not None else None
+        if standbys is not None and standbys.stateful is None:
+            raise ConfigError("name", f"{standbys.name!r} would be the standbys of {spec.name!r}, and are other agents")
+        if instances and spec.stateful is None:
+            raise ConfigError("name", f"{spec.name!r} is the name of stateful agents, whose state is here")
+        if instances and spec.count != instances:
+            problem = f"{spec.name!r} has {instances} instances with a state, over which entities are spread"
+            raise ConfigError("count", f"{problem}: it cannot be {spec.count}")
         if known is not None and msgspec.structs.replace(known, count=spec.count, paths=spec.paths, code=code) != spec:
             problem = f"there are other agents called {spec.name!r}: give these another name, or change only the count"
             raise ConfigError("name", problem)

@@ -40,6 +40,7 @@ async def sweep_for_ever(
                 for payload in (entry.task.payload, *entry.steps.values())
                 if payload is not None and payload.ref is not None
             }
+            used.update(core.book.inboxes.references())
             await asyncio.to_thread(_sweep_files, store, payloads, used, config.outcomes_s)
 
 

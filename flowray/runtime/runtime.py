@@ -300,6 +300,7 @@ class Runtime:
         fallback: str = "",
         exclusive: bool = False,
         builds_on: str = "",
+        entity: str = "",
     ) -> Handle:
         """Hand in one task. When this returns the task is on disk and will reach exactly one outcome.
 
@@ -327,6 +328,9 @@ class Runtime:
 
         `builds_on` is the id of the agent whose answer the task goes on from (`Outcome.agent_id`): a router learns who
         makes more of whose work.
+        A task for a stateful `agent` is an input of it (`flowray.stateful`): applied once, in the order of numbers that
+        inputs are given when there is room. `entity` is what it is about: inputs of one entity go to the same one of
+        several instances. An input with a number is applied whatever happens; to cancel it is answered with "running".
 
         Raises:
             InvalidTask: an argument is out of range; PayloadError: the payload cannot be serialised.
@@ -357,6 +361,7 @@ class Runtime:
             fallback=fallback,
             exclusive=exclusive,
             builds_on=builds_on,
+            entity=entity,
         )
         return self._driver.submit([task], wait_for_room=False)[0]
 
@@ -507,6 +512,8 @@ class Runtime:
 
     def figures(self) -> dict[str, int]:
         """Counts since the coordinator began: attempts, failovers, retries, restarts (of agents).
+
+        Of stateful agents promotions (a process took over) and mismatches (a standby had another state).
 
         And how many processes are warm at this moment: started, their class loaded, and without an agent.
         """

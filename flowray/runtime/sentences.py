@@ -20,6 +20,8 @@ _PLAIN = {
     "requeued": "attempt {attempt} was lost with {agent}; waiting again",
     "outlived": "attempt {attempt} was lost with {agent}; the other one goes on",
     "restarted": "attempt {attempt} on {agent} gives other chunks than the one before",
+    "logged": "has its number at {agent}",
+    "promoted": "{agent} took over",
     "succeeded": "succeeded on {agent}",
     "dead": "gave up: a dead letter",
     "cancelled": "cancelled",

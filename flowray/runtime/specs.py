@@ -12,8 +12,9 @@ from typing import Any
 
 from flowray.agents import check_runnable, check_verifying, with_description
 from flowray.config import TierConfig
-from flowray.core.model import AgentSpec
+from flowray.core.model import AgentSpec, StatefulSpec
 from flowray.errors import ConfigError
+from flowray.stateful import is_stateful
 from flowray.team import FILE_MODULE, load_target
 
 DEFAULT_TIER = "secondary"
@@ -56,6 +57,14 @@ def make_spec(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ConfigError("count", f"must be a whole number of at least 1, got {count!r}")
     _check_options(found, options or {})
+    stateful = None
+    if is_stateful(found):
+        usual = StatefulSpec()
+        stateful = StatefulSpec(
+            standby=described.standby or usual.standby,
+            snapshot_every=described.snapshot_every or usual.snapshot_every,
+            snapshot_every_s=described.snapshot_every_s or usual.snapshot_every_s,
+        )
     # A file is loaded again where it can be found, so that a later start has its newest code; elsewhere the code that
     # travels along is used.
     in_file = isinstance(target, str) and target.rpartition(":")[0].endswith(".py")
@@ -72,6 +81,7 @@ def make_spec(
         options=dict(options or {}),
         num_cpus=described.num_cpus,
         memory_bytes=described.memory_bytes,
+        stateful=stateful,
     )
 
 

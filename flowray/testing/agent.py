@@ -185,14 +185,22 @@ class AgentProcess:
             self.world.note("answer kept for a new coordinator")
         self.epoch_seen = coordinator.epoch
         stream = self.stream = self.world.open_stream(self, coordinator)
-        for answer in list(self.unacknowledged.values()):
-            self._answer(stream, answer)
+        self.say_again(stream)
         held = tuple(Running(*token) for token in (*self.running, *self.queue))
-        stream.up(partial(coordinator.ready, AgentReady(self.id, self.incarnation, held), stream))
+        stream.up(partial(coordinator.ready, self.report(held), stream))
         for step in list(self._asked.values()):
             stream.up(partial(coordinator.step, step, stream))
         for outlet in list(self._outlets.values()):
             outlet.send_again()
+
+    def report(self, held: tuple[Running, ...]) -> AgentReady:
+        """What it says of itself to a coordinator."""
+        return AgentReady(self.id, self.incarnation, held)
+
+    def say_again(self, stream: Stream) -> None:
+        """Everything that was said, and is not known to be on disk."""
+        for answer in list(self.unacknowledged.values()):
+            self._answer(stream, answer)
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -44,6 +44,7 @@ from flowray.core.commands import (
     StartAgent,
     StartAttempt,
     StopAgent,
+    ToSeat,
 )
 from flowray.core.coordination import Coordination
 from flowray.core.events import (
@@ -54,6 +55,8 @@ from flowray.core.events import (
     ChunksMade,
     Event,
     GradeGiven,
+    OutputGiven,
+    SnapshotMade,
     StepFinished,
     TaskSubmitted,
     Ticked,
@@ -63,6 +66,7 @@ from flowray.core.states import TaskState
 from flowray.core.streaming import DIGEST_BYTES, standing
 from flowray.testing.chunks import Shown
 from flowray.testing.journal import Writer
+from flowray.testing.stateful import StatefulProcess
 
 if TYPE_CHECKING:
     from flowray.testing.agent import Given, Stream
@@ -158,7 +162,7 @@ class CoordinatorProcess:
 
         self._receive(connect)
 
-    def finished(self, event: AttemptFinished, acknowledge: Callable[[], None]) -> None:
+    def finished(self, event: AttemptFinished | OutputGiven | SnapshotMade, acknowledge: Callable[[], None]) -> None:
         """An agent answers."""
         if self.writer.fenced:
             self.world.note("zombie was told an answer")
@@ -412,6 +416,11 @@ class CoordinatorProcess:
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
                 stream.down(partial(stream.agent.step_answered, command))
+        elif isinstance(command, ToSeat):
+            stream = self.streams.get((command.agent_id, command.incarnation))
+            if stream is not None:
+                assert isinstance(stream.agent, StatefulProcess)
+                stream.down(partial(stream.agent.take, stream, command))
         elif isinstance(command, CancelAttempt):
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
@@ -427,7 +436,7 @@ class CoordinatorProcess:
             reply(command)
         elif reply is not None and isinstance(command, AnswerCancel):
             outcome = self.world.disk.outcomes.get(command.task_id)
-            reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else None))
+            reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else command.state))
 
     def _start_attempt(self, command: StartAttempt, steps: Given, cursor: int) -> None:
         if command.reason == "adopted":

@@ -212,3 +212,17 @@ class BitFlip(Fault):
     """A coordinator that starts reads one wrong bit of the journal, with this probability."""
 
     ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OddState(Fault):
+    """A process of a stateful agent tells, as a standby, not the digest of its state, with this probability."""
+
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFailure(Fault):
+    """A snapshot of a stateful agent fails, with this probability."""
+
+    ratio: float

@@ -13,6 +13,7 @@ those of the reliability contract:
  9  expired only after the deadline, and ended in time
 11  bounds hold; what was accepted is never shed
 13  a reader is shown chunks 0..n without gap or repeat, or told which do not stand any more
+12  a stateful agent applies each of its inputs once and in order, and one process answers (`flowray.testing.stateful`)
 15  only legal arrows; recovery gives the live state
 17  when the faults stop, everything ends
 20  and nothing is left behind
@@ -47,6 +48,7 @@ from flowray.core.commands import (
     DurableCommand,
     GradeTask,
     KnownTask,
+    LogInput,
     RecordChunks,
     RecordStep,
     RefuseTask,
@@ -64,6 +66,7 @@ from flowray.core.naming import attempt_key, class_of
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
 from flowray.testing.chunks import ChunkObserver
+from flowray.testing.stateful import StatefulJudge
 
 if TYPE_CHECKING:
     from flowray.testing.agent import AgentProcess
@@ -112,6 +115,7 @@ class Observer:
         self.graded: dict[TaskId, GradeTask] = {}  # on disk, the newest
         self.started: dict[tuple[str, int], None] = {}  # agent processes ever asked for
         self.chunks = ChunkObserver(world, hold)
+        self.stateful = StatefulJudge(world, self.book)
         self._world = world
         self._thorough = thorough
         self._rng = Random(f"{world.seed}/observer")
@@ -168,6 +172,9 @@ class Observer:
                     answered = outcome is not None and outcome.state is TaskState.SUCCEEDED
                     hold(answered, "G1", f"{command.task_id} was graded and has no answer")
                     self.graded[command.task_id] = command
+                elif isinstance(command, LogInput):
+                    self._leave(command.task_id)
+                self.stateful.written(command)
                 self._apply(command)
                 if isinstance(command, WakeTask):
                     self._wait(command.task_id)
@@ -314,7 +321,8 @@ class Observer:
         self._leave(name)
         entry = self.book.open[name]
         answering: tuple[TaskId, int, int] | None = None
-        if outcome.state is TaskState.SUCCEEDED:
+        self.stateful.resolved(outcome, epoch)
+        if outcome.state is TaskState.SUCCEEDED and not self.stateful.is_numbered(name):
             where = (outcome.story[-1].attempt, outcome.agent_id)
             answered = [held for held in entry.running() if where == (held.attempt, held.agent_id)]
             hold(len(answered) == 1, "3", f"{name}: {where} answered, which is not running")
@@ -413,6 +421,9 @@ class Observer:
         if command.state is None:
             lost = command.task_id in self.acknowledged
             hold(not lost, "1", f"{command.task_id} is accepted and a cancel was answered with: no such task")
+        elif command.state is TaskState.RUNNING:
+            numbered = self.stateful.is_numbered(command.task_id)
+            hold(numbered, "8", f"a cancel of {command.task_id} was answered with running, and it has no number")
         else:
             hold(outcome is not None, "4", f"cancel of {command.task_id} was answered and its end is not on disk")
             assert outcome is not None
@@ -444,6 +455,7 @@ class Observer:
     def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
         """The core is about to be told this: note the races worth having seen."""
         note, core = self._world.note, coordinator.core
+        self.stateful.told(core, coordinator.epoch, event)
         if isinstance(event, AttemptFinished):
             entry = core.book.open.get(event.task_id)
             if entry is None and event.failure is None:
@@ -493,6 +505,7 @@ class Observer:
             elif isinstance(command, KnownTask) and command.task_id != command.submitted_id:
                 world.note("repeat recognised by its key")
         core = coordinator.core
+        self.stateful.handled(core, event, commands)
         if isinstance(event, AttemptFinished):
             agent = core.registry.agent(event.agent_id)
             token = event.task_id, event.attempt, event.epoch
@@ -603,6 +616,7 @@ class Observer:
         wanted = {(agent.id, agent.incarnation) for agent in core.registry.agents() if agent.state.value == "ready"}
         there_are = set(self._world.processes)
         hold(wanted == there_are, "20", f"processes {sorted(there_are ^ wanted)[:5]} are on one side only")
+        self.stateful.finish(core)
 
 
 def value_of(task_id: str, attempt: int, epoch: int, agent_id: str, incarnation: int) -> bytes:

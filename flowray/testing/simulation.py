@@ -33,6 +33,7 @@ from flowray.errors import (
     WaitTimeout,
 )
 from flowray.outcomes import error_of, story_line
+from flowray.stateful import is_stateful
 from flowray.tasks import make_task
 from flowray.testing.callers import Caller, Operator, Plan
 from flowray.testing.chunks import Reader, Shown
@@ -132,6 +133,7 @@ class Simulation:
         idempotent: bool = False,
         fallback: str = "",
         exclusive: bool = False,
+        entity: str = "",
     ) -> Handle:
         """Hand in one task; when this returns it is on the simulated disk. See `flowray.Runtime.submit`.
 
@@ -160,6 +162,7 @@ class Simulation:
             idempotent=idempotent,
             fallback=fallback,
             exclusive=exclusive,
+            entity=entity,
         )
         handle = Handle(self, self._caller(task, resubmits=0))
         self._accepted([handle])
@@ -225,6 +228,9 @@ class Agents:
         distribution; None for the simulation's own.
         """
         check_runnable(target)
+        if is_stateful(target):
+            problem = "keeps a state, and a simulation runs tasks only"
+            raise ConfigError(target.__name__, problem, "flowray.replicas.rehearse tries it out")
         if count < 0:
             raise ConfigError("count", f"must not be negative, got {count}")
         wanted = frozenset(capabilities) if capabilities is not None else None

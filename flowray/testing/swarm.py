@@ -47,6 +47,7 @@ from flowray.testing.faults import (
 from flowray.testing.idleness import look_for_idleness
 from flowray.testing.invariants import Violation, value_of
 from flowray.testing.rarer import RARER_POINTS, draw_rarer_faults
+from flowray.testing.stateful_worlds import STATEFUL_POINTS, draw_stateful
 from flowray.testing.world import World
 
 CAPABILITIES = ("code", "read", "see", "write")
@@ -116,6 +117,7 @@ SOMETIMES = (
     "zombie went on",
     "zombie writer fenced",
     *RARER_POINTS,
+    *STATEFUL_POINTS,
 )
 LONG_EVERY = 4  # seeds
 BUSY_S = 160.0  # a long world has as many faults as one that lasts so long
@@ -236,6 +238,7 @@ def draw_options(seed: int) -> Options:
     count = int(20 * 15 ** (rng.random() ** 2))
     if seed % LONG_EVERY == 0:  # now and then a long one: hardly busy, with more lives of everything
         safety_s, count = rng.choice((600.0, 1800.0, 3600.0)), 2 * count
+    stateful = draw_stateful(Random(f"{seed}/stateful"), safety_s)
     doubled = Random(f"{seed}/doubled")  # draws of its own: so the seeds of before tell the same stories
     streamed = Random(f"{seed}/streamed")
     slots = sum(s.count * s.slots for s in specs)
@@ -244,11 +247,16 @@ def draw_options(seed: int) -> Options:
     plans = _doubled(doubled, specs, _draw_plans(rng, specs, count, safety_s, median_s))
     return Options(
         seed=seed,
-        specs=specs,
-        plans=_streamed(streamed, plans, median_s),
+        specs=(*specs, *stateful.specs),
+        plans=(*_streamed(streamed, plans, median_s), *stateful.plans),
         rescales=_draw_rescales(rng, specs, safety_s),
-        faults=(*_draw_faults(rng, safety_s), *draw_rarer_faults(Random(f"{seed}/rarer"), safety_s)),
-        policy=structs.replace(_draw_policy(rng), acting=_draw_acting(doubled), streaming=_draw_streaming(streamed)),
+        faults=(*_draw_faults(rng, safety_s), *draw_rarer_faults(Random(f"{seed}/rarer"), safety_s), *stateful.faults),
+        policy=structs.replace(
+            _draw_policy(rng),
+            acting=_draw_acting(doubled),
+            streaming=_draw_streaming(streamed),
+            stateful=stateful.policy,
+        ),
         safety_s=safety_s,
         median_s=median_s,
     )

@@ -9,20 +9,29 @@ import msgspec
 
 from flowray.core.commands import (
     AcceptTask,
+    ActivateSeat,
     AddAgents,
     AnswerCancel,
     AnswerChunks,
     AnswerStep,
     CancelAttempt,
     Command,
+    DeliverInput,
+    DemandSnapshot,
     GradeTask,
+    KeepSnapshot,
     KnownTask,
+    LogInput,
+    Promote,
     RecordChunks,
+    RecordMismatch,
     RecordStep,
     RefuseTask,
     RequestEstimates,
     RequeueTask,
     ResolveTask,
+    RestoreState,
+    SkipInput,
     StartAgent,
     StartAttempt,
     StopAgent,
@@ -41,6 +50,9 @@ from flowray.core.events import (
     EstimatesReady,
     Event,
     GradeGiven,
+    OutputGiven,
+    SnapshotMade,
+    StateRefused,
     StepFinished,
     TaskSubmitted,
 )
@@ -111,6 +123,14 @@ def event_text(event: Event) -> str:
         return f"{event.agent_id}#{event.incarnation} lost: {event.cause}"
     if isinstance(event, GradeGiven):
         return f"{event.task_id} is graded {event.quality:g}"
+    if isinstance(event, OutputGiven):
+        how = f"failed: {_failure(event.failure)}" if event.failure is not None else "answered"
+        return f"{event.agent_id}#{event.incarnation} {how} input {event.seq}, {event.task_id}, in term {event.term}"
+    if isinstance(event, SnapshotMade):
+        how = f"failed: {_failure(event.failure)}" if event.failure is not None else event.digest
+        return f"{event.agent_id}#{event.incarnation} snapshot after input {event.seq} in term {event.term}: {how}"
+    if isinstance(event, StateRefused):
+        return f"{event.agent_id}#{event.incarnation} cannot have its state: {_failure(event.failure)}"
     if isinstance(event, AgentStartFailed):
         return f"{event.agent_id}#{event.incarnation} did not start: {_failure(event.failure)}"
     return "tick"
@@ -161,6 +181,29 @@ def command_text(command: Command) -> str:
         return f"start agent {command.agent_id}#{command.incarnation}"
     if isinstance(command, StopAgent):
         return f"stop agent {command.agent_id}#{command.incarnation}: {command.reason}"
+    return _stateful_text(command)
+
+
+def _stateful_text(command: Command) -> str:
+    if isinstance(command, LogInput):
+        return f"log {command.task_id} as input {command.seq} of {command.agent_id}"
+    if isinstance(command, Promote):
+        return f"promote {command.seat}#{command.seat_incarnation} in term {command.term}: {command.why}"
+    if isinstance(command, KeepSnapshot):
+        return f"keep snapshot of {command.agent_id} after input {command.snapshot.seq}: {command.snapshot.digest}"
+    if isinstance(command, SkipInput):
+        return f"leave out input {command.seq} of {command.agent_id}"
+    if isinstance(command, RecordMismatch):
+        return f"mismatch of {command.seat} after input {command.seq} of {command.agent_id}"
+    if isinstance(command, RestoreState):
+        of = f"after input {command.snapshot.seq}" if command.snapshot is not None else "of the beginning"
+        return f"restore state {of} in {command.agent_id}#{command.incarnation}"
+    if isinstance(command, ActivateSeat):
+        return f"activate {command.agent_id}#{command.incarnation} for term {command.term}"
+    if isinstance(command, DeliverInput):
+        return f"deliver input {command.seq}, {command.task.id}, to {command.agent_id}#{command.incarnation}"
+    if isinstance(command, DemandSnapshot):
+        return f"demand snapshot after input {command.seq} of {command.agent_id}#{command.incarnation}"
     raise AssertionError(f"a command without a text: {command!r}")
 
 

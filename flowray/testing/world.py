@@ -38,6 +38,7 @@ from flowray.testing.journal import Disk
 from flowray.testing.network import Network
 from flowray.testing.partitions import Partitions
 from flowray.testing.router import SimulatedRouter
+from flowray.testing.stateful import StatefulProcess
 from flowray.testing.strikes import Strikes
 from flowray.testing.trace import Trace
 
@@ -230,7 +231,8 @@ class World:
         elif broken is None or self.rng.random() >= broken.hang_ratio:
             slow = self.fault(Slow)
             factor = slow.factor if slow is not None and self.rng.random() < slow.share else 1.0
-            process = AgentProcess(self, spec, agent_id, incarnation, factor)
+            kind = AgentProcess if spec.stateful is None else StatefulProcess
+            process = kind(self, spec, agent_id, incarnation, factor)
             self.clock.after(took_s, partial(self._agent_up, process))
         else:
             self.note("agent start hung")

@@ -134,7 +134,7 @@ async def test_only_the_number_of_known_agents_may_change(desk):
 
 
 async def test_figures_and_processes(desk):
-    counts = ("attempts", "copies", "failovers", "hedges", "restarts", "retries")
+    counts = ("attempts", "copies", "failovers", "hedges", "mismatches", "promotions", "restarts", "retries")
     assert await desk.ask("figures") == {**dict.fromkeys(counts, 0), "warm": 3}
     assert await desk.ask("process", agent_id="a-0") == ["", 0]
     assert await desk.ask("purge", "t0001") is False, "it is no dead letter"

@@ -48,6 +48,11 @@ from flowray.testing.journal import Disk, Writer
 from flowray.testing.shrinking import shrink
 from flowray.testing.swarm import collect_rarely, run_seed
 
+try:
+    from .stateful_mutants import stateful_mutants
+except ImportError:  # run as a script
+    from stateful_mutants import stateful_mutants
+
 BUDGET = 5000  # seeds
 SEED_S = 60.0  # of processor time: a seed that takes longer has made the core hang
 
@@ -311,6 +316,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
         AgentProcess, "_end", "if outlet is not None and answers and", "if outlet is not None and False and"
     ),
 }
+
+MUTANTS |= stateful_mutants(swap, put)
 
 
 def hunt(name: str, budget: int = BUDGET) -> Killed:

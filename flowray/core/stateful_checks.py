@@ -1,0 +1,68 @@
+"""What must hold of stateful agents after every event; part of `Coordination.check()`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowray.core.states import AgentState, TaskState
+from flowray.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from flowray.core.coordination import Coordination
+    from flowray.core.stateful import Instance
+
+
+def check_stateful(core: Coordination) -> None:
+    """Raise InvariantBroken, with what is wrong, if the state of an instance contradicts itself."""
+    numbered = 0
+    for instance in core.stateful.instances():
+        _check_log(core, instance)
+        _check_seats(core, instance)
+        numbered += len(instance.inbox.unanswered)
+    running = sum(core.stateful.is_logged(entry) for entry in core.book.open.values())
+    _hold(running == numbered, f"{running} inputs are open, {numbered} are in an inbox")
+
+
+def _hold(condition: bool, what: str) -> None:
+    if not condition:
+        raise InvariantBroken(what)
+
+
+def _check_log(core: Coordination, instance: Instance) -> None:
+    inbox, policy = instance.inbox, core.policy.stateful
+    name, seqs = inbox.agent_id, list(inbox.inputs)
+    _hold(seqs == sorted(seqs), f"{name}: inputs out of order")
+    inside = not seqs or (inbox.base < seqs[0] and seqs[-1] < inbox.next_seq)
+    _hold(inside, f"{name}: inputs {seqs[:1]} to {seqs[-1:]} between {inbox.base} and {inbox.next_seq}")
+    size = sum(logged.task.size_bytes for logged in inbox.inputs.values())
+    _hold(size == inbox.size_bytes, f"{name}: {inbox.size_bytes} bytes counted, {size} held")
+    _hold(len(seqs) <= policy.max_inputs, f"{name}: {len(seqs)} inputs since the last snapshot")
+    _hold(len(inbox.unanswered) <= policy.window, f"{name}: {len(inbox.unanswered)} inputs without an outcome")
+    for task_id, seq in inbox.unanswered.items():
+        logged, entry = inbox.inputs.get(seq), core.book.open.get(task_id)
+        _hold(logged is not None and logged.task.id == task_id, f"{name}: input {seq} of {task_id} is not there")
+        _hold(entry is not None and entry.state is TaskState.RUNNING, f"{name}: {task_id} does not run")
+    looked_at = ("inbox", name) in core.timers
+    waits = len(instance.lane) and core.stateful.has_room(instance)
+    _hold(not waits or looked_at, f"{name}: {len(instance.lane)} tasks wait for a number, and there is room")
+    timed = ("snapshot", name) in core.timers
+    due = bool(seqs) and instance.active is not None
+    _hold(timed == due, f"{name}: snapshot timer {timed}, {len(seqs)} inputs, active {instance.active}")
+
+
+def _check_seats(core: Coordination, instance: Instance) -> None:
+    inbox = instance.inbox
+    for seat in instance.seats.values():
+        agent = core.registry.agent(seat.agent_id)
+        there = agent is not None and agent.state in (AgentState.READY, AgentState.DRAINING)
+        there = there and agent is not None and agent.incarnation == seat.incarnation
+        _hold(there, f"{seat.agent_id}#{seat.incarnation} has a seat and is not there")
+        up_to_date = seat.position in (-1, inbox.last)
+        _hold(up_to_date, f"{seat.agent_id} was given inputs up to {seat.position}, there are {inbox.last}")
+    if instance.active is not None:
+        _hold(instance.active.position >= 0, f"{inbox.agent_id} is active without a state")
+    elif instance.seats:
+        agent = core.registry.agent(inbox.seat)
+        awaited = agent is not None and agent.state is AgentState.STARTING
+        awaited = awaited and agent is not None and agent.incarnation == inbox.seat_incarnation
+        _hold(awaited, f"{inbox.agent_id} has processes and none is active")
