@@ -265,5 +265,5 @@ def test_a_bound_ends_the_task_and_what_was_shown_stays(start_runtime: Callable[
                 shown.append(chunk.value)
         assert shown == list(range(len(shown))) and len(shown) <= 50
         assert handle.outcome().attempts == 1
-        with pytest.raises(fr.TaskFailed, match="chunk: 300003 bytes; 262144 is the most"):
+        with pytest.raises(fr.TaskFailed, match="chunk: 300005 bytes; 262144 is the most"):
             list(runtime.submit("large").stream())
