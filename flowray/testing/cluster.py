@@ -202,7 +202,7 @@ class NamespaceCluster:
             *("unshare", "--pid", "--fork", "--mount-proc", "--mount", "--kill-child=KILL"),
             *("bash", "-c", script),
         ]
-        environment = self.environment()
+        environment = {**self.environment(), "FLOWRAY_NODE": str(node)}
         with output.open("wb") as log:
             self._started[node] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -280,9 +280,19 @@ class NamespaceCluster:
         """Cut a node off from all others; its processes go on."""
         ip("link", "set", self._names.link(node), "down")
 
+    def partition_one_way(self, node: int) -> None:
+        """Nothing that a node sends reaches another one, and it hears all that they send.
+
+        It believes every other node to have a hardware address that nobody has; so its frames are lost without a word.
+        """
+        for other in set(range(self.nodes)) - {node}:
+            nobody = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
+            ip("-n", self._names.space(node), "neigh", "replace", self.ip(other), *nobody)
+
     def heal(self, node: int) -> None:
-        """Undo `partition`."""
+        """Undo `partition` and `partition_one_way`."""
         ip("link", "set", self._names.link(node), "up")
+        ip("-n", self._names.space(node), "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
     def lives(self, node: int) -> bool:
         """Is a node that was started still there? Ray leaves a node that was away for too long by itself."""
