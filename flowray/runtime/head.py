@@ -116,6 +116,8 @@ def params_of(head: Head) -> RayParams:
         object_store_memory=head.object_store_bytes,
         temp_dir=head.temp_dir or None,
         labels={HOME: head.home, **head.labels},
+        min_worker_port=10_002,  # as `ray start` has it
+        max_worker_port=19_999,
         include_dashboard=bool(head.dashboard_port),
         dashboard_host="127.0.0.1",
         _system_config=dict(head.settings),
