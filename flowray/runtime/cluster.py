@@ -47,6 +47,7 @@ _ALWAYS = {
 def ray_environment(config: Config) -> dict[str, str]:
     """Environment for every Ray process of a cluster that flowray starts: token on, quick failure detection."""
     environment = dict(_ALWAYS, RAY_AUTH_MODE="token")
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(int(config.ray.reconnect_s))
     if config.ray.fast_failure_detection:
         environment.update(_FAST_FAILURE_DETECTION)
     if config.ray.preload:
@@ -57,7 +58,7 @@ def ray_environment(config: Config) -> dict[str, str]:
 def system_config(config: Config) -> dict[str, int]:
     """The same where the environment is too late or too little: a head tells it to all nodes, agents and drivers.
 
-    By itself Ray ends every process of its own, drivers among them and without an exception, that has not reached the
+    (What connects before it is told goes by its environment; so both say it.) By itself Ray ends every process of its own, drivers among them and without an exception, that has not reached the
     control store for 60 s. A node that left while its head was being restarted would take its agents with it.
     """
     said = _FAST_FAILURE_DETECTION if config.ray.fast_failure_detection else {}
