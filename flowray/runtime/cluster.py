@@ -59,7 +59,8 @@ def system_config(config: Config) -> dict[str, int]:
     """The same where the environment is too late or too little: a head tells it to all nodes, agents and drivers.
 
     (What connects before it is told goes by its environment; so both say it.) By itself Ray ends every process of its
-    own, drivers among them and without an exception, that has not reached the control store for 60 s. A node that left while its head was being restarted would take its agents with it.
+    own, drivers among them and without an exception, that has not reached the control store for 60 s. A node that
+    left while its head was being restarted would take its agents with it.
     """
     said = _FAST_FAILURE_DETECTION if config.ray.fast_failure_detection else {}
     settings = {name.removeprefix("RAY_"): int(value) for name, value in said.items()}
