@@ -12,12 +12,15 @@ from flowray.runtime import starting
 from flowray.runtime.home import HOME, pinned
 
 
+OTHER = "a" * 56  # as Ray's ids are
+
+
 @pytest.fixture(autouse=True)
 def _nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [
         {"NodeID": "old", "Alive": False, "Labels": {HOME: "here"}},
         {"NodeID": "new", "Alive": True, "Labels": {HOME: "here", "zone": "far"}},
-        {"NodeID": "other", "Alive": True, "Labels": {}},
+        {"NodeID": OTHER, "Alive": True, "Labels": {}},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
@@ -27,7 +30,7 @@ def test_a_head_that_came_back_is_found_by_its_label_whichever_id_it_had(node_id
     assert pinned(node_id) == {"label_selector": {HOME: "here"}}
 
 
-@pytest.mark.parametrize("node_id", ["other", "never seen"])
+@pytest.mark.parametrize("node_id", [OTHER, "b" * 56])
 def test_other_nodes_are_found_by_their_id_and_by_nothing_else(node_id: str) -> None:
     strategy = pinned(node_id)["scheduling_strategy"]
     assert (strategy.node_id, strategy.soft) == (node_id, False)
