@@ -11,7 +11,6 @@ from ray import exceptions as rex
 from flowray.runtime import starting
 from flowray.runtime.home import HOME, pinned
 
-
 OTHER = "a" * 56  # as Ray's ids are
 
 
