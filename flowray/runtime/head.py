@@ -11,6 +11,7 @@ the same directory: `flowray up`, or systemd (`flowray up --systemd`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
+import psutil
 from msgspec import Struct
 from ray._private import utils as ray_utils
 from ray._private.node import Node
@@ -40,6 +42,7 @@ from flowray.runtime.template.quick import quick
 
 STARTED = "Ray runtime started."  # what it prints once the head is up
 _LOOK_S = 0.25  # the longest it takes to see a death that a pidfd did not tell
+_END_S = 5.0  # for a process that was killed to be gone
 _GIVEN_UP = 3  # exit status of a supervisor that cannot put its head together again
 
 
@@ -201,8 +204,21 @@ class Supervisor:
                 starts[kind]()
 
     def _start_node(self) -> None:
-        self._node = Node(params_of(self._head), head=True, shutdown_at_exit=False, spawn_reaper=True)
+        try:
+            self._node = Node(params_of(self._head), head=True, shutdown_at_exit=False, spawn_reaper=True)
+        except BaseException:
+            _end_children()  # what was started of it has the store's lock, and its port
+            raise
         ray_utils.write_ray_address(self._node.gcs_address, self._head.temp_dir or None)  # as `ray start` does
+
+
+def _end_children() -> None:
+    """End all processes that this one has started, and theirs."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=_END_S)
 
 
 def _wait_for_end(pids: Iterable[int], timeout_s: float) -> None:

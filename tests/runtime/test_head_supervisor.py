@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from polling import eventually
 
@@ -31,6 +32,8 @@ class StandIn:
 
     made: list[StandIn]
     fails: int  # starts of a control store that fail
+    node_fails: int = 0  # starts of a node that fail half-way
+    half: int = 0  # pid of the last process of such a node
     over: threading.Event
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -38,6 +41,10 @@ class StandIn:
         self.gcs_address = "127.0.0.1:1"
         for kind in KINDS:
             self._begin(kind)
+            if StandIn.node_fails:
+                StandIn.node_fails -= 1
+                StandIn.half = self.pid(kind)
+                raise RuntimeError("the raylet does not answer")
         StandIn.made.append(self)
 
     def _begin(self, kind: str) -> None:
@@ -146,6 +153,28 @@ def test_with_its_raylet_the_whole_node_starts_anew(keep: Callable[..., Kept]) -
     eventually(lambda: len(StandIn.made) == 2)
     assert first.all_processes == {}, "what was left of the old node was ended"
     assert all(kept.node.pid(kind) for kind in KINDS)
+
+
+def test_what_a_node_had_started_when_it_failed_is_ended_before_the_next_try(
+    keep: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "_end_children", lambda: os.kill(StandIn.half, signal.SIGKILL))  # not all of pytest's
+    kept = keep()
+    StandIn.node_fails = 1
+    kept.kill("raylet")
+    eventually(lambda: len(StandIn.made) == 2)
+    assert not psutil.pid_exists(StandIn.half) or psutil.Process(StandIn.half).status() == psutil.STATUS_ZOMBIE
+
+
+def test_only_what_a_process_has_started_is_ended_with_it() -> None:
+    other = subprocess.Popen(SLEEP)
+    script = f"import subprocess\nsubprocess.Popen({SLEEP!r})\nfrom flowray.runtime.head import _end_children\n"
+    script += "import psutil\n_end_children()\nprint(len(psutil.Process().children()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def test_a_store_that_does_not_start_is_tried_again(
