@@ -16,7 +16,7 @@ from chaos_run import HERE
 
 from flowray.testing.cluster import NamespaceCluster, tail, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.chaos]
 
 HEAD, FAR = 0, 1
 AWAY_S = 75.0
@@ -24,10 +24,8 @@ AWAY_S = 75.0
 
 @pytest.mark.timeout(600)
 def test_a_driver_in_ray_outlives_a_control_store_that_is_away_for_more_than_a_minute(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if not request.config.getoption("--chaos-full"):
-        pytest.skip("a run of two minutes: make chaos")
     with NamespaceCluster(nodes=2, cpus=2, store="embedded") as cluster:
         directory = cluster.directory / "outage"
         directory.mkdir()

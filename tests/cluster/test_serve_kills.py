@@ -21,7 +21,7 @@ from checker import check, read_history
 
 from flowray.testing.cluster import NamespaceCluster, Process, tail, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.chaos]
 
 REPLICA, CONTROLLER = r"^ray::ServeReplica", r"^ray::ServeController"  # as Ray calls their processes
 KILLS, STOPS, CONTROLLERS = 8, 5, 2
@@ -75,11 +75,7 @@ class Run:
 
 
 @pytest.mark.timeout(1200)
-def test_no_task_fails_while_serve_is_killed(
-    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if not request.config.getoption("--chaos-full"):
-        pytest.skip("a run of minutes: make chaos")
+def test_no_task_fails_while_serve_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began_at = time.monotonic()
     with NamespaceCluster(nodes=1, cpus=4, object_store_mb=256) as cluster:
         run = Run(cluster)

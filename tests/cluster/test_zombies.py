@@ -18,7 +18,7 @@ from zombie_work import KINDS
 
 from flowray.testing.cluster import NamespaceCluster, tail, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.chaos]
 
 HEAD, FAR = 0, 1
 CUT_S = 30.0
@@ -33,10 +33,8 @@ def times(file: Path) -> list[float]:
 
 @pytest.mark.timeout(600)
 def test_an_exclusive_attempt_behind_a_cut_cable_stops_before_the_next_begins(
-    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not request.config.getoption("--chaos-full"):
-        pytest.skip("a run of two minutes: make chaos")
     found: dict[str, dict[str, float]] = {}
     with NamespaceCluster(nodes=2, cpus=2, store="embedded") as cluster:
         directory = cluster.directory / "witness"

@@ -92,6 +92,7 @@ def test_a_head_on_the_embedded_store_survives(place: Place) -> None:
     assert not list((place.directory / "home" / ".flowray" / "cli").glob("gcs*"))
 
 
+@pytest.mark.chaos  # the same as on the embedded store
 def test_a_head_on_a_redis_survives(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := missing("redis"):
         pytest.skip(reason)
