@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --chaos-full the longest tests are not there. (Skipped they would look like something that is missing.)"""
+    """Without --chaos-full the longest tests are not there. (Skipped, they would look as if something were missing.)"""
     if not config.getoption("--chaos-full"):
         left_out = [item for item in items if item.get_closest_marker("chaos")]
         config.hook.pytest_deselected(items=left_out)
