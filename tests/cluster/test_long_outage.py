@@ -1,4 +1,5 @@
-"""The control store is away for longer than Ray waits by itself: a driver in Ray lives on, and its tasks go on.
+"""The control store is away for longer than Ray waits by itself, and then the head dies: a driver in Ray, on another
+node, lives on, and its tasks go on.
 
 Ray would end the driver's process after 60 s, without an exception. Only with --chaos-full.
 """
@@ -23,7 +24,7 @@ AWAY_S = 75.0
 
 
 @pytest.mark.timeout(600)
-def test_a_driver_in_ray_outlives_a_control_store_that_is_away_for_more_than_a_minute(
+def test_a_driver_in_ray_outlives_a_control_store_that_is_away_for_more_than_a_minute_and_the_head(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with NamespaceCluster(nodes=2, cpus=2, store="embedded") as cluster:
@@ -54,8 +55,14 @@ def test_a_driver_in_ray_outlives_a_control_store_that_is_away_for_more_than_a_m
         wait_until(lambda: cluster.store_process() not in (0, gone), 30.0, "another control store is there")
         time.sleep(5.0)
         took = [took_s for at, took_s in driven() if at > gone_at]
+        cluster.kill_node(HEAD)
+        cluster.start_node(HEAD)
+        started_at = time.monotonic()
+        wait_until(lambda: driven()[-1][0] > started_at, 60.0, "its tasks go on")
+        again_s = next(at for at, _ in driven() if at > started_at) - started_at
         (directory / "end").touch()
         driver.check(30.0)
     with capsys.disabled():
-        sys.stdout.write(f"\n{len(took)} tasks of a driver in Ray meanwhile, the slowest took {max(took):.3f} s\n")
+        said = f"{len(took)} tasks of a driver in Ray meanwhile, the slowest took {max(took):.3f} s; after the head's death"
+        sys.stdout.write(f"\n{said} the first came {again_s:.2f} s after the node was back in the cluster\n")
     assert len(took) > AWAY_S  # more than one in a second
