@@ -63,6 +63,8 @@ def test_a_driver_in_ray_outlives_a_control_store_that_is_away_for_more_than_a_m
         (directory / "end").touch()
         driver.check(30.0)
     with capsys.disabled():
-        said = f"{len(took)} tasks of a driver in Ray meanwhile, the slowest took {max(took):.3f} s; after the head's death"
-        sys.stdout.write(f"\n{said} the first came {again_s:.2f} s after the node was back in the cluster\n")
+        said = f"{len(took)} tasks of a driver in Ray meanwhile, the slowest took {max(took):.3f} s"
+        sys.stdout.write(
+            f"\n{said}; after the head's death the first came {again_s:.2f} s after the node was back in the cluster\n"
+        )
     assert len(took) > AWAY_S  # more than one in a second
