@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SEEDS  ?= 3000
+# Of `make chaos-long`: 15 make the nightly counts of agents, coordinators and nodes.
+ROUNDS ?= 15
 OUT    ?= out/audit
 # What `make demo` audits: the standard library of the Python it runs on (without its own test suites).
 INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
@@ -13,7 +15,7 @@ INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdl
 DATA        ?= ../shared/data
 ROUTER_DATA := $(foreach set,llmrouter_mix mmlu_pro_matrix routellm_pairs intent_clinc150,--data $(DATA)/$(set))
 
-.PHONY: demo test test-fast test-ray chaos crash-points check format sim mutants journals bench router docs clean help
+.PHONY: demo test test-fast test-ray chaos chaos-long crash-points check format sim mutants journals bench router docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,9 +41,20 @@ test-fast: $(VENV)/.dev  ## the tests that need no Ray
 test-ray: $(VENV)/.dev  ## the tests on real Ray processes
 	$(BIN)/pytest -m "ray or cluster"
 
-chaos: $(VENV)/.dev  ## kill agents, coordinators and nodes of a real two-node cluster, in full counts (needs root)
-	$(BIN)/pytest tests/cluster -m cluster --chaos-full -s
-	$(BIN)/pytest tests/mesh/test_namespaces.py tests/mesh/test_faults.py --chaos-full -s
+chaos: $(VENV)/.dev  ## kill agents, coordinators, nodes and the head of a real cluster, in full counts (needs root)
+	rm -rf out/chaos && mkdir -p out/chaos
+	FLOWRAY_CHAOS_JSON=out/chaos/seed-1.json FLOWRAY_SERVE_JSON=out/chaos/serve-1.json \
+	FLOWRAY_ZOMBIES_JSON=out/chaos/zombies-1.json $(BIN)/pytest tests/cluster -m cluster --chaos-full -s
+	$(BIN)/pytest tests/mesh/test_namespaces.py tests/mesh/test_faults.py tests/runtime/test_head_on_ray.py --chaos-full -s
+	$(BIN)/python tests/cluster/chaos_summary.py out/chaos
+
+chaos-long: $(VENV)/.dev  ## the same faults with ROUNDS seeds: hours, for a night (needs root)
+	rm -rf out/chaos && mkdir -p out/chaos
+	for seed in $$(seq 1 $(ROUNDS)); do FLOWRAY_CHAOS_SEED=$$seed \
+	FLOWRAY_CHAOS_JSON=out/chaos/seed-$$seed.json FLOWRAY_SERVE_JSON=out/chaos/serve-$$seed.json \
+	FLOWRAY_ZOMBIES_JSON=out/chaos/zombies-$$seed.json $(BIN)/pytest -m cluster --chaos-full -s \
+	tests/cluster/test_chaos.py tests/cluster/test_serve_kills.py tests/cluster/test_zombies.py || exit 1; done
+	$(BIN)/python tests/cluster/chaos_summary.py out/chaos
 
 check: $(VENV)/.dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

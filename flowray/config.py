@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct, structs
 
+from flowray.bridges import address
 from flowray.bridges.config import BridgeConfig
 from flowray.core.policy import CorePolicy
 from flowray.core.retraining import RetrainConfig
@@ -105,6 +106,9 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     temp_dir: str = ""  # Ray's session directory; "" for Ray's default
     template: bool = True  # on nodes started here, fork agents from a process that has imported everything they need
     preload: list[str] = []  # modules that forked agents find imported, besides flowray's own; they may start no thread
+    store: str = "embedded"  # of `flowray up`, for Ray's tables: "embedded" (RocksDB), "memory", or the URL of a Redis
+    store_path: str = ""  # where the embedded one has its directory, on a local disk; "" for ~/.flowray/<name>
+    reconnect_s: float = 120.0  # how long what is in Ray (nodes, agents, drivers) waits for a lost control store
 
     def __post_init__(self) -> None:
         if self.num_cpus is not None and self.num_cpus < 1:
@@ -113,9 +117,26 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError("object_store_mb", f"Ray needs at least 80, got {self.object_store_mb}")
         if not 0 <= self.stopped_s <= 3600:
             raise ConfigError("stopped_s", f"must be between 0 (never) and 3600 seconds, got {self.stopped_s}")
+        if not 5 <= self.reconnect_s <= 86_400:
+            raise ConfigError("reconnect_s", f"must be between 5 and 86400 seconds, got {self.reconnect_s}")
+        if self.store not in ("embedded", "memory"):
+            if self.store_path:
+                raise ConfigError("store_path", "is the embedded store's", "leave it out, or set store: embedded")
+            _check_redis(self.store)
         for module in self.preload:
             if not all(part.isidentifier() for part in module.split(".")):
                 raise ConfigError("preload", f"wants names of modules, got {module!r}")
+
+
+def _check_redis(store: str) -> None:
+    """Raises ConfigError where this names no Redis, or holds a password: clients are told the configuration."""
+    try:
+        address.check(store, "redis-streams")
+    except ConfigError as error:
+        hint = error.hint or "embedded, memory, redis://host:port, or env:NAME for a URL with a password"
+        raise ConfigError("store", error.problem, hint) from None
+    if store.startswith("unix:"):
+        raise ConfigError("store", "Ray reaches a Redis by TCP alone", "redis://host:port")
 
 
 class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

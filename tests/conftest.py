@@ -23,6 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="scenarios: write the transcripts that come out")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --chaos-full the longest tests are not there. (Skipped, they would look as if something were missing.)"""
+    if not config.getoption("--chaos-full"):
+        left_out = [item for item in items if item.get_closest_marker("chaos")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("chaos")]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """With FLOWRAY_NO_SKIPS=1 (continuous integration) a skipped test has failed: the machine lacks something."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowray.cli.screen import Address, Json, Name, Screen, Settings, overrides
+from flowray.cli.systemd import unit_of
 from flowray.config import load
 from flowray.errors import NotConnected
 
@@ -59,14 +61,27 @@ def up(
     timeout_s: Annotated[
         float, typer.Option("--timeout-s", help="How long to wait until all agents are ready.")
     ] = 120.0,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay until the head ends, or SIGTERM takes it down: for systemd.")
+    ] = False,
+    systemd: Annotated[
+        bool, typer.Option("--systemd", help="Print a systemd unit that does this at each boot, and start nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start a runtime that stays, until `flowray down`."""
+    """Start a runtime that stays, until `flowray down`. Its head is started again when it dies."""
     from flowray.team import resolved
 
     screen = Screen(as_json=as_json)
     config = load(file, os.environ, overrides(set_))
     config = resolved(config, file.parent if file is not None else Path())
+    if systemd:
+        settings = [part for one in set_ or [] for part in ("--set", one)]
+        asked = [*([str(file.absolute())] if file is not None else []), *settings, "--host", host]
+        asked += ["--dashboard" if dashboard else "--no-dashboard", "--timeout-s", f"{timeout_s:g}", "--foreground"]
+        text = unit_of(config.name, ["up", *asked])
+        screen.answer(text, {"unit": text})
+        return
     screen.say(f"starting runtime {config.name!r} ...")
     from flowray.runtime import service
 
@@ -90,6 +105,12 @@ def up(
         "took_s": round(took_s, 3),
     }
     screen.answer("\n".join(lines), document)
+    if foreground:
+        sys.stdout.flush()
+        status = service.keep(there)
+        if status:
+            screen.say(f"the head of runtime {config.name!r} has ended; the end of its log is in {there.log}")
+        raise typer.Exit(status)
 
 
 def down(name: Name = "default", as_json: Json = False) -> None:

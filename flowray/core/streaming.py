@@ -13,6 +13,10 @@ The chunks of a task are numbered from 0, whatever attempt they come from. What 
   attempt before them gave, the other is stopped, because it may have given the same.
 - **Only a running attempt adds**, told apart by (attempt, epoch, incarnation) as always.
 
+So: if the agent dies, the next attempt is held to all that was acknowledged, which is all that was shown. If the
+coordinator dies, its agents send again what was not acknowledged, and readers ask the next one for what comes after the
+chunks that they have. If both die, what was not on disk was shown to nobody.
+
 A digest has 8 bytes: two texts that differ have the same one with a chance of 2**-64. They are kept in memory as long
 as the task is open, and that is all that is: the chunks themselves lie in the store (`flowray.store`), by task and
 number, and go with the outcome. The bounds are of what one task has ever recorded, withdrawn chunks included, so that

@@ -9,3 +9,5 @@ if "ray" not in sys.modules:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # As `ray.reconnect_s`: Ray ends a process, without an exception, that misses the control store for longer.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "120")

@@ -11,6 +11,8 @@ from flowray.errors import CoordinatorUnavailable, FlowrayError, InvalidTask, St
 
 # The process is gone for good: no later call can reach it.
 GONE: tuple[type[BaseException], ...] = (rex.ActorDiedError, rex.ActorUnschedulableError)
+# Ray cannot reach it now, and may be starting it again.
+ABSENT: tuple[type[BaseException], ...] = (rex.ActorUnavailableError,)
 # It may be gone, restarting or only unreachable, and the call may have been executed or not.
 UNSURE: tuple[type[BaseException], ...] = (
     rex.ActorUnavailableError,

@@ -148,7 +148,6 @@ class AgentHost:
             later=lambda delay_s, call: around.loop.call_later(delay_s, call),
         )
         self._run: Callable[..., Any] = _nothing
-        self._yields = False  # `run` is a generator, sync or async: what it yields are chunks
         self.is_async = False
         self._with_context = True
         self._description = AgentDescription()
@@ -389,9 +388,8 @@ class AgentHost:
             check_verifying(target)
             self._verify = getattr(made, "verify", None) if inspect.isclass(target) else None
             called = (run, getattr(run, "__call__", None))  # noqa: B004
-            yields_async = any(map(inspect.isasyncgenfunction, called))
-            self._yields = yields_async or any(map(inspect.isgeneratorfunction, called))
-            self.is_async = yields_async or any(map(inspect.iscoroutinefunction, called))
+            kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+            self.is_async = any(kind(one) for kind in kinds for one in called)
         except Exception as error:  # noqa: BLE001 - the user's constructor may raise anything
             return failure_of(error, (), _HOST)
         if not self.is_async:
@@ -413,7 +411,7 @@ class AgentHost:
             failure: Failure | None = None
             try:
                 result = self._call(attempt, self._desk.unpack(attempt.start.task.payload))
-                if self._yields:
+                if inspect.isgenerator(result):  # what it yields are chunks
                     result = drain(result, self._outlet(attempt), lambda: attempt.cancelled)  # noqa: B023
                 if attempt.outlet is not None:
                     attempt.outlet.finish()
@@ -435,7 +433,9 @@ class AgentHost:
         failure: Failure | None = None
         try:
             called = self._call(attempt, await self._desk.unpack_beside(attempt.start.task.payload))
-            result = await (drain_beside(called, self._outlet(attempt)) if self._yields else called)
+            result = called if inspect.isasyncgen(called) else await called
+            if inspect.isasyncgen(result):
+                result = await drain_beside(result, self._outlet(attempt))
             if attempt.outlet is not None:
                 await attempt.outlet.finish_beside()
             if self._is_to_verify(attempt):

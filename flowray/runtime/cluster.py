@@ -47,6 +47,7 @@ _ALWAYS = {
 def ray_environment(config: Config) -> dict[str, str]:
     """Environment for every Ray process of a cluster that flowray starts: token on, quick failure detection."""
     environment = dict(_ALWAYS, RAY_AUTH_MODE="token")
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(int(config.ray.reconnect_s))
     if config.ray.fast_failure_detection:
         environment.update(_FAST_FAILURE_DETECTION)
     if config.ray.preload:
@@ -54,8 +55,16 @@ def ray_environment(config: Config) -> dict[str, str]:
     return environment
 
 
-def _system_config() -> dict[str, int]:
-    return {name.removeprefix("RAY_"): int(value) for name, value in _FAST_FAILURE_DETECTION.items()}
+def system_config(config: Config) -> dict[str, int]:
+    """The same where the environment is too late or too little: a head tells it to all nodes, agents and drivers.
+
+    (What connects before it is told goes by its environment; so both say it.) By itself Ray ends every process of its
+    own, drivers among them and without an exception, that has not reached the control store for 60 s. A node that
+    left while its head was being restarted would take its agents with it.
+    """
+    said = _FAST_FAILURE_DETECTION if config.ray.fast_failure_detection else {}
+    settings = {name.removeprefix("RAY_"): int(value) for name, value in said.items()}
+    return settings | {"gcs_rpc_server_reconnect_timeout_s": int(config.ray.reconnect_s)}
 
 
 def _require_listener(address: str) -> None:
@@ -125,7 +134,7 @@ def join_or_start(config: Config) -> bool:
             dashboard_host="127.0.0.1",
             _temp_dir=config.ray.temp_dir or None,
             # Not by the environment: this process has read Ray's settings from there when it imported Ray.
-            _system_config=_system_config() if config.ray.fast_failure_detection else None,
+            _system_config=system_config(config),
             **common,
         )
     return True

@@ -52,7 +52,7 @@ from flowray.runtime.clients import Client, Clients
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
 from flowray.runtime.figures import Figures
-from flowray.runtime.intake import Intake
+from flowray.runtime.intake import BACKLOG_RATIO, Intake
 from flowray.runtime.lifetime import leave_with_owner
 from flowray.runtime.messages import (
     Admission,
@@ -523,8 +523,9 @@ class Coordinator:
             peer.send_anyway(messages.encode(StepAnswer(message.agent_id, message.number, "later")))
 
     def _take_chunks(self, peer: Peer, message: Emit) -> None:
-        """An agent gives out chunks: as with steps."""
-        if self._pools.process(message.agent_id, message.incarnation) is not None:
+        """An agent gives out chunks: as with steps. It comes again where the journal is behind, too."""
+        found = self._pools.process(message.agent_id, message.incarnation) is not None
+        if found and self._store.backlog_ratio <= BACKLOG_RATIO:
             if message.paced:
                 self._showing.paced(TaskId(message.task_id))
             self._pump.put(emitting.event_of(message))

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -331,7 +331,7 @@ class Outlet:
             waiter.set_result(None)  # it looks again, and finds the error
 
 
-def drain(yielding: Generator[Any, None, Any], outlet: Outlet, stopped: Callable[[], bool]) -> Any:
+def drain(yielding: Any, outlet: Outlet, stopped: Callable[[], bool]) -> Any:
     """Give out what a generator yields; what it returns. It is closed when nobody wants more of it."""
     try:
         while True:

@@ -15,7 +15,7 @@ from flowray.runtime.messages import Answer, Submit
 from flowray.store import SqliteStore
 from flowray.values import require_plain
 
-_BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused
+BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused, and chunks put off
 
 
 class Intake:
@@ -41,7 +41,7 @@ class Intake:
             for task in message.tasks:
                 if task.payload is not None:
                     require_plain(task.payload.codec, "payload")
-        behind = self._store.backlog_ratio > _BACKLOG_RATIO
+        behind = self._store.backlog_ratio > BACKLOG_RATIO
         earlier = self._ended_before(message)
         for position, task in enumerate(message.tasks):
             outcome = earlier.get(task.id) or earlier.get(task.key) if earlier else None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowray.mesh.authority import Authority
 from flowray.mesh.bulk import BulkService
@@ -18,6 +17,7 @@ from flowray.mesh.identities import server_credentials
 from flowray.mesh.private_files import DIRECTORY
 from flowray.mesh.tokens import Tokens
 from flowray.runtime._ray_errors import translated
+from flowray.runtime.home import pinned
 from flowray.runtime.loops import LoopThread
 from flowray.store import PayloadStore
 from flowray.values import Buffer
@@ -108,7 +108,7 @@ def keeper_of(runtime: str, node_id: str, directory: str, listen_host: str = "")
             max_task_retries=-1,  # its methods may run twice without harm
             max_concurrency=4,
             num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            **pinned(node_id),
         )
         .remote(directory, runtime, listen_host)
     )

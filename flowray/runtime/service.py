@@ -1,5 +1,8 @@
 """A runtime that outlives the command that started it: `up` starts Ray's head and a coordinator, `down` ends them.
 
+The head is kept by a supervisor (`runtime.head`), which is what runs. Where its control store outlives it, so do its
+address and its name (~/.flowray/<name>/head.json), until `down`: nodes and agents elsewhere wait for it to come back.
+
 What was started is written down in ~/.flowray/<name>/up.json, with the moment at which each process began: a process
 id alone may belong to somebody else by the time `down` comes. Nothing is ever ended by name, and `ray stop`, which
 ends every Ray on the machine, is not used.
@@ -9,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
+import signal
 import socket
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,8 +33,10 @@ from flowray.errors import ConfigError, FlowrayError, NotConnected
 if TYPE_CHECKING:
     from flowray.runtime.runtime import Runtime
 
+_WATCH_S = 0.5  # between two looks of a process that stays with its head
 _STOP_S = 10.0  # between SIGTERM and SIGKILL
 _LAST_STARTED = Path("/tmp/ray/ray_current_cluster")
+_KEPT = "head.json"
 _REDIS_PORT = 6379  # Ray's own default, and everybody's Redis: never taken
 
 
@@ -52,6 +60,16 @@ class Process(Struct, frozen=True):
         except psutil.NoSuchProcess:
             return None
         return found
+
+
+class Kept(Struct, frozen=True, kw_only=True):
+    """What must be the same when a head is started again on the same store."""
+
+    address: str  # host:port
+    dashboard: str  # host:port; "" without one
+    home: str  # label of the node, which the coordinator is placed by
+    store: str  # as the configuration has it
+    store_path: str = ""  # directory of an embedded store, all of it ours
 
 
 class Up(Struct, frozen=True, kw_only=True):
@@ -133,19 +151,21 @@ def start_head(config: Config, *, host: str, dashboard: bool, timeout_s: float) 
     Raises:
         FlowrayError: it is not up in time, or ended; the message has the end of its log.
     """
+    from flowray.runtime import head as heads
     from flowray.runtime.cluster import ensure_token, ray_environment
 
     ensure_token()
     directory = directory_of(config.name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = directory / "up.log"
-    address = f"{host}:{_free_port(host)}"
-    board = f"127.0.0.1:{_free_port('127.0.0.1')}" if dashboard else ""
+    kept = _kept(config, host=host, dashboard=dashboard)
+    address, board = kept.address, kept.dashboard
+    told = heads.head_of(config, address=address, dashboard=board, home=kept.home, store_path=kept.store_path)
     environment = {**os.environ, **ray_environment(config), "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)  # a head joins nobody
     with _private(log) as output:
         head = subprocess.Popen(
-            _command(config, address, board),
+            heads.command(told),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -222,6 +242,21 @@ def up(
     return there, found is None, time.monotonic() - began_at
 
 
+def keep(up: Up) -> int:
+    """Stay as long as its head does, for whoever watches this process (systemd); the exit status.
+
+    On SIGTERM or SIGINT the runtime is taken down. Use from the main thread.
+    """
+    wanted = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: wanted.set())
+    while up.head.find() is not None:
+        if wanted.wait(_WATCH_S):
+            down(up.name)
+            return 0
+    return 1
+
+
 def down(name: str) -> int:
     """Stop a runtime that `up` started; how many processes were ended. Accepted tasks stay in its journal.
 
@@ -235,7 +270,9 @@ def down(name: str) -> int:
         # Ray may be half dead; then ending its processes is all that is left to do.
         with contextlib.suppress(FlowrayError):
             _connected(name, known.address).stop()
-    return stop_head(known)
+    ended = stop_head(known)
+    forget_store(name)
+    return ended
 
 
 def _connected(name: str, address: str) -> Runtime:
@@ -247,21 +284,41 @@ def _connected(name: str, address: str) -> Runtime:
         return Runtime.connect(name, address=address)
 
 
-def _command(config: Config, address: str, board: str) -> list[str]:
-    host, _, port = address.rpartition(":")
-    ray = "flowray.runtime.template.cli" if config.ray.template else "ray.scripts.scripts"
-    command = [sys.executable, "-m", ray, "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--port={port}", f"--include-dashboard={str(bool(board)).lower()}"]
-    if host != "127.0.0.1":  # Ray would put another address of this machine in its place
-        command.append(f"--node-ip-address={host}")
-    command += [f"--object-store-memory={config.ray.object_store_mb << 20}"]
-    if board:
-        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={board.rpartition(':')[2]}"]
-    if config.ray.num_cpus is not None:
-        command.append(f"--num-cpus={config.ray.num_cpus}")
-    if config.ray.temp_dir:
-        command.append(f"--temp-dir={config.ray.temp_dir}")
-    return command
+def _kept(config: Config, *, host: str, dashboard: bool) -> Kept:
+    """Where a head that is gone was, if its store is there and it comes back to the same place; else a new place."""
+    file = directory_of(config.name) / _KEPT
+    ray = config.ray
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=Kept)
+    except FileNotFoundError:
+        found = None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise FlowrayError(f"{file} cannot be read ({error}): remove it, and agents elsewhere start anew") from error
+    if found is not None:
+        same = (found.address.rpartition(":")[0], bool(found.dashboard), found.store) == (host, dashboard, ray.store)
+        if same and found.store != "memory":
+            return found
+        forget_store(config.name)
+    place = Path(ray.store_path).expanduser() if ray.store_path else directory_of(config.name)
+    new = Kept(
+        address=f"{host}:{_free_port(host)}",
+        dashboard=f"127.0.0.1:{_free_port('127.0.0.1')}" if dashboard else "",
+        home=secrets.token_hex(8),
+        store=ray.store,
+        store_path=str(place.absolute() / f"gcs-{config.name}") if ray.store == "embedded" else "",
+    )
+    _write_private(file, new)
+    return new
+
+
+def forget_store(name: str) -> None:
+    """Remove what a head left for the next one: its control store, and where it was."""
+    file = directory_of(name) / _KEPT
+    with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+        store_path = msgspec.json.decode(file.read_bytes(), type=Kept).store_path
+        if store_path:
+            shutil.rmtree(store_path, ignore_errors=True)
+    file.unlink(missing_ok=True)
 
 
 def _free_port(host: str) -> int:
@@ -323,12 +380,15 @@ def _wait_gone(targets: Iterable[Process], timeout_s: float) -> bool:
 
 
 def _write(record: Up) -> None:
+    _write_private(directory_of(record.name) / "up.json", record)
+
+
+def _write_private(file: Path, record: Struct) -> None:
     """Whole or not at all, and readable by its owner only."""
-    directory = directory_of(record.name)
-    part = directory / f".up-{os.getpid()}.part"
-    with _private(part) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
-    part.replace(directory / "up.json")
+    part = file.with_name(f".{file.stem}-{os.getpid()}.part")
+    with _private(part) as output:
+        output.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    part.replace(file)
 
 
 def _private(file: Path) -> IO[bytes]:

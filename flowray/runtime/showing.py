@@ -14,7 +14,7 @@ from flowray.core.commands import RecordChunks
 from flowray.core.coordination import Coordination
 from flowray.core.model import Outcome, TaskId
 from flowray.core.streaming import DIGEST_BYTES, standing
-from flowray.errors import FlowrayError, UnknownTask
+from flowray.errors import ConfigError, FlowrayError, UnknownTask
 from flowray.runtime.messages import Page
 from flowray.store import SqliteStore
 
@@ -82,9 +82,12 @@ class ShowDesk:
         None: no task has this id.
 
         Raises:
+            ConfigError: a number is negative.
             UnknownTask: the task has ended, and its chunks are not kept any more.
             FlowrayError: too many readers wait.
         """
+        if first < 0 or (restarts is not None and restarts < 0):
+            raise ConfigError("chunks", f"number {first} after {restarts} restarts: neither may be negative")
         self._note_read(TaskId(task_id), first)
         loop = asyncio.get_running_loop()
         until = loop.time() + self._wait_s

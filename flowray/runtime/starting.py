@@ -7,25 +7,27 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowray import errors
 from flowray.config import Config, beside_results, load
 from flowray.errors import FlowrayError, NotConnected, StoreError
 from flowray.runtime import messages
-from flowray.runtime._ray_errors import LOST, brief
+from flowray.runtime._ray_errors import ABSENT, LOST, brief
 from flowray.runtime.cluster import NAMESPACE, join_or_start
 from flowray.runtime.coordinator import CoordinatorActor
+from flowray.runtime.home import pinned
 from flowray.runtime.link import Way, new_name
 from flowray.runtime.messages import Admission, Door, Reply
 
 _READY_S = 60.0  # for the coordinator's process to start
 _END_S = 10.0  # for it to end
+_LOOK_S = 0.1  # between two looks for a coordinator that Ray is starting again
 _STALE_S = 7 * 86_400.0  # age of a scratch journal that nobody can be using any more
 
 
@@ -100,7 +102,7 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
             num_cpus=0,
             enable_task_events=False,
             # Only this node has the journal: restarted elsewhere it would begin with an empty one.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            **pinned(node_id),
         )
         .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8), owner_job)
     )
@@ -115,7 +117,7 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
 def _ready(name: str, actor: Any) -> Way:
     """Wait for a coordinator's process; the way to it."""
     try:
-        reply = messages.decode(ray.get(actor.ready.remote(), timeout=_READY_S), Reply)
+        reply = messages.decode(_until_there(actor.ready.remote), Reply)
     except LOST as error:
         raise NotConnected(f"the coordinator does not start: {brief(error)}") from error
     if reply.error:
@@ -139,6 +141,18 @@ def _ready(name: str, actor: Any) -> Way:
         node_id=node_id,
         host=ray.util.get_node_ip_address(),
     )
+
+
+def _until_there(call: Callable[[], Any]) -> Any:
+    """What an actor returns, once it is there: Ray may be starting it again. Raises one of Ray's errors."""
+    deadline = time.monotonic() + _READY_S
+    while True:
+        try:
+            return ray.get(call(), timeout=max(0.1, deadline - time.monotonic()))
+        except ABSENT:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_S)
 
 
 def _scratch_directory(name: str) -> Path:

@@ -62,9 +62,11 @@ class NamespaceCluster:
         object_store_mb: int = 128,
         dashboard: bool = False,
         start_timeout_s: float = 120.0,
+        store: str = "",
     ) -> None:
         """`cpus` and `labels` go by node; every node has the label `node` = its number besides. `environment` is
-        added to what flowray sets for Ray, on every node and for every driver."""
+        added to what flowray sets for Ray, on every node and for every driver. With a `store` (as `ray.store`) the
+        head is kept by flowray's supervisor, as `flowray up` has it, and can be killed; else it is Ray's own."""
         if nodes < 1 or nodes > 200:
             raise ValueError(f"nodes must be between 1 and 200, got {nodes}")
         self.nodes = nodes
@@ -73,6 +75,7 @@ class NamespaceCluster:
         self._object_store_mb = object_store_mb
         self._dashboard = dashboard
         self._start_timeout_s = start_timeout_s
+        self._store = store
         mark = secrets.token_hex(3)
         self._names = Names(f"fr{mark}", nodes)
         # No address of ours exists outside the namespaces, so no network of the machine can clash with these.
@@ -182,23 +185,7 @@ class NamespaceCluster:
             raise ValueError(f"node {node} runs already")
         self._starts += 1
         output = self.directory / f"start-{self._starts}-node-{node}.log"
-        ray = [
-            sys.executable,
-            "-m",
-            "flowray.runtime.template.cli",
-            "start",
-            *(
-                ["--head", f"--port={self._port}", f"--include-dashboard={'true' if self._dashboard else 'false'}"]
-                if node == 0
-                else [f"--address={self.address}"]
-            ),
-            f"--node-ip-address={self.ip(node)}",
-            f"--num-cpus={self._cpus[node]}",
-            f"--object-store-memory={self._object_store_mb << 20}",
-            f"--labels={','.join(f'{name}={value}' for name, value in self._labels[node].items())}",
-            "--disable-usage-stats",
-            "--block",
-        ]
+        ray = self._head_command() if node == 0 and self._store else self._ray_command(node)
         # The shell stays as PID 1: it collects orphans, which `ray start --block` would leave as zombies.
         script = " && ".join(
             [
@@ -215,7 +202,7 @@ class NamespaceCluster:
             *("unshare", "--pid", "--fork", "--mount-proc", "--mount", "--kill-child=KILL"),
             *("bash", "-c", script),
         ]
-        environment = self.environment()
+        environment = {**self.environment(), "FLOWRAY_NODE": str(node)}
         with output.open("wb") as log:
             self._started[node] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -228,6 +215,43 @@ class NamespaceCluster:
                 raise ClusterFailed(f"node {node} does not start:\n{tail(text)}\n{raylet}")
             time.sleep(POLL_S)
         self._initial[node] = only_child(self._started[node].pid)
+
+    def _ray_command(self, node: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "flowray.runtime.template.cli", "start"),
+            *(
+                ["--head", f"--port={self._port}", f"--include-dashboard={'true' if self._dashboard else 'false'}"]
+                if node == 0
+                else [f"--address={self.address}"]
+            ),
+            f"--node-ip-address={self.ip(node)}",
+            f"--num-cpus={self._cpus[node]}",
+            f"--object-store-memory={self._object_store_mb << 20}",
+            f"--labels={','.join(f'{name}={value}' for name, value in self._labels[node].items())}",
+            "--disable-usage-stats",
+            "--block",
+        ]
+
+    def _head_command(self) -> list[str]:
+        from flowray.config import Config
+        from flowray.runtime import head
+        from flowray.runtime.cluster import system_config
+
+        return head.command(
+            head.Head(
+                name=self._names.name,
+                port=self._port,
+                host=self.ip(0),
+                home=self._names.name,
+                dashboard_port=8265 if self._dashboard else 0,
+                num_cpus=self._cpus[0],
+                object_store_bytes=self._object_store_mb << 20,
+                labels=self._labels[0],
+                store=self._store,
+                store_path=str(self.inner_home / "gcs") if self._store == "embedded" else "",
+                settings=system_config(Config()),
+            )
+        )
 
     def kill_node(self, node: int) -> None:
         """End all processes of a node at once, as a power failure would. Nothing when it is not there."""
@@ -242,13 +266,33 @@ class NamespaceCluster:
             held.kill()
         held.wait()
 
+    def store_process(self) -> int:
+        """Host pid of the head's control store; 0 while there is none."""
+        return next(iter(self.processes(0, r"^\S*gcs_server ")), 0)
+
+    def supervisor(self) -> int:
+        """Host pid of the head's supervisor. Raises ClusterFailed where the head has none."""
+        for pid in self.processes(0, r"-m flowray\.runtime\.head "):
+            return pid
+        raise ClusterFailed("the head has no supervisor")
+
     def partition(self, node: int) -> None:
         """Cut a node off from all others; its processes go on."""
         ip("link", "set", self._names.link(node), "down")
 
+    def partition_one_way(self, node: int) -> None:
+        """Nothing that a node sends reaches another one, and it hears all that they send.
+
+        It believes every other node to have a hardware address that nobody has; so its frames are lost without a word.
+        """
+        for other in set(range(self.nodes)) - {node}:
+            nobody = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
+            ip("-n", self._names.space(node), "neigh", "replace", self.ip(other), *nobody)
+
     def heal(self, node: int) -> None:
-        """Undo `partition`."""
+        """Undo `partition` and `partition_one_way`."""
         ip("link", "set", self._names.link(node), "up")
+        ip("-n", self._names.space(node), "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
     def lives(self, node: int) -> bool:
         """Is a node that was started still there? Ray leaves a node that was away for too long by itself."""

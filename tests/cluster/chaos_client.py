@@ -1,8 +1,9 @@
-"""The clients of the chaos runs: programs that run inside the head node, and write down all they do and see.
+"""The clients of the chaos runs: programs that write down all they do and see.
 
-    python chaos_client.py write {...}   starts the runtime, keeps many tasks open, reads every outcome, later again
-    python chaos_client.py read  {...}   another process: reads outcomes by id again and again, in the end all of them
-    python chaos_client.py visit {...}   beside the other node, without Ray, by a ticket: keeps some tasks open as well
+    python chaos_client.py start {...}   in the head node: starts the runtime, which stays, and leaves tickets
+    python chaos_client.py write {...}   beside it, without Ray: keeps many tasks open, reads every outcome
+    python chaos_client.py read  {...}   in the head node, through Ray: reads outcomes by id over and over, all at last
+    python chaos_client.py visit {...}   beside another node, without Ray, over the network: keeps some tasks open too
 
 What the checker judges is in the history files; the writer also notes the runtime's status several times a second,
 from which the chaos run learns whom it may kill and when something is back. A file named `phase` says what to do next.
@@ -84,6 +85,7 @@ class Writer:
         self.tasks: list[str] = []
         self.missing = 0  # tasks whose outcome has not come
         self.on_unavailable: Callable[[CoordinatorUnavailable], None] = lambda _: None
+        self.on_outcome: Callable[[fr.Handle], None] = lambda _: None
 
     def request(self, key: str) -> dict[str, Any]:
         low, high = self._settings["wait_s"]
@@ -135,6 +137,7 @@ class Writer:
                 self.missing -= 1
                 try:
                     self._journal.write(op, "ok", "read", at, task=handle.task_id, outcome=seen(handle))
+                    self.on_outcome(handle)
                 except CoordinatorUnavailable as error:  # cut off for too long: ask again
                     self._journal.write(op, "info", "read", at, task=handle.task_id, error=str(error))
                     self.wait_for(self._rt.handle(handle.task_id))
@@ -157,7 +160,7 @@ def watch_status(rt: fr.Runtime, path: Path, ended: threading.Event) -> None:
             file.write(json.dumps({**line, "agents": agents, "no_room": status.blocks}) + "\n")
 
 
-def write(settings: dict[str, Any]) -> None:
+def start(settings: dict[str, Any]) -> None:
     directory = Path(settings["directory"])
     overrides = {
         "name": "chaos",
@@ -170,20 +173,30 @@ def write(settings: dict[str, Any]) -> None:
         "tiers.primary.agents": settings["head_agents"],
         "tiers.primary.cpu_share": 0.25,  # half a node: on each there is room for a warm process besides
         "tiers.primary.memory_share": 0.1,
-        "tiers.secondary.labels": {"node": "1"},
+        "tiers.secondary.labels": {"node": settings["far"]},
         "tiers.secondary.agents": settings["far_agents"],
         "tiers.secondary.cpu_share": 0.25,
         "tiers.secondary.memory_share": 0.1,
         "tiers.secondary.agents_per_block": 2,
     }
+    rt = fr.Runtime.start(overrides=overrides, keep=True)
+    rt.agents.add(HeadWork, tier="primary", count=settings["head_agents"])
+    rt.agents.add(FarWork, tier="secondary", count=settings["far_agents"])
+    rt.wait_ready()
+    own = Ticket.load("chaos")
+    # Beside the node its directory has another path; a socket is the same by any.
+    socket = own.socket.replace(settings["inner_home"], settings["home"])
+    structs.replace(own, socket=socket, address="").save(directory / "near.json")
+    token, _ = Tokens(Path(settings["journal"]) / DIRECTORY).create("client", hours=24.0, label="chaos")
+    structs.replace(own, socket="", token=token).save(directory / "ticket.json")
+    rt.disconnect()
+
+
+def write(settings: dict[str, Any]) -> None:
+    directory = Path(settings["directory"])
     ended = threading.Event()
-    with fr.Runtime.start(overrides=overrides) as rt:
-        rt.agents.add(HeadWork, tier="primary", count=settings["head_agents"])
-        rt.agents.add(FarWork, tier="secondary", count=settings["far_agents"])
-        rt.wait_ready()
-        own = Ticket.load("chaos")
-        token, _ = Tokens(Path(settings["journal"]) / DIRECTORY).create("client", hours=1.0, label="chaos")
-        structs.replace(own, socket="", token=token).save(directory / "ticket.json")
+    with fr.Runtime.connect(address=str(directory / "near.json")) as rt:
+        assert "ray" not in sys.modules
         watcher = threading.Thread(target=watch_status, args=(rt, directory / "status.jsonl", ended))
         watcher.start()
         writer = Writer(rt, settings)
@@ -219,7 +232,7 @@ def visit(settings: dict[str, Any]) -> None:
 def read(settings: dict[str, Any]) -> None:
     directory = Path(settings["directory"])
     rng = random.Random(settings["seed"])
-    journal = Journal(directory / "reader.jsonl", "reader")
+    journal = Journal(directory / f"{settings['reader']}.jsonl", settings["reader"])
     with (
         fr.Runtime.connect("chaos", address=settings["address"]) as rt,
         (directory / "writer.jsonl").open() as history,
@@ -258,4 +271,4 @@ def look_again(rt: fr.Runtime, journal: Journal, tasks: list[str], *, last: bool
 
 
 if __name__ == "__main__":
-    {"write": write, "read": read, "visit": visit}[sys.argv[1]](json.loads(sys.argv[2]))
+    {"start": start, "write": write, "read": read, "visit": visit}[sys.argv[1]](json.loads(sys.argv[2]))

@@ -1,8 +1,8 @@
-"""One chaos run: a two-node cluster, clients, faults one after the other, the checker's verdict, recovery times.
+"""One chaos run: a cluster of nodes, clients, faults one after the other, the checker's verdict, recovery times.
 
-The head node has the coordinator with its journal, two clients and some agents; the other node has agents only, and
-it is the one that is killed, or cut off for a while. Beside it, behind the same cable, is a client without Ray. (Losing
-the head is another matter: Ray's own control store goes with it.)
+The head node has the control store, the coordinator with its journal and some agents; the other nodes have agents only.
+Three clients: one writes, by the socket of the head node but outside of it, so that it outlives the node; one reads,
+in the head node and through Ray, and begins anew with it; and one has no Ray, beside another node, behind its cable.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from checker import Record, Verdict, check, read_history
 from flowray.testing.cluster import ClusterFailed, NamespaceCluster, Process, tail, wait_until
 
 HERE = Path(__file__).parent
-HEAD, FAR = 0, 1
+HEAD, FAR = 0, 1  # FAR: the first of the nodes that have agents only
 LISTEN_PORT = 7443  # for the client without Ray; in a network of its own
+KEEPER = r"^ray::Keeper"  # how Ray calls their processes
 BACK_S = 90.0  # longest wait for something killed to be back, before the run fails
 
 
@@ -42,7 +44,13 @@ class Plan:
     stopped: int = 1  # coordinators that are stopped and do not go on
     nodes: int = 1
     both: int = 1  # a coordinator and an agent at nearly the same time: nobody is there to see the agent die
-    cuts_s: tuple[float, ...] = (5.0,)  # for how long the other node is cut off, each time
+    cuts_s: tuple[float, ...] = (5.0,)  # for how long another node is cut off, each time
+    one_way_s: tuple[float, ...] = ()  # the same, but it still hears the others
+    stores_s: tuple[float, ...] = (0.0, 2.0)  # control stores killed, and how long nobody starts each again
+    heads: int = 1  # times that all of the head node is killed; its disk stays
+    keepers: int = 0  # keepers (`runtime.keeper`) killed
+    machines: int = 2
+    store: str = "embedded"  # where the control store has its tables; "" for Ray's own head, that nobody keeps
     head_agents: int = 2
     far_agents: int = 2
     open: int = 1000  # tasks kept open by the client in the head node
@@ -57,11 +65,16 @@ FULL = Plan(
     hung=5,
     coordinators=10,
     stopped=3,
-    nodes=3,
-    both=5,
-    cuts_s=(5.0, 60.0),
+    nodes=4,
+    both=3,
+    cuts_s=(5.0, 30.0),
+    one_way_s=(8.0,),
+    stores_s=(0.0, 0.0, 0.0, 1.0, 5.0, 20.0),
+    heads=3,
+    keepers=3,
+    machines=3,
     head_agents=3,
-    far_agents=3,
+    far_agents=4,
     calm_s=2.0,
 )
 
@@ -74,6 +87,11 @@ KINDS = {  # of faults -> what the summary calls them
     "node": "node_kill",
     "both": "coordinator_and_process_kill",
     "cut": "partition",
+    "one way": "partition_one_way",
+    "store": "gcs_kill",
+    "head": "head_kill",
+    "keeper": "keeper_kill",
+    "serve": "serve_kill",  # a run of its own: test_serve_kills
 }
 OF_COORDINATOR = ("coordinator", "stopped")
 
@@ -88,8 +106,11 @@ class Fault:
     at_utc: float
     open: int = 0  # tasks open at that moment
     held: int = 0  # attempts with the victims
+    away_s: float = 0.0  # store, head: for how long nobody started it again; what follows begins with its return
+    failed: int = 0  # calls of clients that found nobody, from then to the next fault
     back_s: float | None = None  # until it was there again
-    first_s: float | None = None  # until the first outcome of a task that was running on the victim
+    first_s: float | None = None  # until the first outcome of a task that was running on the victim; of a store: the
+    # longest time in which the writer heard of no outcome, its absence included
     last_s: float | None = None  # and the last one of them
     rerun: int = 0  # attempts that were lost with it and made again
     resident_mb: dict[str, tuple[int, int]] = field(
@@ -111,14 +132,16 @@ class Report:
 
     def table(self) -> str:
         """For people: one row for each kind of fault, times in seconds."""
-        head = f"{'fault':<12} {'n':>3} {'lost':>5} {'twice':>6}   {'first outcome p50':>17} {'p99':>6} {'max':>6}"
+        head = f"{'fault':<12} {'n':>3} {'lost':>5} {'twice':>6} {'failed':>6}   "
+        head += f"{'first outcome p50':>17} {'p99':>6} {'max':>6}"
         head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}"
         rows = [head]
         for kind in KINDS:
             faults = [f for f in self.faults if f.kind == kind]
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
-            row = f"{kind:<12} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6}   "
+            row = f"{kind:<12} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6} "
+            row += f"{sum(f.failed for f in faults):>6}   "
             row += f"{quantile(first, 0.5):>17} {quantile(first, 0.99):>6} {quantile(first, 1.0):>6}   "
             row += f"{quantile(back, 0.5):>8} {quantile(back, 0.99):>6} {quantile(back, 1.0):>6} "
             rows.append(row + f"{sum(f.rerun for f in faults):>6}")
@@ -140,6 +163,7 @@ class Report:
             times = [f.first_s for f in faults if f.first_s is not None]
             row: dict[str, Any] = {"fault": name, "n": len(faults)}
             row |= {"lost": len(self.verdict.lost), "twice": len(self.verdict.twice)}
+            row |= {"failed": sum(f.failed for f in faults)}
             row |= {f"{label}_s": nearest(times, q) for label, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))}
             rows.append(row)
         return {"faults": rows}
@@ -148,7 +172,8 @@ class Report:
         """As JSON."""
         verdict = {**asdict(self.verdict), "good": self.verdict.good}
         body = {"seed": self.seed, "duration_s": self.duration_s, "verdict": verdict}
-        path.write_text(json.dumps({**body, "faults": [asdict(fault) for fault in self.faults]}, indent=1))
+        named = [{**asdict(fault), "fault": KINDS[fault.kind]} for fault in self.faults]
+        path.write_text(json.dumps({**body, "faults": named}, indent=1))
 
 
 def nearest(values: list[float], q: float) -> float | None:
@@ -173,18 +198,23 @@ class Chaos:
         self.faults: list[Fault] = []
         self.directory = cluster.directory / "histories"
         self.directory.mkdir()
-        self._programs: list[Process] = []
+        self._programs: dict[str, Process] = {}
+        self._readers = 0  # begun so far
         self._status_at = 0  # bytes of the status file that have been read
         self._status: dict[str, Any] = {}
 
     # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start_clients(self) -> None:
+        far = ",".join(str(node) for node in range(FAR, self.plan.machines))
         settings: dict[str, Any] = {
             "directory": str(self.directory),
             "journal": str(self.cluster.inner_home / "journal"),
+            "home": str(self.cluster.home(HEAD)),
+            "inner_home": str(self.cluster.inner_home),
             "address": self.cluster.address,
             "listen": f"{self.cluster.ip(HEAD)}:{LISTEN_PORT}",
+            "far": f"in({far})",
             "visitor_open": self.plan.visitor_open,
             "head_agents": self.plan.head_agents,
             "far_agents": self.plan.far_agents,
@@ -193,18 +223,27 @@ class Chaos:
             "seed": self.plan.seed,
             "drain_s": 120.0,
         }
-        for role in ("write", "read"):
-            program = [sys.executable, str(HERE / "chaos_client.py"), role, json.dumps(settings)]
-            self._programs.append(self.cluster.run(HEAD, program, name=f"client-{role}"))
-            self.until(self.busy if role == "write" else lambda: True, "the clients are at work", 120.0)
-        program = [sys.executable, str(HERE / "chaos_client.py"), "visit", json.dumps(settings)]
-        self._programs.append(self.cluster.run(FAR, program, name="client-visit", beside=True))
+        self._settings = settings
+        self._start("start", HEAD).check(120.0)
+        self._programs["write"] = self._start("write", HEAD, beside=True)
+        self.until(self.busy, "the clients are at work", 120.0)
+        self._programs["visit"] = self._start("visit", FAR, beside=True)
+        self.start_reader()
+
+    def start_reader(self) -> None:
+        """The one that lives in the head node, and dies with it."""
+        self._readers += 1
+        self._programs["read"] = self._start("read", HEAD, reader=f"reader{self._readers}")
+
+    def _start(self, role: str, node: int, *, beside: bool = False, **more: str) -> Process:
+        program = [sys.executable, str(HERE / "chaos_client.py"), role, json.dumps({**self._settings, **more})]
+        return self.cluster.run(node, program, name=more.get("reader", f"client-{role}"), beside=beside)
 
     def until(self, condition: Callable[[], Any], what: str, timeout_s: float = BACK_S) -> Any:
         """Wait for something; at once an error when a client has ended."""
 
         def now() -> Any:
-            for program in self._programs:
+            for program in self._programs.values():
                 if program.returncode is not None and not (self.directory / "phase").exists():
                     raise ClusterFailed(f"{program.output_path.stem} ended early:\n{tail(program.output)}")
             return condition()
@@ -222,7 +261,7 @@ class Chaos:
 
     def finish(self) -> Verdict:
         """Let the clients finish what is open and read everything once more; then judge."""
-        writer, reader, visitor = self._programs
+        writer, reader, visitor = (self._programs[role] for role in ("write", "read", "visit"))
         (self.directory / "phase").write_text("drain")
         wait_until((self.directory / "drained").exists, 150.0, "all open tasks end")
         visitor.check(150.0)
@@ -230,7 +269,10 @@ class Chaos:
         reader.check(150.0)
         (self.directory / "phase").write_text("end")
         writer.check(60.0)
-        self.history = read_history(*sorted(self.directory.glob("*r.jsonl")))
+        self.history = read_history(
+            *(self.directory / f"{name}.jsonl" for name in ("writer", "visitor")),
+            *sorted(self.directory.glob("reader*.jsonl")),
+        )
         return check(self.history)
 
     # ── what the runtime says ────────────────────────────────────────────────────────────────────────────────────
@@ -284,7 +326,7 @@ class Chaos:
             for line in self._new_status_lines():
                 self._status = line
                 if line["at"] > fault.at and condition(line):
-                    fault.back_s = line["at"] - fault.at
+                    fault.back_s = line["at"] - fault.at - fault.away_s
                     return True
             return False
 
@@ -353,47 +395,103 @@ class Chaos:
         return next((pid for pid in found if pid != victim), 0)
 
     def kill_node(self) -> None:
+        node = self._other_node()
         status = self.calm()
-        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == FAR}
+        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == node}
         fault = self.note("node", sorted(there), status)
-        self.cluster.kill_node(FAR)
+        self.cluster.kill_node(node)
         end = time.monotonic() + self.rng.uniform(1.0, 3.0)  # how long the machine is away
         self.until(lambda: time.monotonic() >= end, "a random moment")
-        self.cluster.start_node(FAR)
+        self.cluster.start_node(node)
         returned_s = time.monotonic() - fault.at
         self.back(fault, lambda s: _ready_again(s, there))
         self.say(
             f"node ({fault.open} open): in the cluster after {returned_s:.2f} s, agents after {fault.back_s:.2f} s"
         )
 
-    def cut(self, away_s: float) -> None:
-        """The other node is cut off: what is on it goes on, and nothing of it reaches anybody."""
+    def _other_node(self) -> int:
+        return self.rng.randrange(FAR, self.plan.machines)
+
+    def kill_head(self) -> None:
+        """All processes of the head node at once: control store, raylet, coordinator, agents, and a client."""
         status = self.calm()
-        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == FAR}
-        fault = self.note("cut", sorted(there), status)
+        there = [a[0] for a in status["agents"] if self.cluster.node_of(a[3]) == HEAD]
+        fault = self.note("head", there, status)
+        del self._programs["read"]
+        self.cluster.kill_node(HEAD)
+        end = time.monotonic() + self.rng.uniform(0.5, 3.0)
+        self.until(lambda: time.monotonic() >= end, "a random moment")
+        fault.away_s = time.monotonic() - fault.at
+        self.cluster.start_node(HEAD)
+        started_s = time.monotonic() - fault.at - fault.away_s
+        self.back(fault, lambda s: s["epoch"] > status["epoch"])
+        self.start_reader()
+        self.say(
+            f"head ({fault.open} open, away for {fault.away_s:.2f} s): in the cluster {started_s:.2f} s after its "
+            f"return, the coordinator after {fault.back_s:.2f} s"
+        )
+
+    def kill_store(self, away_s: float) -> None:
+        """The control store alone; with `away_s` its supervisor is held up for so long."""
+        status = self.calm()
+        victim, supervisor = self.cluster.store_process(), self.cluster.supervisor()
+        fault = self.note("store", [str(victim)], status)
+        if away_s:
+            os.kill(supervisor, signal.SIGSTOP)
+        os.kill(victim, signal.SIGKILL)
+        try:
+            self.until(lambda: time.monotonic() >= fault.at + away_s, "the clients are there")
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        fault.away_s = away_s
+        self.until(lambda: self.cluster.store_process() not in (0, victim), "another control store is there")
+        fault.back_s = time.monotonic() - fault.at - away_s
+        end = time.monotonic() + 3.0  # whatever follows from it has its time
+        self.until(lambda: time.monotonic() >= end, "the clients are there")
+        self.say(f"control store ({fault.open} open, away for {away_s:g} s): started again in {fault.back_s:.3f} s")
+
+    def kill_keeper(self) -> None:
+        status = self.calm()
+        there = {pid: node for node in range(self.plan.machines) for pid in self.cluster.processes(node, KEEPER)}
+        victim = self.rng.choice(sorted(there))
+        fault = self.note("keeper", [str(victim)], status)
+        os.kill(victim, signal.SIGKILL)
+        node, others = there[victim], set(there)
+        self.until(lambda: set(self.cluster.processes(node, KEEPER)) - others, "another keeper is there")
+        fault.back_s = time.monotonic() - fault.at
+        self.say(f"keeper of node {node} ({fault.open} open): another one after {fault.back_s:.2f} s")
+
+    def cut(self, away_s: float, *, one_way: bool = False) -> None:
+        """Another node is cut off: what is on it goes on, and nothing of it reaches anybody."""
+        node = self._other_node()
+        status = self.calm()
+        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == node}
+        fault = self.note("one way" if one_way else "cut", sorted(there), status)
         watched = self._processes_to_measure(status)
         before = {name: _resident_mb(process) for name, process in watched.items()}
         most = dict(before)
-        self.cluster.partition(FAR)
+        (self.cluster.partition_one_way if one_way else self.cluster.partition)(node)
         try:
             while time.monotonic() < fault.at + away_s:
                 self.until(lambda: True, "the clients are there")
                 most = {name: max(mb, _resident_mb(watched[name])) for name, mb in most.items()}
                 time.sleep(0.05)
         finally:
-            self.cluster.heal(FAR)
+            self.cluster.heal(node)
         # Ray gives up a node that was away for some seconds, and the node leaves as soon as it hears of that.
-        self.until(lambda: not self.cluster.lives(FAR) or self._settled(there), "the node is back, or gone for good")
-        left = not self.cluster.lives(FAR)
+        self.until(lambda: not self.cluster.lives(node) or self._settled(there), "the node is back, or gone for good")
+        left = not self.cluster.lives(node)
         if left:
-            self.cluster.kill_node(FAR)
-            self.cluster.start_node(FAR)
+            self.cluster.kill_node(node)
+            self.cluster.start_node(node)
         self.until(self.ready, "all agents are ready")
         fault.back_s = time.monotonic() - fault.at
         most = {name: max(mb, _resident_mb(watched[name])) for name, mb in most.items()}
         fault.resident_mb = {name: (before[name], most[name]) for name in before}
         went = "Ray gave the node up" if left else "the node stayed"
-        self.say(f"cut for {away_s:g} s ({fault.open} open, {went}): all agents ready after {fault.back_s:.2f} s")
+        self.say(
+            f"{fault.kind} for {away_s:g} s ({fault.open} open, {went}): all agents ready after {fault.back_s:.2f} s"
+        )
 
     def _settled(self, there: dict[str, int]) -> bool:
         """Has the cut been noticed by nobody, or been dealt with?"""
@@ -405,7 +503,7 @@ class Chaos:
         for agent_id, _, _, node, pid, _ in status["agents"]:
             if self.cluster.node_of(node) == HEAD:
                 found[agent_id] = psutil.Process(self.cluster.host_pid(HEAD, pid))
-        return found | {program.output_path.stem: psutil.Process(program.pid) for program in self._programs}
+        return found | {role: psutil.Process(program.pid) for role, program in self._programs.items()}
 
 
 def _resident_mb(process: psutil.Process) -> int:
@@ -421,6 +519,7 @@ def _ready_again(status: dict[str, Any], before: dict[str, int]) -> bool:
 
 def measure(faults: list[Fault], history: list[Record]) -> int:
     """Fill in what the histories say of each fault; how many attempts were made again in all."""
+    failures = [r for r in history if r["f"] == "submit" and r["type"] in ("info", "fail")]
     outcomes = [
         (float(r["at"]), r["outcome"])
         for r in history
@@ -430,8 +529,20 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
         later = [f.at_utc for f in faults[number + 1 :]]
         end_utc = later[0] if later else math.inf
         times = []
+        end = faults[number + 1].at if number + 1 < len(faults) else math.inf
+        fault.failed = sum(fault.at < float(r["at"]) < end for r in failures)
+        if fault.kind == "store":
+            until = fault.at + fault.away_s + 3.0
+            heard = [fault.at, *(at for at, _ in outcomes if fault.at < at < until), until]
+            fault.first_s = max(later - earlier for earlier, later in pairwise(heard))
+            continue
         for at, outcome in outcomes:
-            if fault.kind in OF_COORDINATOR:
+            if fault.kind == "head":
+                lost = [line for line in outcome["story"] if _lost(line) and fault.at_utc < line[0] < end_utc]
+                fault.rerun += len(lost)
+                if fault.at + fault.away_s < at:
+                    times.append(at - fault.at - fault.away_s)
+            elif fault.kind in OF_COORDINATOR:
                 lost = [line for line in outcome["story"] if _lost(line) and fault.at_utc < line[0] < end_utc]
                 fault.rerun += len(lost)
                 if fault.at_utc < outcome["resolved_at"] < end_utc and at > fault.at:
@@ -447,7 +558,7 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
                     times.append(at - fault.at)
         if times:
             fault.first_s = min(times)
-            fault.last_s = max(times) if fault.kind not in OF_COORDINATOR else None
+            fault.last_s = max(times) if fault.kind not in (*OF_COORDINATOR, "head") else None
     return sum(max(0, outcome["attempts"] - 1) for _, outcome in outcomes)
 
 
@@ -468,7 +579,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Report:
     """The whole of it."""
     say(f"chaos: seed {plan.seed}, {plan}")
     began = time.monotonic()
-    with NamespaceCluster(nodes=2, cpus=2) as cluster:
+    with NamespaceCluster(nodes=plan.machines, cpus=2, store=plan.store) as cluster:
         say(f"cluster {cluster.directory.name} up after {time.monotonic() - began:.1f} s")
         chaos = Chaos(cluster, plan, say)
         chaos.start_clients()
@@ -480,6 +591,9 @@ def run(plan: Plan, say: Callable[[str], None]) -> Report:
         faults += [partial(chaos.kill_agent, "hung")] * plan.hung
         faults += [partial(chaos.kill_coordinator, twice=True)] * twice
         faults += [partial(chaos.cut, away_s) for away_s in plan.cuts_s]
+        faults += [partial(chaos.cut, away_s, one_way=True) for away_s in plan.one_way_s]
+        faults += [partial(chaos.kill_store, away_s) for away_s in plan.stores_s]
+        faults += [chaos.kill_head] * plan.heads + [chaos.kill_keeper] * plan.keepers
         chaos.rng.shuffle(faults)
         for fault in faults:
             fault()

@@ -24,6 +24,27 @@ except OSError as error:
     print("not reached:", error)
 """
 
+LISTEN = """
+import socket, sys
+port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+port.bind((sys.argv[1], 7001))
+port.settimeout(3.0)
+print("listening", flush=True)
+try:
+    port.recv(16)
+    print("heard")
+except TimeoutError:
+    print("silence")
+"""
+
+SPEAK = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+    for _ in range(10):
+        port.sendto(b"hello", (sys.argv[1], 7001))
+        time.sleep(0.1)
+"""
+
 STRANGER = """
 import sys
 import grpc
@@ -94,6 +115,23 @@ def test_a_partition_cuts_off_and_healing_joins_again(cluster: NamespaceCluster)
         cluster.heal(1)
     # The bridge takes a moment to learn the link again.
     wait_until(lambda: cluster.run(1, reach).check(30).startswith("reached"), 30, "the nodes see each other again")
+
+
+def test_a_partition_one_way_lets_a_node_hear_and_not_speak(cluster: NamespaceCluster) -> None:
+    def heard(sender: int, listener: int) -> bool:
+        address = cluster.ip(listener)
+        listening = cluster.run(listener, [sys.executable, "-c", LISTEN, address])
+        wait_until(lambda: "listening" in listening.output, 30, "somebody listens")
+        cluster.run(sender, [sys.executable, "-c", SPEAK, address]).check(30)
+        return "heard" in listening.check(30)
+
+    cluster.partition_one_way(1)
+    try:
+        assert heard(0, 1)
+        assert not heard(1, 0)
+    finally:
+        cluster.heal(1)
+    assert heard(1, 0)
 
 
 def test_a_program_that_fails_says_so_with_its_output(cluster: NamespaceCluster) -> None:

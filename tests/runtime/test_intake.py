@@ -120,7 +120,7 @@ async def test_keys_hold_also_when_the_core_has_forgotten_their_tasks(tmp_path):
 
 
 async def test_while_the_journal_is_behind_tasks_are_refused(desk, monkeypatch):
-    monkeypatch.setattr(module, "_BACKLOG_RATIO", -1.0)
+    monkeypatch.setattr(module, "BACKLOG_RATIO", -1.0)
     desk.submit(task("t1"))
     assert [(one.reason, one.retry_after_s) for one in desk.answers] == [("queue_full", 0.5)]
 

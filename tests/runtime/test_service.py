@@ -15,6 +15,7 @@ from polling import eventually
 from flowray.config import Config, RayConfig
 from flowray.errors import ConfigError, FlowrayError, NotConnected
 from flowray.runtime import service
+from flowray.runtime.head import head_of, params_of
 from flowray.runtime.service import Process, Up
 
 CHILD = "import time; time.sleep(60)"
@@ -127,11 +128,14 @@ def test_rays_note_of_a_cluster_goes_with_it_and_only_with_it(home: Path, sleepe
 
 def test_the_head_is_told_what_the_configuration_says_and_never_takes_the_redis_port() -> None:
     config = Config(ray=RayConfig(num_cpus=3, object_store_mb=100, temp_dir="/t"))
-    command = service._command(config, "127.0.0.1:5000", "127.0.0.1:5001")
-    assert {"--head", "--block", "--port=5000", "--dashboard-host=127.0.0.1", "--dashboard-port=5001"} <= set(command)
-    assert {"--num-cpus=3", "--object-store-memory=104857600", "--temp-dir=/t"} <= set(command)
-    assert "--include-dashboard=false" in service._command(config, "10.0.0.1:5000", "")
-    assert "--node-ip-address=10.0.0.1" in service._command(config, "10.0.0.1:5000", "")
+    place = {"home": "h", "store_path": "/s"}
+    told = params_of(head_of(config, address="127.0.0.1:5000", dashboard="127.0.0.1:5001", **place))
+    assert (told.gcs_server_port, told.dashboard_host, told.dashboard_port) == (5000, "127.0.0.1", 5001)
+    assert (told.num_cpus, told.object_store_memory, told.temp_dir) == (3, 104857600, "/t")
+    assert (told.include_dashboard, told.node_ip_address) == (True, None)
+    assert told.labels == {"flowray-home": "h"}
+    other = params_of(head_of(config, address="10.0.0.1:5000", dashboard="", **place))
+    assert (other.include_dashboard, other.node_ip_address) == (False, "10.0.0.1")
     assert service._free_port("127.0.0.1") != 6379
 
 

@@ -15,7 +15,7 @@ from flowray.core.commands import AnswerChunks, Command, RecordChunks, ResolveTa
 from flowray.core.events import AgentLost, AgentsAdded, AttemptFinished, ChunksMade
 from flowray.core.model import AgentId, AgentSpec, Failure, Payload, TaskId
 from flowray.core.states import TaskState
-from flowray.errors import InvalidTask, StoreCorrupt, UnknownTask
+from flowray.errors import ConfigError, InvalidTask, StoreCorrupt, UnknownTask
 from flowray.runtime.following import ChunkStream, Position
 from flowray.runtime.messages import Page, Question
 from flowray.runtime.showing import ShowDesk
@@ -225,6 +225,12 @@ async def test_an_agent_that_waits_for_readers_hears_of_the_foremost(desk: Desk)
     assert told == [(T, 4)]
     await desk.end(4)
     assert desk.showing.read(T) == 0 and not desk.showing._paced
+
+
+async def test_negative_numbers_are_refused(desk: Desk) -> None:
+    for first, restarts in ((-1, None), (0, -1)):
+        with pytest.raises(ConfigError, match="negative"):
+            await desk.showing.page(T, first, restarts)
 
 
 async def test_readers_that_leave_leave_nothing(desk: Desk) -> None:

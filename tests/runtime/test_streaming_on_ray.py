@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -265,5 +267,44 @@ def test_a_bound_ends_the_task_and_what_was_shown_stays(start_runtime: Callable[
                 shown.append(chunk.value)
         assert shown == list(range(len(shown))) and len(shown) <= 50
         assert handle.outcome().attempts == 1
-        with pytest.raises(fr.TaskFailed, match="chunk: 300003 bytes; 262144 is the most"):
+        with pytest.raises(fr.TaskFailed, match="chunk: 300005 bytes; 262144 is the most"):
             list(runtime.submit("large").stream())
+
+
+def test_streams_stay_whole_while_everything_is_killed(start_runtime: Callable[..., fr.Runtime]) -> None:
+    """Agents and coordinators die at random moments, for as long as it takes; every reader is shown the truth."""
+    rng = random.Random(5)
+    bounds = {"core__retry__poison_kills": 10_000, "core__retry__max_losses": 10_000, "core__restart__delay_s": 0.1}
+    with start_runtime("streams-killed", **bounds) as runtime:
+        runtime.agents.add(Reciter, count=4)
+        runtime.agents.add(Resumer, count=2)
+        runtime.wait_ready()
+        handles, readings = [], []
+        for number in range(24):
+            work = {"count": 150, "pause_s": 0.005, "file": "/dev/null", "gate_at": -1}
+            work |= {"flaky_from": rng.randrange(150)} if number % 3 == 0 else {}
+            handle = runtime.submit(work, agent="resumer" if number % 3 == 2 else "reciter")
+            handles.append(handle)
+            readings.append(Reading(handle))
+        kills = {"agent": 0, "coordinator": 0}
+        deadline = time.monotonic() + 60
+        while any(reading.is_alive() for reading in readings) and time.monotonic() < deadline:
+            time.sleep(rng.uniform(0.2, 1.0))
+            status = runtime.status()
+            victims = [status.pid] if rng.random() < 0.15 else [a.pid for a in status.agents if a.state == "ready"]
+            if victims:
+                kills["coordinator" if victims == [status.pid] else "agent"] += 1
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rng.choice(victims), signal.SIGKILL)
+        restarts = 0
+        for number, (handle, reading) in enumerate(zip(handles, readings, strict=True)):
+            parts = reading.parts()
+            assert reading.error is None and len(parts) == 150
+            assert parts == [chunk.value for chunk in handle.stream() if isinstance(chunk, fr.Chunk)]
+            assert len(handle.outcome().restarts) >= len(reading.restarts)
+            restarts += len(reading.restarts)
+            if number % 3:
+                assert parts == numbers(150) and not reading.restarts
+        gaps = sorted(reading.longest_gap_s() for reading in readings)
+        print(f"{kills} killed, {restarts} restarts told, longest gap of a stream p50 {gaps[12]:.2f} s")  # noqa: T201
+        assert kills["agent"] > 3 and restarts > 0

@@ -16,7 +16,7 @@ from .script import CONFIG, State, opened, script
 
 FILES = ("flowray.db", "flowray.db-wal", "witness")
 # Words by which a message says what is damaged.
-_NAMES = ("journal", "snapshot", "outcome", "dead letter", "database", "flowray.db")
+_NAMES = ("journal", "snapshot", "outcome", "dead letter", "chunks", "database", "flowray.db")
 
 
 @dataclass

@@ -15,11 +15,13 @@ from typing import Literal
 
 import msgspec
 
-from flowray.core.book import Book
+from flowray.chunks import chunk_digest, decode_chunks, encode_chunks
+from flowray.core.book import Book, Entry
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     DurableCommand,
+    RecordChunks,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -71,6 +73,7 @@ class State:
     book: bytes  # encoded
     outcomes: dict[str, Outcome] = field(repr=False)  # in the order of commit
     dead: dict[str, Task] = field(repr=False)
+    chunks: dict[str, tuple[bytes, ...]] = field(repr=False)  # that tasks gave out, open ones and ended ones
 
 
 class Script:
@@ -79,6 +82,8 @@ class Script:
     def __init__(self, tasks: int = TASKS, seed: int = 1) -> None:
         self._rng = random.Random(seed)
         self._book = Book()
+        self._talk = random.Random(seed + 1)  # for chunks: so that the rest is the same as without them
+        self._chunks: dict[str, tuple[bytes, ...]] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._dead: dict[str, Task] = {}
         self._at = 0.0
@@ -119,13 +124,17 @@ class Script:
                 if outcome.resolved_at < bound and (task_id not in self._dead or outcome.resolved_at < letters):
                     del self._outcomes[task_id]
                     self._dead.pop(task_id, None)
+                    self._chunks.pop(task_id, None)
         elif step.kind == "purge":
             del self._dead[step.task_id]
+            self._chunks.pop(step.task_id, None)
         self.steps.append(step)
         self.states.append(self._state())
 
     def _state(self) -> State:
-        return State(msgspec.msgpack.encode(self._book.snapshot(0.0)), dict(self._outcomes), dict(self._dead))
+        return State(
+            msgspec.msgpack.encode(self._book.snapshot(0.0)), dict(self._outcomes), dict(self._dead), dict(self._chunks)
+        )
 
     def _now(self) -> float:
         self._at += 1.0
@@ -157,6 +166,8 @@ class Script:
         if entry.state is TaskState.QUEUED:
             choice = Choice("power_of_two", 2, (("writer-0", 0.0), ("writer-1", 1.0)))
             return [StartAttempt(task_id, entry.attempt + 1, 1, AGENT, 1, self._now(), "first", choice)]
+        if self._talk.random() < 0.4:
+            return [self._gives(entry)]
         if rng.random() < 0.2:
             failure = Failure(kind="application", type="ValueError", message="no", traceback="line\n" * 30)
             return [
@@ -178,8 +189,26 @@ class Script:
             fingerprint=entry.task.fingerprint,
             story=(*entry.story, StoryLine(at, state.value, entry.attempt, AGENT)),
             choices=tuple(entry.choices),
+            chunks=entry.stream.count if entry.stream is not None else 0,
+            restarts=tuple(entry.stream.restarts) if entry.stream is not None else (),
         )
         return [ResolveTask(outcome, entry.task if state is TaskState.DEAD else None)]
+
+    def _gives(self, entry: Entry) -> RecordChunks:
+        """Chunks of a running attempt; now and then others than those that stand."""
+        talk, task_id, known = self._talk, entry.task.id, self._chunks.get(entry.task.id, ())
+        first = len(known) if talk.random() < 0.8 else talk.randrange(len(known) + 1)
+        pieces = [talk.randbytes(talk.choice((1, 30, 2_000))) for _ in range(talk.randrange(4))]
+        if first == len(known) and not pieces:
+            pieces = [b"x"]
+        skip = talk.randrange(2)
+        body = encode_chunks(("msgpack", piece) for piece in [b"not new"] * skip + pieces) if pieces else b""
+        digests = b"".join(chunk_digest("msgpack", piece) for piece in pieces)
+        restarts = 0 if entry.stream is None else len(entry.stream.restarts) + (first < len(known))
+        self._chunks[task_id] = (*known[:first], *pieces)
+        if not self._chunks[task_id]:
+            del self._chunks[task_id]
+        return RecordChunks(task_id, entry.attempt, 1, first, self._now(), restarts, digests, len(body), skip, body)
 
 
 @cache
@@ -211,9 +240,19 @@ def opened(directory: Path) -> Iterator[tuple[State, SqliteStore]]:
         counted = Counter(outcome.state for outcome in outcomes)
         assert store.counts() == counted, "the counts are not those of the outcomes"
         dead = {task.id: task for task, _ in store.dead_letters(10**6)}
-        yield State(msgspec.msgpack.encode(book.snapshot(0.0)), by_id, dead), store
+        found = {task_id: _read_chunks(store, task_id) for task_id in (*book.open, *by_id)}
+        chunks = {task_id: told for task_id, told in found.items() if told}
+        yield State(msgspec.msgpack.encode(book.snapshot(0.0)), by_id, dead, chunks), store
     finally:
         store.close()
+
+
+def _read_chunks(store: SqliteStore, task_id: str) -> tuple[bytes, ...]:
+    told: list[bytes] = []
+    while rows := store.chunks(task_id, len(told), restarts=1_000):
+        for row in rows:
+            told += [data for _, data in decode_chunks(row.body)[row.skip :][: row.count]]
+    return tuple(told)
 
 
 def is_between(found: State, before: State, after: State) -> bool:
@@ -229,6 +268,8 @@ def is_between(found: State, before: State, after: State) -> bool:
             (found.outcomes, before.outcomes),
             (after.dead, found.dead),
             (found.dead, before.dead),
+            (after.chunks, found.chunks),
+            (found.chunks, before.chunks),
         )
     )
 

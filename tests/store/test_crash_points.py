@@ -39,6 +39,7 @@ def test_the_script_has_all_that_a_journal_can_hold() -> None:
     assert {type(command).__name__ for command in commands} == {
         "AcceptTask",
         "AddAgents",
+        "RecordChunks",
         "RequeueTask",
         "ResolveTask",
         "StartAgent",
