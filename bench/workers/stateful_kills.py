@@ -1,7 +1,7 @@
 """How long a stateful agent answers nobody when its active process is killed: python -m bench.workers.stateful_kills
 
-One machine, one agent, eight inputs under way at any time. For each `kill -9` the time from the signal to the next output
-of another process, and at the end whether every input was applied once.
+One machine, one agent, eight inputs under way at any time. For each `kill -9` the time from the signal to the next
+output of another process, and at the end whether every input was applied once.
 """
 
 from __future__ import annotations
