@@ -68,8 +68,9 @@ def check_stateful(target: Callable[..., Any], *, standby: str, snapshot_every: 
     number = isinstance(snapshot_every_s, int | float) and not isinstance(snapshot_every_s, bool)
     if not number or not 0 <= snapshot_every_s < float("inf"):
         raise ConfigError("snapshot_every_s", f"must be seconds, got {snapshot_every_s!r}")
-    if callable(getattr(target, "run", None)):
-        raise ConfigError(name, "has both run and apply: an agent runs tasks, or keeps a state")
+    for other in ("run", "on_message", "verify"):
+        if callable(getattr(target, other, None)):
+            raise ConfigError(name, f"has {other} and apply: what keeps a state takes inputs and nothing else")
     for method, least, most, shape in (
         ("apply", 1, 2, "apply(self, task) or apply(self, task, moment)"),
         ("snapshot", 0, 0, "snapshot(self)"),
