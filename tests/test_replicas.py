@@ -104,7 +104,7 @@ def test_equal_states_have_equal_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [(Both, "run and apply"), (Listening, "on_message and apply"), (Hasty, "async"), (Silent, "snapshot")],
+    [(Listening, "on_message and apply"), (Hasty, "async"), (Silent, "snapshot")],
 )
 def test_a_class_that_cannot_be_one_is_refused(wrong: type, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
@@ -124,6 +124,12 @@ def test_options_out_of_range_are_named(options: dict[str, Any], named: str) -> 
 def test_what_a_stateful_agent_cannot_have_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         fr.agent(**options)(type("Odd", (Ledger,), {}))
+
+
+def test_a_class_with_run_is_an_agent_like_any_other() -> None:
+    check_runnable(Both)
+    with pytest.raises(ConfigError, match="instead of run"):
+        fr.agent(standby="warm")(type("Odd", (Both,), {}))
 
 
 def test_the_options_are_for_stateful_agents() -> None:
