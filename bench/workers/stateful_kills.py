@@ -44,7 +44,9 @@ def main() -> int:
     parser.add_argument("--standby", choices=("cold", "warm"), default="warm")
     options = parser.parse_args()
     agent = fr.agent(standby=options.standby)(Ledger)
-    with fr.Runtime.start(overrides={"name": "kills", "ray.agent_output": False}) as rt:
+    # Killed so often, a process would be started again after half a minute only: that is not what is measured.
+    pauses = {"core.restart.delay_s": 0.05, "core.restart.delay_max_s": 0.05}
+    with fr.Runtime.start(overrides={"name": "kills", "ray.agent_output": False, **pauses}) as rt:
         rt.agents.add(agent, name="ledger", num_cpus=0.05)
         rt.wait_ready()
         gaps, totals, figures = measure(rt, options.kills, 1 + (options.standby == "warm"))
