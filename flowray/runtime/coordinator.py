@@ -28,6 +28,7 @@ from flowray.core.commands import (
     CancelAttempt,
     Command,
     KnownTask,
+    RecordMismatch,
     RefuseTask,
     RequestEstimates,
     ResolveTask,
@@ -355,6 +356,9 @@ class Coordinator:
             self._pools.start(command.agent_id, command.incarnation, self._core.book.specs[command.spec_name])
         elif isinstance(command, StopAgent):
             self._pools.stop(command.agent_id, command.incarnation)
+        elif isinstance(command, RecordMismatch):
+            what = f"{command.seat} has another state after input {command.seq} than the active process"
+            print(f"flowray: {what}: its class is not deterministic", file=sys.stderr, flush=True)  # noqa: T201
 
     def _send_attempt(self, command: StartAttempt, steps: dict[str, Payload | None]) -> None:
         if command.reason == "adopted":
