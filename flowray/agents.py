@@ -343,6 +343,10 @@ def agent(
 
     def attach(target: C) -> C:
         check_runnable(target)
+        if is_stateful(target) and (slots != 1 or retry_on):
+            field = "slots" if slots != 1 else "retry_on"
+            problem = "cannot be had for a stateful agent: its inputs are applied one after the other, and once"
+            raise ConfigError(field, problem, "leave it out")
         check_stateful(target, standby=standby, snapshot_every=snapshot_every, snapshot_every_s=snapshot_every_s)
         check_listening(target, description)
         check_verifying(target)

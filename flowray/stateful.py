@@ -48,8 +48,9 @@ class Moment:
 
 
 def is_stateful(target: Callable[..., Any]) -> bool:
-    """Does this class keep a state?"""
-    return inspect.isclass(target) and callable(getattr(target, "apply", None))
+    """Does this class keep a state? One with `run` is an agent like any other, whatever else it has."""
+    applies = inspect.isclass(target) and callable(getattr(target, "apply", None))
+    return applies and not callable(getattr(target, "run", None))
 
 
 def check_stateful(target: Callable[..., Any], *, standby: str, snapshot_every: int, snapshot_every_s: float) -> None:
@@ -59,7 +60,9 @@ def check_stateful(target: Callable[..., Any], *, standby: str, snapshot_every: 
         options = {"standby": standby, "snapshot_every": snapshot_every, "snapshot_every_s": snapshot_every_s}
         for option, value in options.items():
             if value:
-                raise ConfigError(option, f"{name} is no stateful agent", "give it apply, snapshot and restore")
+                raise ConfigError(
+                    option, f"{name} is no stateful agent", "give it apply, snapshot and restore instead of run"
+                )
         return
     if standby and standby not in STANDBYS:
         raise ConfigError("standby", f"must be one of {', '.join(STANDBYS)}, got {standby!r}")
@@ -68,8 +71,9 @@ def check_stateful(target: Callable[..., Any], *, standby: str, snapshot_every: 
     number = isinstance(snapshot_every_s, int | float) and not isinstance(snapshot_every_s, bool)
     if not number or not 0 <= snapshot_every_s < float("inf"):
         raise ConfigError("snapshot_every_s", f"must be seconds, got {snapshot_every_s!r}")
-    if callable(getattr(target, "run", None)):
-        raise ConfigError(name, "has both run and apply: an agent runs tasks, or keeps a state")
+    for other in ("on_message", "verify"):
+        if callable(getattr(target, other, None)):
+            raise ConfigError(name, f"has {other} and apply: what keeps a state takes inputs and nothing else")
     for method, least, most, shape in (
         ("apply", 1, 2, "apply(self, task) or apply(self, task, moment)"),
         ("snapshot", 0, 0, "snapshot(self)"),

@@ -57,6 +57,11 @@ class Both(Ledger):
         return 0
 
 
+class Listening(Ledger):
+    def on_message(self, message: fr.Message) -> None:
+        """Nobody would hear it."""
+
+
 class Hasty(Ledger):
     async def apply(self, task: fr.Task) -> int:  # type: ignore[override]
         return 0
@@ -97,7 +102,10 @@ def test_equal_states_have_equal_bytes() -> None:
     assert plain_bytes({"a": 1, "b": [2.5, None]}, "x") == plain_bytes({"b": [2.5, None], "a": 1}, "x")
 
 
-@pytest.mark.parametrize(("wrong", "named"), [(Both, "run and apply"), (Hasty, "async"), (Silent, "snapshot")])
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [(Listening, "on_message and apply"), (Hasty, "async"), (Silent, "snapshot")],
+)
 def test_a_class_that_cannot_be_one_is_refused(wrong: type, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         check_runnable(wrong)
@@ -110,6 +118,18 @@ def test_a_class_that_cannot_be_one_is_refused(wrong: type, named: str) -> None:
 def test_options_out_of_range_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         fr.agent(**options)(type("Odd", (Ledger,), {}))
+
+
+@pytest.mark.parametrize("options", [{"slots": 2}, {"retry_on": (OSError,)}])
+def test_what_a_stateful_agent_cannot_have_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        fr.agent(**options)(type("Odd", (Ledger,), {}))
+
+
+def test_a_class_with_run_is_an_agent_like_any_other() -> None:
+    check_runnable(Both)
+    with pytest.raises(ConfigError, match="instead of run"):
+        fr.agent(standby="warm")(type("Odd", (Both,), {}))
 
 
 def test_the_options_are_for_stateful_agents() -> None:

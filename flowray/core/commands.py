@@ -301,7 +301,10 @@ class KeepSnapshot(Struct, frozen=True, tag="keep_snapshot"):
 
 
 class SkipInput(Struct, frozen=True, tag="skip_input"):
-    """An input that nobody's state has is never applied: its task ended otherwise."""
+    """An input that nobody's state has is never applied: its task ended otherwise.
+
+    Ends the term: no output counts before the next promotion.
+    """
 
     durable: ClassVar[bool] = True
     waits: ClassVar[bool] = False

@@ -147,6 +147,8 @@ class Inboxes:
         if command.seq <= inbox.applied:
             raise InvalidTransition(f"{command.agent_id}: input {command.seq} is left out and was applied")
         inbox.size_bytes -= inbox.inputs.pop(command.seq).task.size_bytes
+        # What the last active process has yet to say of later inputs may be of a state that has this one.
+        inbox.seat, inbox.seat_incarnation = AgentId(""), 0
 
     def mismatched(self, command: RecordMismatch) -> None:
         """See RecordMismatch."""

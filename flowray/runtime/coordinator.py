@@ -30,6 +30,7 @@ from flowray.core.commands import (
     Command,
     KnownTask,
     RecordChunks,
+    RecordMismatch,
     RefuseTask,
     RequestEstimates,
     ResolveTask,
@@ -371,6 +372,9 @@ class Coordinator:
                 process.link.send(emitting.answer_of(command, self._showing.read(command.task_id)))
         elif isinstance(command, StopAgent):
             self._pools.stop(command.agent_id, command.incarnation)
+        elif isinstance(command, RecordMismatch):
+            what = f"{command.seat} has another state after input {command.seq} than the active process"
+            print(f"flowray: {what}: its class is not deterministic", file=sys.stderr, flush=True)  # noqa: T201
 
     def _send_attempt(self, command: StartAttempt, steps: dict[str, Payload | None], cursor: int) -> None:
         if command.reason == "adopted":

@@ -460,8 +460,17 @@ class Pools:
         if process is None or process.made is None or process.made.node_id != self._node_id:
             return
         if not _lives(process.made.pid):
-            cause = "stopped by the coordinator" if process.stopped else "its process died"
-            self._lost(process, cause, certain=True)
+            self._died(process)
+        else:  # a killed process closes its sockets a moment before it is dead
+            self._spawn(self._look_again(process, process.made.pid))
+
+    async def _look_again(self, process: Process, pid: int) -> None:
+        if await _ends(pid):
+            self._died(process)
+
+    def _died(self, process: Process) -> None:
+        cause = "stopped by the coordinator" if process.stopped else "its process died"
+        self._lost(process, cause, certain=True)
 
     def peer_gone(self, event: PeerGone) -> None:
         """A process cannot be reached any more: what was sent to it may be lost, so it must not go on."""

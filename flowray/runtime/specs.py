@@ -59,6 +59,8 @@ def make_spec(
     _check_options(found, options or {})
     stateful = None
     if is_stateful(found):
+        if described.slots != 1:
+            raise ConfigError("slots", "must be 1 for a stateful agent: its inputs are applied one after the other")
         usual = StatefulSpec()
         stateful = StatefulSpec(
             standby=described.standby or usual.standby,

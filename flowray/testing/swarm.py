@@ -238,7 +238,7 @@ def draw_options(seed: int) -> Options:
     count = int(20 * 15 ** (rng.random() ** 2))
     if seed % LONG_EVERY == 0:  # now and then a long one: hardly busy, with more lives of everything
         safety_s, count = rng.choice((600.0, 1800.0, 3600.0)), 2 * count
-    stateful = draw_stateful(Random(f"{seed}/stateful"), safety_s)
+    stateful = draw_stateful(seed, safety_s)
     doubled = Random(f"{seed}/doubled")  # draws of its own: so the seeds of before tell the same stories
     streamed = Random(f"{seed}/streamed")
     slots = sum(s.count * s.slots for s in specs)

@@ -37,6 +37,7 @@ from flowray.core.events import (
 )
 from flowray.core.model import AgentId, Payload, StatefulSpec, TaskId
 from flowray.core.policy import CorePolicy
+from flowray.core.retry import RetryPolicy
 from flowray.core.stateful import StatefulPolicy
 from flowray.core.states import TaskState
 from flowray.errors import ConfigError
@@ -296,6 +297,20 @@ def test_an_input_that_kills_its_processes_is_left_out(warm: Ledger) -> None:
     warm.tick(30.0)
     warm.up(STANDBY)
     assert [(one.seq, one.after) for one in warm.of(DeliverInput)] == [(2, 0)]
+
+
+def test_what_a_dead_process_said_of_inputs_after_one_that_is_left_out_does_not_count() -> None:
+    """Its words were still under way: they are of a state that has the input that is left out."""
+    team = Ledger("cold", policy=CorePolicy(retry=RetryPolicy(poison_kills=1)))
+    team.up(ACTIVE)
+    team.input("a")
+    team.input("b")
+    team.lose(ACTIVE)
+    assert [one.seq for one in team.of(SkipInput)] == [1]
+    assert team.output(1, "a") == team.output(2, "b") == []
+    team.tick(1.0)
+    team.up(ACTIVE)
+    assert len([one for one in team.output(2, "b") if isinstance(one, ResolveTask)]) == 1
 
 
 def test_a_new_coordinator_waits_for_the_active_process(warm: Ledger) -> None:

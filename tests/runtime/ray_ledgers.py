@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from typing import Any
 
@@ -47,5 +46,5 @@ class Dice(Ledger):
     """Not deterministic."""
 
     def apply(self, task: fr.Task) -> list[int]:
-        self.total += random.randrange(1 << 40)
+        self.total += int.from_bytes(os.urandom(5), "big")  # `random` may begin alike in processes that were forked
         return [0, os.getpid()]

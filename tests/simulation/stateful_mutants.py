@@ -40,6 +40,9 @@ def stateful_mutants(swap: Callable[..., Plant], put: Callable[[type, str, Any],
         ),
         "kept outputs are dropped at a promotion": swap(p, "_activate", "in kept.values():", "in ():"),
         "a standby keeps what is left out": swap(s, "_blame", "if other.position >= head:", "if False:"),
+        "found: outputs count after an input was left out": swap(
+            Inboxes, "skipped", 'inbox.seat, inbox.seat_incarnation = AgentId(""), 0', "pass"
+        ),
         "a poisonous input is never left out": swap(
             s, "_blame", "if kills < core.policy.retry.poison_kills:", "if True:"
         ),
