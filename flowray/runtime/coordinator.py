@@ -533,7 +533,7 @@ class Coordinator:
                 process.link.send(Read(held.agent_id, task_id, seq))
 
     def _lease(self, message: Renew) -> None:
-        """An agent asks whether its exclusive attempts may go on. Answered only in an epoch that is in force."""
+        """An agent asks whether its attempts may go on. Answered only in an epoch that is in force."""
         loop = asyncio.get_running_loop()
 
         def done(error: StoreError | None) -> None:
@@ -547,7 +547,7 @@ class Coordinator:
             self._store_failed(error)
         process = self._pools.process(message.agent_id, message.incarnation)
         if process is not None:
-            process.link.send(Leased(message.agent_id, message.number))
+            process.link.send(Leased(message.agent_id, message.number, message.ordinary))
 
     async def report(self, message: Report) -> None:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""

@@ -221,7 +221,7 @@ class AgentProcess:
             elif isinstance(message, Read):
                 host.emitting.read(message)
             elif isinstance(message, Leased):
-                host.leases.granted(message.number)
+                host.fenced[message.ordinary].leases.granted(message.number)
             else:
                 self._hosts.pop(message.agent_id).retire()
                 assert self._talks is not None
@@ -279,7 +279,8 @@ class AgentProcess:
                 self._talks.another_coordinator()
             self._flush()
             for host in self._hosts.values():
-                host.leases.renew_now()
+                for fenced in host.fenced:
+                    fenced.leases.renew_now()
 
     def _tell(self, message: Any) -> None:
         if self._endpoint is not None:
