@@ -138,6 +138,8 @@ class Report:
         rows = [head]
         for kind in KINDS:
             faults = [f for f in self.faults if f.kind == kind]
+            if not faults:
+                continue
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
             row = f"{kind:<12} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6} "
