@@ -250,9 +250,9 @@ def test_a_hundred_thousand_small_chunks(rt: fr.Runtime) -> None:
 
 
 def stored(journal: Path) -> tuple[int, int]:
-    """Rows of chunks, and the bytes of the pages in which they lie."""
+    """Rows of chunks, and the bytes of the pages in which they and their index lie."""
     with sqlite3.connect(f"file:{journal / 'flowray.db'}?mode=ro", uri=True) as connection:
-        size = "SELECT coalesce(sum(pgsize), 0) FROM dbstat WHERE name = 'chunks'"
+        size = "SELECT coalesce(sum(pgsize), 0) FROM dbstat WHERE name LIKE '%chunks%'"
         return tuple(connection.execute(f"SELECT (SELECT count(*) FROM chunks), ({size})").fetchone())
 
 
