@@ -94,28 +94,29 @@ class Reader:
 
         The first row may begin before `first`. What was recorded after a later restart than `restarts` is left out.
         """
-        if not self._has(3):
-            return []
         found: list[ChunkRow] = []
-        size_bytes = 0
-        with self._lock, schema.translated("read from the store"):
-            # The row in which `first` lies, and those after it.
-            rows = self._connection.execute(
+        size_bytes, limit = 0, 4
+        while self._has(3):
+            expected = found[-1].first + found[-1].count if found else first
+            # The row in which that chunk lies, and those after it.
+            rows = self._rows(
                 f"SELECT {', '.join(records.CHUNK_COLUMNS)} FROM chunks WHERE task_id = ? AND first >= coalesce("
-                "(SELECT max(first) FROM chunks WHERE task_id = ? AND first <= ?), 0) ORDER BY first",
-                (task_id, task_id, first),
+                "(SELECT max(first) FROM chunks WHERE task_id = ? AND first <= ?), 0) ORDER BY first LIMIT ?",
+                (task_id, task_id, expected, limit),
             )
+            before = len(found)
             for row in rows:
                 one = records.decode_chunks(*row)
-                expected = found[-1].first + found[-1].count if found else first
-                if one.restarts > restarts or one.first > expected:
-                    break
-                if one.first + one.count > first:
+                if one.restarts > restarts or one.first > expected or (found and size_bytes >= most_bytes):
+                    return found
+                if one.first + one.count > expected:
                     found.append(one)
+                    expected = one.first + one.count
                     size_bytes += len(one.body)
-                    if size_bytes >= most_bytes:
-                        break
-            rows.close()
+            if len(rows) < limit or len(found) == before or size_bytes >= most_bytes:
+                break
+            # As many as may be left, by the size of those so far: rows may be of one chunk or of a thousand.
+            limit = max(1, min(_BATCH, (most_bytes - size_bytes) * len(found) // max(1, size_bytes)))
         return found
 
     def specs(self) -> dict[str, AgentSpec]:

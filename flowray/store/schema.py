@@ -44,7 +44,7 @@ CREATE TABLE grades (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sha BLOB NOT NU
 # on, after so many restarts. They are the ones of the body after its first `skip`.
 _CHUNKS = """
 CREATE TABLE chunks (task_id TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, skip INTEGER NOT NULL,
-    restarts INTEGER NOT NULL, body BLOB NOT NULL, sha BLOB NOT NULL, PRIMARY KEY (task_id, first)) WITHOUT ROWID;
+    restarts INTEGER NOT NULL, body BLOB NOT NULL, sha BLOB NOT NULL, PRIMARY KEY (task_id, first));
 """
 
 
