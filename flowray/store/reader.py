@@ -14,8 +14,9 @@ from flowray.core.commands import AddAgents
 from flowray.core.model import AgentSpec, Asked, Grade, Outcome, Recorded, Task
 from flowray.core.states import TaskState
 from flowray.errors import UnknownTask
-from flowray.store import records, recovery, schema
+from flowray.store import reading, records, recovery, schema
 from flowray.store.config import StoreConfig
+from flowray.store.connection import Connection
 from flowray.store.records import Head
 
 _BESIDE = 1 + len(records.OUTCOME_COLUMNS)  # where what lies beside an outcome begins in a row that starts with its id
@@ -27,13 +28,19 @@ class Reader:
     """The reading connection."""
 
     def __init__(self, directory: Path, config: StoreConfig) -> None:
-        path = directory / schema.FILE_NAME
+        """Of the journal that `config` names, else of the one in `directory`. Raises StoreError."""
+        self._begin(reading.connect_reader(directory, config))
+
+    @classmethod
+    def on(cls, connection: Connection) -> Reader:
+        """By this connection, which it closes."""
+        reader = cls.__new__(cls)
+        reader._begin(connection)
+        return reader
+
+    def _begin(self, connection: Connection) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
-        with schema.translated(f"open {path}"):
-            self._connection = schema.connect_reader(path, config)
-            # From its first read on it holds SQLite's shared lock. So the writing connection is never the last to
-            # go, and when it closes after a failed sync it does not checkpoint, which would sync again.
-            schema.check_version(self._connection, path)
         self._upgraded = False  # is there what schema 2 has beside outcomes? Not before the first epoch of this flowray
 
     def outcomes(self, column: str, values: Sequence[str]) -> Iterator[Outcome]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,13 @@ from pathlib import Path
 from flowray.core.commands import DurableCommand
 from flowray.core.model import Snapshot
 from flowray.errors import StoreCorrupt, StoreError
-from flowray.store import records, schema, witness
+from flowray.store import reading, records, schema, witness
 from flowray.store.config import StoreConfig
+from flowray.store.connection import Connection
 from flowray.store.records import Head
 
 QUARANTINE = "quarantine"
+_PAGE_ROWS = 256  # of the journal, read at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class VerifyReport:
         return not self.problems
 
 
-def read_snapshot(connection: sqlite3.Connection, head: Head) -> tuple[Snapshot | None, bytes]:
+def read_snapshot(connection: Connection, head: Head) -> tuple[Snapshot | None, bytes]:
     """The snapshot, and the checksum that the first journal row after it builds on."""
     if head.snapshot_seq < 0:
         return None, records.GENESIS
@@ -74,7 +75,7 @@ def read_snapshot(connection: sqlite3.Connection, head: Head) -> tuple[Snapshot 
 
 
 def read_journal(
-    connection: sqlite3.Connection, head: Head, previous: bytes, directory: Path | None
+    connection: Connection, head: Head, previous: bytes, directory: Path | None
 ) -> Iterator[list[DurableCommand]]:
     """The groups of commands after the snapshot, each checked first.
 
@@ -82,8 +83,8 @@ def read_journal(
     Raises StoreCorrupt naming the row.
     """
     seq = max(head.snapshot_seq, 0)
-    rows = connection.execute("SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq", (seq,))
-    with contextlib.closing(rows):
+    page = "SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"
+    while rows := connection.execute(page, (seq, _PAGE_ROWS)).fetchall():
         for found, epoch, body, sha in rows:
             seq += 1
             if found != seq:
@@ -111,7 +112,7 @@ def quarantine(directory: Path, name: str, content: object) -> str:
     return f"; its bytes are in {path}"
 
 
-def check_structure(connection: sqlite3.Connection) -> None:
+def check_structure(connection: Connection) -> None:
     """SQLite's own check: pages, order, and that indexes and rows agree, so that no lookup misses a row.
 
     Raises StoreCorrupt.
@@ -124,19 +125,20 @@ def check_structure(connection: sqlite3.Connection) -> None:
 def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
     """Check everything in a store, read only. Works beside a running coordinator; it sees one moment."""
     config = config if config is not None else StoreConfig()
-    path = directory / schema.FILE_NAME
-    if not path.is_file():
-        raise StoreError(f"there is no journal in {directory}")
+    place = reading.require_journal(directory, config)
     problems: list[str] = []
     # Before the first read, so that a commit in between cannot look like a loss.
-    acknowledged = witness.read(directory)
+    acknowledged = witness.read(directory) if not config.url else None
     rows = commands = epoch = 0
     counts: dict[str, int] = {}
-    with contextlib.closing(schema.connect_reader(path, config)) as connection:
+    try:
+        opened = reading.connect_reader(directory, config)
+    except StoreError as error:
+        return VerifyReport(problems=(str(error),))
+    with contextlib.closing(opened) as connection:
         try:
-            with schema.translated(f"verify {path}"):
+            with schema.translated(f"verify {place}"):
                 connection.execute("BEGIN")
-                schema.check_version(connection, path)
                 head = schema.read_head(connection)
                 epoch = head.epoch
                 witness.compare(directory, acknowledged, head)
@@ -146,8 +148,10 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
         except StoreError as error:
             problems.append(str(error))
         for name, check in _CHECKS.items():
+            if check is check_structure and config.url:
+                continue  # a question to SQLite; for PostgreSQL there is pg_amcheck
             try:
-                with schema.translated(f"verify {path}"):
+                with schema.translated(f"verify {place}"):
                     counts[name] = check(connection) or 0
             except StoreError as error:
                 problems.append(str(error))
@@ -163,7 +167,7 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
     )
 
 
-def _check_outcomes(connection: sqlite3.Connection) -> int:
+def _check_outcomes(connection: Connection) -> int:
     found: dict[str, int] = {}
     for row in connection.execute(f"SELECT {', '.join(records.OUTCOME_COLUMNS)} FROM outcomes"):
         outcome = records.decode_outcome(*row)
@@ -175,7 +179,7 @@ def _check_outcomes(connection: sqlite3.Connection) -> int:
     return sum(found.values())
 
 
-def _check_dead_letters(connection: sqlite3.Connection) -> int:
+def _check_dead_letters(connection: Connection) -> int:
     count = 0
     for row in connection.execute("SELECT task_id, body, sha FROM dead_letters"):
         records.decode_task(*row)
@@ -183,15 +187,15 @@ def _check_dead_letters(connection: sqlite3.Connection) -> int:
     return count
 
 
-def _check_texts(connection: sqlite3.Connection) -> int:
+def _check_texts(connection: Connection) -> int:
     return _check_beside(connection, "asked", records.decode_asked)
 
 
-def _check_grades(connection: sqlite3.Connection) -> int:
+def _check_grades(connection: Connection) -> int:
     return _check_beside(connection, "grades", records.decode_grade)
 
 
-def _check_beside(connection: sqlite3.Connection, table: str, decode: Callable[[str, object, bytes], object]) -> int:
+def _check_beside(connection: Connection, table: str, decode: Callable[[str, object, bytes], object]) -> int:
     """Each row belongs to an outcome and is what was written."""
     if schema.version(connection) < 2:
         return 0
@@ -207,7 +211,7 @@ def _check_beside(connection: sqlite3.Connection, table: str, decode: Callable[[
     return count
 
 
-_CHECKS: dict[str, Callable[[sqlite3.Connection], int | None]] = {
+_CHECKS: dict[str, Callable[[Connection], int | None]] = {
     "structure": check_structure,
     "outcomes": _check_outcomes,
     "dead_letters": _check_dead_letters,
