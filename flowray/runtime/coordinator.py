@@ -89,7 +89,7 @@ from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.standin import StandIn
 from flowray.runtime.subscribers import SubscriberFile
 from flowray.runtime.trainer import train_on_ray
-from flowray.store import PayloadStore, SqliteStore
+from flowray.store import PayloadStore, open_store
 
 _FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
 _TRY_AGAIN_S = 2.0  # to open a journal that could not be used
@@ -176,7 +176,7 @@ class Coordinator:
         self._journal = Path(journal)
         prepare_process()
         loop = asyncio.get_running_loop()
-        self._store = SqliteStore.open(self._journal, self._config.store)
+        self._store = open_store(self._journal, self._config.store)
         try:
             core, clock = recover(self._store, life=life, policy=self._config.core, seed=self._config.seed)
         except StoreError:

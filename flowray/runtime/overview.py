@@ -13,7 +13,7 @@ from flowray.runtime.lookout import Lookout
 from flowray.runtime.pools import Pools
 from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.views import AgentView, RouterVersions, Status, Story, story_between, story_of
-from flowray.store import SqliteStore
+from flowray.store import Store
 
 
 class Overview:
@@ -26,7 +26,7 @@ class Overview:
         node_id: str,
         journal: Path,
         core: Coordination,
-        store: SqliteStore,
+        store: Store,
         pools: Pools,
         routing: RoutingDesk | None,
     ) -> None:

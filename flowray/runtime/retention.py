@@ -10,7 +10,7 @@ from pathlib import Path
 from flowray.config import RetentionConfig
 from flowray.core.coordination import Coordination
 from flowray.errors import StoreError
-from flowray.store import PayloadStore, SqliteStore
+from flowray.store import PayloadStore, Store
 
 _PAGE = 500
 
@@ -18,7 +18,7 @@ _PAGE = 500
 async def sweep_for_ever(
     config: RetentionConfig,
     core: Coordination,
-    store: SqliteStore,
+    store: Store,
     payloads: Path,
     clock: Callable[[], float],
     on_store_failure: Callable[[StoreError], None],
@@ -43,7 +43,7 @@ async def sweep_for_ever(
             await asyncio.to_thread(_sweep_files, store, payloads, used, config.outcomes_s)
 
 
-def _sweep_files(store: SqliteStore, payloads: Path, used: set[str], older_than_s: float) -> int:
+def _sweep_files(store: Store, payloads: Path, used: set[str], older_than_s: float) -> int:
     """Delete payload files that nothing refers to any more: how many.
 
     A result's file is as old as its outcome or younger, and the outcome is gone after `outcomes_s`. What open tasks
