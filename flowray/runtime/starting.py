@@ -12,19 +12,22 @@ from typing import Any
 
 import msgspec
 import ray
+from msgspec import structs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowray import errors
 from flowray.config import Config, beside_results, load
 from flowray.errors import FlowrayError, NotConnected, StoreError
 from flowray.runtime import messages
-from flowray.runtime._ray_errors import LOST, brief
+from flowray.runtime._ray_errors import LOST, NOT_CREATED, brief
 from flowray.runtime.cluster import NAMESPACE, join_or_start
 from flowray.runtime.coordinator import CoordinatorActor
 from flowray.runtime.link import Way, new_name
 from flowray.runtime.messages import Admission, Door, Reply
 
 _READY_S = 60.0  # for the coordinator's process to start
+_NOT_NOW: tuple[type[BaseException], ...] = (FlowrayError, *NOT_CREATED)
+_AGAIN_S = 10.0  # for one that is looked for again
 _END_S = 10.0  # for it to end
 _STALE_S = 7 * 86_400.0  # age of a scratch journal that nobody can be using any more
 
@@ -81,6 +84,8 @@ def _found(name: str) -> tuple[Way, Any]:
 
 
 def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
+    if config.store.url and not config.journal:
+        config = structs.replace(config, journal=str(Path.home() / ".flowray" / config.name / "journal"))
     scratch = None if config.journal else _scratch_directory(config.name)
     if scratch is not None:
         config = beside_results(config, volatile=True)
@@ -99,8 +104,8 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
             max_concurrency=10_000,
             num_cpus=0,
             enable_task_events=False,
-            # Only this node has the journal: restarted elsewhere it would begin with an empty one.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            # A file is on this node only: restarted elsewhere its coordinator would begin with an empty journal.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=bool(config.store.url)),
         )
         .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8), owner_job)
     )
@@ -112,10 +117,19 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
     return Started(way, actor, owns=not keep, embedded=embedded, scratch=scratch)
 
 
-def _ready(name: str, actor: Any) -> Way:
-    """Wait for a coordinator's process; the way to it."""
+def again(name: str, client: str) -> Way | None:
+    """The way to where the coordinator is now, for a client that is called this; None while that is not known."""
     try:
-        reply = messages.decode(ray.get(actor.ready.remote(), timeout=_READY_S), Reply)
+        actor = ray.get_actor(f"{name}/coordinator", namespace=NAMESPACE)
+        return _ready(name, actor, client, _AGAIN_S)
+    except _NOT_NOW:
+        return None  # it is being started, or nobody can say: the client asks again
+
+
+def _ready(name: str, actor: Any, client: str = "", timeout_s: float = _READY_S) -> Way:
+    """Wait for a coordinator's process; the way to it, for a client of this name."""
+    try:
+        reply = messages.decode(ray.get(actor.ready.remote(), timeout=timeout_s), Reply)
     except LOST as error:
         raise NotConnected(f"the coordinator does not start: {brief(error)}") from error
     if reply.error:
@@ -126,9 +140,9 @@ def _ready(name: str, actor: Any) -> Way:
     door = messages.decode(reply.body, Door)
     node_id = ray.get_runtime_context().get_node_id()
     if door.node_id == node_id:
-        return Way(runtime=name, token=door.token, path=door.path)
+        return Way(runtime=name, token=door.token, path=door.path, through_ray=True)
     try:
-        admission = messages.decode(ray.get(actor.admit.remote(new_name()), timeout=_READY_S), Admission)
+        admission = messages.decode(ray.get(actor.admit.remote(client or new_name()), timeout=timeout_s), Admission)
     except LOST as error:
         raise NotConnected(f"the coordinator lets nobody in from another node: {brief(error)}") from error
     return Way(
@@ -138,6 +152,7 @@ def _ready(name: str, actor: Any) -> Way:
         credentials=admission.credentials,
         node_id=node_id,
         host=ray.util.get_node_ip_address(),
+        through_ray=True,
     )
 
 

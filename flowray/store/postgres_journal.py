@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from flowray.errors import StoreError, StoreFenced
@@ -80,6 +80,15 @@ class PostgresJournal(Journal):
             self._connection.execute("INSERT INTO snapshots (seq, part, body, sha) VALUES (?, ?, ?, ?)", values)
         finally:
             self.roll_back()
+
+    def keep_files(self, files: Mapping[str, bytes]) -> None:
+        """Replace these files of the runtime."""
+        with self._transaction("keep files"):
+            self._connection.executemany(
+                "INSERT INTO files (name, body, sha) VALUES (?, ?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET body = excluded.body, sha = excluded.sha",
+                [(name, body, records.body_sha(body)) for name, body in files.items()],
+            )
 
     def settle(self) -> None:
         """Nothing: a server whose sync failed stops, and repeats its log before it goes on."""

@@ -13,7 +13,7 @@ from typing import Any
 from flowray.core.commands import AddAgents
 from flowray.core.model import AgentSpec, Asked, Grade, Outcome, Recorded, Task
 from flowray.core.states import TaskState
-from flowray.errors import UnknownTask
+from flowray.errors import StoreCorrupt, UnknownTask
 from flowray.store import reading, records, recovery, schema
 from flowray.store.config import StoreConfig
 from flowray.store.connection import Connection
@@ -127,6 +127,14 @@ class Reader:
     def dead_letter(self, task_id: str) -> tuple[Task, Outcome] | None:
         found = self._letters("WHERE d.task_id = ?", (task_id,))
         return found[0] if found else None
+
+    def files(self) -> dict[str, bytes]:
+        """Small files of the runtime, where the store is no file itself."""
+        rows = self._rows("SELECT name, body, sha FROM files", ())
+        for name, body, sha in rows:
+            if records.body_sha(body) != sha:
+                raise StoreCorrupt(f"the file {name} does not match its checksum")
+        return {name: body for name, body, _ in rows}
 
     def counts(self) -> dict[TaskState, int]:
         counts = records.decode_counts(self.head().counts)
