@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from checker import check, read_history
-from store import postgres_server
 
+from flowray.testing import postgres
 from flowray.testing.cluster import NamespaceCluster, Process, tail, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -25,9 +25,9 @@ HEAD, FAR = 0, 1
 @pytest.fixture
 def url() -> Iterator[str]:
     """Of a server that all nodes reach by its socket, as /tmp is the same for all."""
-    if reason := postgres_server.missing():
+    if reason := postgres.missing():
         pytest.skip(reason)
-    with postgres_server.started() as server:
+    with postgres.started() as server:
         yield server.url
 
 

@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from . import postgres_server
+from flowray.testing.postgres import PostgresServer, missing, started
+
 from .places import Place, PostgresPlace, SqlitePlace
-from .postgres_server import PostgresServer
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    if reason := postgres_server.missing():
+    if reason := missing():
         pytest.skip(reason)
-    with postgres_server.started() as server:
+    with started() as server:
         yield server
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
     """A server to be killed."""
-    if reason := postgres_server.missing():
+    if reason := missing():
         pytest.skip(reason)
-    with postgres_server.started() as server:
+    with started() as server:
         yield server
 
 

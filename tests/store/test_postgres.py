@@ -20,10 +20,10 @@ from flowray.core.model import Asked
 from flowray.errors import ConfigError, StoreError, StoreFenced, StoreUnsupported
 from flowray.store import StoreConfig, open_store, postgres_schema, schema, verify
 from flowray.store.postgres_session import Session
+from flowray.testing.postgres import DATABASE, PASSWORD, QUOTED, USER, PostgresServer
 
 from .builders import Answers, accept, config, life, outcome, resolve, save, snapshot, write
 from .places import PostgresPlace
-from .postgres_server import DATABASE, PASSWORD, QUOTED, USER, PostgresServer
 from .test_crash import ENVIRONMENT, ROOT, acknowledged, check, child, recorded
 from .test_takeover import stopped
 

@@ -16,10 +16,10 @@ from flowray.core.model import Asked
 from flowray.doctor import _journal
 from flowray.errors import ConfigError
 from flowray.runtime.recorded import Recorded
+from flowray.testing.postgres import DATABASE, PASSWORD, PostgresServer
 
 from .builders import life, resolve, write
 from .places import PostgresPlace
-from .postgres_server import DATABASE, PASSWORD, PostgresServer
 
 
 @pytest.fixture

@@ -1,4 +1,11 @@
-"""A PostgreSQL of the tests' own: private, in a directory of its own, under a user without rights, ended by its pid."""
+"""A PostgreSQL for tests and benchmarks: private, in a directory of its own, and ended by its number.
+
+    with started() as server:
+        store = open_store(directory, StoreConfig(url=server.url, schema="mine"))
+
+It runs under a user without rights, as it refuses to run as root, and syncs as a real one does. It needs the server's
+binaries (Debian: postgresql) and nothing that is set up: `missing()` says what is not there.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 SUPERUSER, USER, PASSWORD = "root", "locked", "s3cret/p@ss"  # a password that a URL must quote
 QUOTED = "s3cret%2Fp%40ss"
@@ -33,8 +42,19 @@ def missing() -> str:
     return "" if os.geteuid() or shutil.which("setpriv") else "setpriv is not installed (apt-get install util-linux)"
 
 
+def _tool(name: str) -> Path:
+    where = binaries()
+    if where is None:
+        raise ServerFailed(missing())
+    return where / name
+
+
+class ServerFailed(RuntimeError):
+    """The server, or one of its tools, did not do what was asked of it."""
+
+
 class PostgresServer:
-    """One server that can be killed and started again on the same port and files."""
+    """One server that can be killed and started again on the same port and files. From one thread."""
 
     def __init__(self, listen: str = "127.0.0.1") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="flowray-pg-", dir="/tmp"))
@@ -61,6 +81,7 @@ class PostgresServer:
         return f"postgresql://{user}{secret}@{host}:{self.port}/{DATABASE}"
 
     def start(self) -> None:
+        """Return once it answers. Raises ServerFailed."""
         if not self._made:
             self._make()
         with (self.directory / "output.log").open("ab") as output:
@@ -73,7 +94,7 @@ class PostgresServer:
         deadline = time.monotonic() + _START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"PostgreSQL does not start:\n{self.said()}")
+                raise ServerFailed(f"PostgreSQL does not start:\n{self.said()}")
             time.sleep(0.02)
         if not self._made:
             self.psql(f"CREATE DATABASE {DATABASE}", "postgres")
@@ -82,33 +103,26 @@ class PostgresServer:
 
     @property
     def data(self) -> Path:
+        """Its files."""
         return self.directory / "data"
 
     def said(self) -> str:
+        """The end of what it printed."""
         return (self.directory / "output.log").read_text(errors="replace")[-3000:]
 
     def psql(self, statement: str, database: str = DATABASE) -> str:
-        """What it answers."""
+        """What the server answers. Raises ServerFailed when it does not like the statement."""
         options = ["-h", str(self.directory), "-p", str(self.port), "-U", SUPERUSER, "-d", database]
-        done = subprocess.run(
-            self._command("psql", "-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", *options, "-c", statement),
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.directory,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return self._ran("psql", "-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", *options, "-c", statement).strip()
 
     def kill(self) -> None:
         """As a crash of the machine does it: every process of it at once, nothing written any more."""
-        assert self._process is not None
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self._process.pid)], capture_output=True, text=True, check=False
-        ).stdout.split()
-        for pid in (self._process.pid, *map(int, children)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self._process is None:
+            raise ServerFailed("it was never started")
+        children = psutil.Process(self._process.pid).children()
+        for process in (self._process, *children):
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                process.kill()
         self._process.wait(timeout=20)
 
     def stop(self) -> None:
@@ -119,22 +133,21 @@ class PostgresServer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _make(self) -> None:
-        done = subprocess.run(
-            self._command("initdb", "-D", str(self.data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale"),
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.directory,
-        )
-        assert done.returncode == 0, done.stderr
+        self._ran("initdb", "-D", str(self.data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale")
         (self.data / "pg_hba.conf").write_text("local all all trust\nhost all all all scram-sha-256\n")
         with (self.data / "postgresql.conf").open("a") as settings:
             settings.write(f"listen_addresses = '{self._listen}'\nmax_connections = 40\nshared_buffers = 32MB\n")
 
+    def _ran(self, name: str, *arguments: str) -> str:
+        done = subprocess.run(
+            self._command(name, *arguments), capture_output=True, text=True, check=False, cwd=self.directory
+        )
+        if done.returncode:
+            raise ServerFailed(f"{name}: {done.stderr.strip()}")
+        return done.stdout
+
     def _command(self, name: str, *arguments: str) -> list[str]:
-        where = binaries()
-        assert where is not None
-        command = [str(where / name), *arguments]
+        command = [str(_tool(name)), *arguments]
         if self._user is not None:
             rights = [f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups"]
             # It goes with the tests, however they end.
@@ -142,9 +155,7 @@ class PostgresServer:
         return command
 
     def _answers(self) -> bool:
-        where = binaries()
-        assert where is not None
-        ready = [str(where / "pg_isready"), "-q", "-h", str(self.directory), "-p", str(self.port)]
+        ready = [str(_tool("pg_isready")), "-q", "-h", str(self.directory), "-p", str(self.port)]
         return subprocess.run(ready, check=False).returncode == 0
 
 
