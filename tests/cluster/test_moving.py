@@ -23,24 +23,29 @@ HEAD, FAR = 0, 1
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    """Of a server that all nodes reach by its socket, as /tmp is the same for all."""
+def server() -> Iterator[postgres.PostgresServer]:
+    """All nodes reach it by its socket, as /tmp is the same for all."""
     if reason := postgres.missing():
         pytest.skip(reason)
-    with postgres.started() as server:
-        yield server.url
+    with postgres.started() as running:
+        yield running
 
 
 @pytest.mark.timeout(290)
 def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
-    url: str, missing: str, capsys: pytest.CaptureFixture[str]
+    server: postgres.PostgresServer, missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if missing:
         pytest.skip(missing)
     with NamespaceCluster(nodes=2, cpus=2) as cluster:
         directory = cluster.directory / "histories"
         directory.mkdir()
-        settings: dict[str, Any] = {"directory": str(directory), "address": cluster.address, "url": url, "seed": 5}
+        settings: dict[str, Any] = {
+            "directory": str(directory),
+            "address": cluster.address,
+            "url": server.url,
+            "seed": 5,
+        }
         settings |= {"agents": 3, "open": 200, "wait_s": (0.005, 0.05), "drain_s": 60.0}
 
         def program(node: int, role: str) -> Process:
@@ -75,11 +80,18 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
         os.kill(cluster.host_pid(FAR, first["pid"]), signal.SIGKILL)
         second = until(lambda line: line["epoch"] == 2, "another process of the coordinator")
         process_s = second["at"] - at
-        # Its whole node, agents included, as by a power failure.
+        # The server, as by a power failure: its coordinator ends itself, and the next one waits for it.
         until(lambda line: line["epoch"] == 2 and is_busy(line), "the clients are at work again")
         at = time.monotonic()
+        server.kill()
+        server.start()
+        until(lambda line: line["epoch"] > 2 and is_busy(line), "a coordinator with the server that is back")
+        server_s = lines[-1]["at"] - at
+        # Its whole node, agents included.
+        epoch = lines[-1]["epoch"]
+        at = time.monotonic()
         cluster.kill_node(FAR)
-        third = until(lambda line: line["epoch"] > 2, "a coordinator on the other node")
+        third = until(lambda line: line["epoch"] > epoch, "a coordinator on the other node")
         node_s = third["at"] - at
         assert cluster.host_pid(HEAD, third["pid"])
         until(is_busy, "the clients are at work once more")
@@ -89,7 +101,10 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
         reader.check(90.0)
         verdict = check(read_history(*sorted(directory.glob("*r.jsonl"))))
         with capsys.disabled():
-            sys.stdout.write(f"\nback after its process died {process_s:.2f} s, its node {node_s:.2f} s\n{verdict}\n")
+            times = (
+                f"its process died {process_s:.2f} s, the server died {server_s:.2f} s, its node died {node_s:.2f} s"
+            )
+            sys.stdout.write(f"\nback after {times}\n{verdict}\n")
         assert verdict.good, verdict
         assert verdict.accepted > settings["open"] and verdict.states.keys() == {"succeeded"}
         assert (directory / "drained").read_text().split()[1] == "0"
