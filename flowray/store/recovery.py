@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flowray.core.commands import DurableCommand
 from flowray.core.model import Snapshot
@@ -22,7 +23,8 @@ from flowray.store.connection import Connection
 from flowray.store.records import Head
 
 QUARANTINE = "quarantine"
-_PAGE_ROWS = 256  # of the journal, read at once
+_PAGE_ROWS = 256  # of a table, read at once
+_LOWEST_ID = -(2**63)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,10 +169,18 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
     )
 
 
+def _paged(connection: Connection, page: str, after: object) -> Iterator[Any]:
+    """All rows of a query for some after a key, which is their first column: few at a time are in memory."""
+    while rows := connection.execute(page, (after, _PAGE_ROWS)).fetchall():
+        after = rows[-1][0]
+        yield from rows
+
+
 def _check_outcomes(connection: Connection) -> int:
     found: dict[str, int] = {}
-    for row in connection.execute(f"SELECT {', '.join(records.OUTCOME_COLUMNS)} FROM outcomes"):
-        outcome = records.decode_outcome(*row)
+    columns = ", ".join(records.OUTCOME_COLUMNS)
+    for row in _paged(connection, f"SELECT id, {columns} FROM outcomes WHERE id > ? ORDER BY id LIMIT ?", _LOWEST_ID):
+        outcome = records.decode_outcome(*row[1:])
         found[outcome.state.value] = found.get(outcome.state.value, 0) + 1
     counts = records.decode_counts(schema.read_head(connection).counts)
     counted = {state: count for state, count in counts.items() if count}
@@ -181,7 +191,8 @@ def _check_outcomes(connection: Connection) -> int:
 
 def _check_dead_letters(connection: Connection) -> int:
     count = 0
-    for row in connection.execute("SELECT task_id, body, sha FROM dead_letters"):
+    page = "SELECT task_id, body, sha FROM dead_letters WHERE task_id > ? ORDER BY task_id LIMIT ?"
+    for row in _paged(connection, page, ""):
         records.decode_task(*row)
         count += 1
     return count
@@ -200,10 +211,11 @@ def _check_beside(connection: Connection, table: str, decode: Callable[[str, obj
     if schema.version(connection) < 2:
         return 0
     count = 0
-    rows = connection.execute(
-        f"SELECT b.id, o.task_id, b.body, b.sha FROM {table} b LEFT JOIN outcomes o ON o.id = b.id"
+    page = (
+        f"SELECT b.id, o.task_id, b.body, b.sha FROM {table} b LEFT JOIN outcomes o ON o.id = b.id "
+        "WHERE b.id > ? ORDER BY b.id LIMIT ?"
     )
-    for row_id, task_id, body, sha in rows:
+    for row_id, task_id, body, sha in _paged(connection, page, _LOWEST_ID):
         if task_id is None:
             raise StoreCorrupt(f"row {row_id} of {table} belongs to no outcome")
         decode(task_id, body, sha)
