@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flowray.store.postgres import PostgresStore  # needs psycopg
 
 NAMES = ("mesh_token", "subscribers", f"{DIRECTORY}/{authority.FILE}", f"{DIRECTORY}/{tokens.FILE}")
-_KNOWN = "belongings.json"  # digests of what was in the database when this node last looked
+COPIES = "belongings.json"  # digests of what was in the database when this node last looked
 _LOOK_S = 1.0
 
 
@@ -72,7 +72,7 @@ class Belongings:
             self._kept |= changed
         digests = {name: _digest(body) for name, body in self._kept.items()}
         if changed or digests != self._known():
-            PrivateFile(self._directory / _KNOWN).write(json.dumps(digests).encode())
+            PrivateFile(self._directory / COPIES).write(json.dumps(digests).encode())
 
     async def keep_for_ever(self, on_store_failure: Callable[[StoreError], None]) -> None:
         """Look for changes every second."""
@@ -92,7 +92,7 @@ class Belongings:
 
     def _known(self) -> dict[str, str]:
         try:
-            return {str(name): str(digest) for name, digest in json.loads(self._read(_KNOWN) or b"{}").items()}
+            return {str(name): str(digest) for name, digest in json.loads(self._read(COPIES) or b"{}").items()}
         except (ValueError, AttributeError):
             return {}  # then the database is right
 
