@@ -98,8 +98,7 @@ class PostgresJournal(Journal):
 
     def begin(self) -> None:
         """Also takes the lock that keeps this epoch in force until the end."""
-        self._connection.execute("BEGIN")
-        found = self._connection.execute("SELECT epoch FROM epoch FOR SHARE").fetchone()
+        found = self._connection.begin_with("SELECT epoch FROM epoch FOR SHARE")
         if found is None or found[0] != self._head.epoch:
             self._raise_fenced()
 

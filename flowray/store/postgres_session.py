@@ -110,6 +110,13 @@ class Session:
             self._connection = self._connected()
             return self._execute(statement, values)
 
+    def begin_with(self, statement: str) -> Any:
+        """Begin a transaction and ask this, without values, in one round trip: the first row. Raises StoreError."""
+        with self._translated():
+            cursor = self._connection.execute(f"BEGIN; {statement}")
+            cursor.nextset()
+            return cursor.fetchone()
+
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> Cursor:
         """Raises StoreError."""
         if len(rows) == 1:

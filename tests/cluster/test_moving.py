@@ -78,14 +78,15 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
         reader = program(HEAD, "read")
         at = time.monotonic()
         os.kill(cluster.host_pid(FAR, first["pid"]), signal.SIGKILL)
-        second = until(lambda line: line["epoch"] == 2, "another process of the coordinator")
+        second = until(lambda line: line["epoch"] > 1, "another process of the coordinator")
         process_s = second["at"] - at
         # The server, as by a power failure: its coordinator ends itself, and the next one waits for it.
-        until(lambda line: line["epoch"] == 2 and is_busy(line), "the clients are at work again")
+        until(is_busy, "the clients are at work again")
+        epoch = lines[-1]["epoch"]
         at = time.monotonic()
         server.kill()
         server.start()
-        until(lambda line: line["epoch"] > 2 and is_busy(line), "a coordinator with the server that is back")
+        until(lambda line: line["epoch"] > epoch and is_busy(line), "a coordinator with the server that is back")
         server_s = lines[-1]["at"] - at
         # Its whole node, agents included.
         epoch = lines[-1]["epoch"]
