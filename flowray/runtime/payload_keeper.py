@@ -122,7 +122,7 @@ def keeper_of(
             max_task_retries=-1,  # its methods may run twice without harm
             max_concurrency=4,
             num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=config is not None),
+            scheduling_strategy="DEFAULT" if config else NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
         .remote(directory, runtime, listen_host, config)
     )

@@ -104,8 +104,7 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
             max_concurrency=10_000,
             num_cpus=0,
             enable_task_events=False,
-            # A file is on this node only: restarted elsewhere its coordinator would begin with an empty journal.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=bool(config.store.url)),
+            **_where(config, node_id),
         )
         .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8), owner_job)
     )
@@ -124,6 +123,15 @@ def again(name: str, client: str) -> Way | None:
         return _ready(name, actor, client, _AGAIN_S)
     except _NOT_NOW:
         return None  # it is being started, or nobody can say: the client asks again
+
+
+def _where(config: Config, node_id: str) -> dict[str, Any]:
+    """The nodes on which Ray may start a coordinator, and start it again."""
+    if not config.store.url:
+        # A file is on this node only: restarted elsewhere its coordinator would begin with an empty journal.
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+    labels = config.ray.coordinator_labels
+    return {"label_selector": dict(labels)} if labels else {}
 
 
 def _ready(name: str, actor: Any, client: str = "", timeout_s: float = _READY_S) -> Way:
