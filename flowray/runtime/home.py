@@ -4,11 +4,12 @@ Restarted elsewhere a coordinator would begin with an empty journal. A node is k
 supervisor has started again on the same machine has another id, and the journal still. Such a head has a label that
 stays, and so what lives there comes back with it.
 
-A journal in a database has no home: what belongs to it begins somewhere, and goes on in any node.
+A journal in a database has no home: what belongs to it begins somewhere, and may go on in any other node.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -26,6 +27,6 @@ def pinned(node_id: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
-def first_on(node_id: str) -> dict[str, Any]:
-    """Options of an actor that begins on this node if that is there, and may be restarted on any other."""
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True)}
+def anywhere(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Options of an actor that Ray may start, and start again, on any node that has these labels."""
+    return {"label_selector": dict(labels)} if labels else {}

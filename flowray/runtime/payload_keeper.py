@@ -17,7 +17,7 @@ from flowray.mesh.identities import server_credentials
 from flowray.mesh.private_files import DIRECTORY
 from flowray.mesh.tokens import Tokens
 from flowray.runtime._ray_errors import translated
-from flowray.runtime.home import first_on, pinned
+from flowray.runtime.home import anywhere, pinned
 from flowray.runtime.loops import LoopThread
 from flowray.runtime.payloads import IN_DATABASE
 from flowray.store import PayloadStore, StoreConfig
@@ -122,7 +122,7 @@ def keeper_of(
             max_task_retries=-1,  # its methods may run twice without harm
             max_concurrency=4,
             num_cpus=0,
-            **(first_on(node_id) if config is not None else pinned(node_id)),
+            **(pinned(node_id) if config is None else anywhere({})),
         )
         .remote(directory, runtime, listen_host, config)
     )

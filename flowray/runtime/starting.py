@@ -22,7 +22,7 @@ from flowray.runtime import messages
 from flowray.runtime._ray_errors import ABSENT, LOST, NOT_CREATED, brief
 from flowray.runtime.cluster import NAMESPACE, join_or_start
 from flowray.runtime.coordinator import CoordinatorActor
-from flowray.runtime.home import first_on, pinned
+from flowray.runtime.home import anywhere, pinned
 from flowray.runtime.link import Way, new_name
 from flowray.runtime.messages import Admission, Door, Reply
 
@@ -106,7 +106,7 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
             max_concurrency=10_000,
             num_cpus=0,
             enable_task_events=False,
-            **(first_on(node_id) if config.store.url else pinned(node_id)),
+            **(anywhere(config.ray.coordinator_labels) if config.store.url else pinned(node_id)),
         )
         .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8), owner_job)
     )

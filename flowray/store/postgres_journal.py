@@ -63,7 +63,7 @@ class PostgresJournal(Journal):
             ).fetchone()[0]
             self._counts = records.decode_counts(head.counts)
             self._advance(replace(head, epoch=epoch, owner=owner))
-            session.execute("COMMIT")
+            session.commit()
         except BaseException:
             self.roll_back()
             raise
@@ -103,8 +103,10 @@ class PostgresJournal(Journal):
 
     def commit(self) -> None:
         try:
-            self._connection.execute("COMMIT")
+            self._connection.commit()
         except StoreError as error:
+            if not self._connection.is_lost:
+                raise
             raise StoreError(f"{error}. Whether this was committed is not known") from error
 
     def roll_back(self) -> None:

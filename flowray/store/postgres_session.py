@@ -117,6 +117,13 @@ class Session:
             cursor.nextset()
             return cursor.fetchone()
 
+    def commit(self) -> None:
+        """Raises StoreError, also when the server has rolled back instead: it says so in no error."""
+        with self._translated():
+            done = self._connection.execute("COMMIT").statusmessage
+        if done != "COMMIT":
+            raise StoreError(f"{self.place}: the transaction had failed, and was rolled back ({done})")
+
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> Cursor:
         """Raises StoreError."""
         if len(rows) == 1:

@@ -43,6 +43,7 @@ def start(settings: dict[str, Any]) -> None:
     overrides = {
         "name": "chaos",
         "store.url": settings["url"],
+        "ray.coordinator_labels": {"may": "coordinate"},
         "tiers.primary.agents": settings["agents"],
         "tiers.primary.cpu_share": 0.3,
         "tiers.primary.memory_share": 0.1,
@@ -51,7 +52,9 @@ def start(settings: dict[str, Any]) -> None:
     rt = fr.Runtime.start(overrides=overrides, keep=True)
     rt.agents.add(Mover, tier="primary", count=settings["agents"])
     rt.wait_ready()
-    sys.stdout.write(json.dumps({"epoch": rt.status().epoch, "journal": rt.status().journal}) + "\n")
+    status = rt.status()
+    said = {"epoch": status.epoch, "journal": status.journal}
+    sys.stdout.write(json.dumps(said) + "\n")
     rt.disconnect()
 
 

@@ -16,10 +16,12 @@ from checker import check, read_history
 
 from flowray.testing import postgres
 from flowray.testing.cluster import NamespaceCluster, Process, tail, wait_until
+from flowray.testing.programs import inner_pid
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 HERE = Path(__file__).parent
-HEAD, FAR = 0, 1
+HEAD = 0  # with Ray's own control store, and the clients
+OTHERS = (1, 2)
 
 
 @pytest.fixture
@@ -31,13 +33,23 @@ def server() -> Iterator[postgres.PostgresServer]:
         yield running
 
 
+def host_pid_of(cluster: NamespaceCluster, pid: int) -> tuple[int, int]:
+    """The node of the coordinator that calls itself `pid`, and what the host calls it."""
+    for node in filter(cluster.lives, OTHERS):
+        for candidate in cluster.processes(node, r"^ray::\w*Coordinator"):
+            if inner_pid(candidate) == pid:
+                return node, candidate
+    raise ProcessLookupError(f"no node has a coordinator that calls itself {pid}")
+
+
 @pytest.mark.timeout(290)
 def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
     server: postgres.PostgresServer, missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if missing:
         pytest.skip(missing)
-    with NamespaceCluster(nodes=2, cpus=2) as cluster:
+    labels = [{}, {"may": "coordinate"}, {"may": "coordinate"}]
+    with NamespaceCluster(nodes=3, cpus=1, labels=labels) as cluster:
         directory = cluster.directory / "histories"
         directory.mkdir()
         settings: dict[str, Any] = {
@@ -52,7 +64,7 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
             command = [sys.executable, str(HERE / "moving_client.py"), role, json.dumps(settings)]
             return cluster.run(node, command, name=f"client-{role}")
 
-        started = json.loads(program(FAR, "start").check(120.0).strip().splitlines()[-1])
+        started = json.loads(program(OTHERS[0], "start").check(120.0).strip().splitlines()[-1])
         assert started["epoch"] == 1 and "schema flowray_chaos" in started["journal"]
         writer, reader = program(HEAD, "write"), None
         lines: list[dict[str, Any]] = []
@@ -77,7 +89,7 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
         first = until(is_busy, "the clients are at work")
         reader = program(HEAD, "read")
         at = time.monotonic()
-        os.kill(cluster.host_pid(FAR, first["pid"]), signal.SIGKILL)
+        os.kill(host_pid_of(cluster, first["pid"])[1], signal.SIGKILL)
         second = until(lambda line: line["epoch"] > 1, "another process of the coordinator")
         process_s = second["at"] - at
         # The server, as by a power failure: its coordinator ends itself, and the next one waits for it.
@@ -91,10 +103,12 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
         # Its whole node, agents included.
         epoch = lines[-1]["epoch"]
         at = time.monotonic()
-        cluster.kill_node(FAR)
+        node, _ = host_pid_of(cluster, lines[-1]["pid"])
+        cluster.kill_node(node)
         third = until(lambda line: line["epoch"] > epoch, "a coordinator on the other node")
         node_s = third["at"] - at
-        assert cluster.host_pid(HEAD, third["pid"])
+        other, _ = host_pid_of(cluster, third["pid"])
+        assert other in OTHERS and other != node
         until(is_busy, "the clients are at work once more")
         (directory / "phase").write_text("drain")
         wait_until((directory / "drained").exists, 90.0, "all open tasks end")

@@ -213,6 +213,18 @@ def test_a_connection_lost_before_commit_changes_nothing(relay: tuple[Relay, str
     again.close()
 
 
+def test_a_transaction_that_failed_is_not_taken_for_committed(postgres_place: PostgresPlace) -> None:
+    """The server answers such a COMMIT with a rollback, and with no error."""
+    store = postgres_place.opened()
+    session = store._journal._connection
+    with pytest.raises(StoreError, match="was rolled back"), store._journal._transaction("write"):
+        session.execute("SELECT 1")
+        with contextlib.suppress(StoreError):
+            session.execute("SELECT 1 / 0")
+    assert write(store, [accept(1)]) is None
+    store.close()
+
+
 def test_reads_go_on_after_a_lost_connection(postgres_place: PostgresPlace, postgres: PostgresServer) -> None:
     store = postgres_place.opened()
     assert write(store, [resolve(1)]) is None

@@ -44,6 +44,7 @@ def test_a_runtimes_schema_has_its_name() -> None:
     ("overrides", "words"),
     [
         ({"store.url": "postgresql://me:hidden@host/db"}, r"store\.url: holds a password"),
+        ({"ray.coordinator_labels": {"may": "coordinate"}}, r"ray\.coordinator_labels: .*needs store\.url"),
         (
             {"store.url": "env:X", "router.artifact": "/r", "router.retrain.enabled": True},
             r"router\.retrain\.enabled: leaves candidates beside",
