@@ -105,6 +105,7 @@ class RayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     agent_output: bool = True  # show what agents print in the driver's terminal
     temp_dir: str = ""  # Ray's session directory; "" for Ray's default
     template: bool = True  # on nodes started here, fork agents from a process that has imported everything they need
+    coordinator_labels: dict[str, str] = {}  # with store.url: labels its node must have, wherever it goes, as a tier's
     preload: list[str] = []  # modules that forked agents find imported, besides flowray's own; they may start no thread
     store: str = "embedded"  # of `flowray up`, for Ray's tables: "embedded" (RocksDB), "memory", or the URL of a Redis
     store_path: str = ""  # where the embedded one has its directory, on a local disk; "" for ~/.flowray/<name>
@@ -268,9 +269,30 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for number, one in enumerate(self.agents):
             if one.tier and one.tier not in self.tiers:
                 raise ConfigError(f"agents[{number}].tier", f"unknown tier {one.tier!r}", _meant(one.tier, self.tiers))
+        if self.store.url:
+            self._check_postgres()
+        elif self.ray.coordinator_labels:
+            raise ConfigError(
+                "ray.coordinator_labels", "is for a coordinator that may move, which needs store.url", "leave it out"
+            )
         total = sum(tier.cpu_share for tier in self.tiers.values())
         if total > 1.0 + 1e-9:
             raise ConfigError("tiers", f"the tiers' cpu_share add up to {total:.2f}, more than 1")
+
+    def _check_postgres(self) -> None:
+        """Each runtime has a schema of its own; and what must lie beside a journal's file cannot be had."""
+        if not self.store.schema:
+            try:
+                store = dataclasses.replace(self.store, schema=f"flowray_{self.name}")
+            except ConfigError as error:
+                raise ConfigError("store.schema", f"must be given for a runtime called {self.name!r}") from error
+            structs.force_setattr(self, "store", store)
+        if self.router.retrain.enabled:
+            raise ConfigError(
+                "router.retrain.enabled",
+                "leaves candidates beside the journal's file, and with store.url there is none",
+                "train with `flowray router train`, or leave store.url out",
+            )
 
 
 def load(

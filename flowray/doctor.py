@@ -16,8 +16,10 @@ from pathlib import Path
 import psutil
 
 from flowray.config import Config
-from flowray.errors import StoreError
+from flowray.errors import MissingExtra, StoreError
 from flowray.store import filesystem
+from flowray.store.config import StoreConfig
+from flowray.store.reading import describe
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _REDIS_PORT = 6379
@@ -113,6 +115,8 @@ def _cpus(config: Config) -> Finding:
 
 
 def _journal(config: Config, home: Path) -> Finding:
+    if config.store.url:
+        return _server(config.store)
     directory = Path(config.journal).expanduser() if config.journal else home / ".flowray"
     existing = next(path for path in [directory, *directory.absolute().parents] if path.exists())
     if not os.access(existing, os.W_OK):
@@ -131,6 +135,20 @@ def _journal(config: Config, home: Path) -> Finding:
             name="journal", state=WARN, text=text, way_out="make room, or name another directory in `journal`"
         )
     return Finding(name="journal", state=OK, text=text)
+
+
+def _server(config: StoreConfig) -> Finding:
+    """Can the store in PostgreSQL be reached from this machine?"""
+    try:
+        from flowray.store import postgres_schema
+
+        begun = "has a journal" if postgres_schema.exists(config) else "has no journal yet"
+    except MissingExtra as error:
+        text, _, way_out = str(error).partition(": ")
+        return Finding(name="journal", state=FAIL, text=text, way_out=way_out)
+    except StoreError as error:
+        return Finding(name="journal", state=FAIL, text=str(error), way_out="see that `psql` gets there from here")
+    return Finding(name="journal", state=OK, text=f"{describe(Path(), config)} can be reached, and {begun}")
 
 
 def _redis(port: int = _REDIS_PORT) -> Finding:

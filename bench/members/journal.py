@@ -29,11 +29,11 @@ class JournalAlone:
 
     name = "journal"
     description = (
-        "SqliteStore alone: tasks in groups of 64, one command at a time beside a bare write and fdatasync, and what "
-        f"it adds to a task while {RATE} come each second"
+        "The store alone, in SQLite and in PostgreSQL: tasks in groups of 64, one command at a time beside a bare "
+        f"write and fdatasync, and what it adds to a task while {RATE} come each second"
     )
 
-    peers = ("write_fdatasync",)
+    peers = ("postgresql", "write_fdatasync")
 
     def run(self, plan: Plan) -> Found:
         length = {"groups": 1_500, "lone": 1_000, "rate": RATE, "paced_s": 10.0}

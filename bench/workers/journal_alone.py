@@ -1,4 +1,4 @@
-"""SqliteStore alone, on the disk where journals are kept; beside it the bare disk."""
+"""A store alone: in SQLite where journals are kept, in a PostgreSQL in /tmp; beside them the bare disk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.measure import percentile
+from bench.measure import SideAbsent, percentile
 from bench.workers.common import main
 from flowray.core.commands import AcceptTask, DurableCommand, ResolveTask, StartAttempt
 from flowray.core.model import AgentId, Choice, Outcome, Payload, StoryLine, Task, TaskId
 from flowray.core.states import TaskState
 from flowray.errors import StoreError
 from flowray.runtime.recovering import prepare_process
-from flowray.store import SqliteStore
+from flowray.store import SqliteStore, Store, StoreConfig, open_store
+from flowray.testing import postgres
 
 _GROUP = 64  # tasks in one append
 _AHEAD = 16  # appends handed in and not yet answered: about 1,000 tasks, as in the benchmark of tasks
@@ -33,15 +34,24 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=home))
     try:
         if settings["side"] == "flowray":
-            return _store(directory, settings)
+            return _store(SqliteStore.open(directory), settings)
+        if settings["side"] == "postgresql":
+            return _in_postgresql(directory, settings)
         return _bare_disk(directory / "file", settings)
     finally:
         shutil.rmtree(directory)
 
 
-def _store(directory: Path, settings: dict[str, Any]) -> dict[str, float]:
+def _in_postgresql(directory: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """A server of its own on this machine, with the settings that it comes with."""
+    if reason := postgres.missing():
+        raise SideAbsent(reason)
+    with postgres.started() as server:
+        return _store(open_store(directory, StoreConfig(url=server.url, schema="bench")), settings)
+
+
+def _store(store: Store, settings: dict[str, Any]) -> dict[str, float]:
     prepare_process()
-    store = SqliteStore.open(directory)
     store.begin_epoch("bench")
     groups = [[c for n in range(g * _GROUP, (g + 1) * _GROUP) for c in life(n)] for g in range(settings["groups"])]
     answers: queue.SimpleQueue[StoreError | None] = queue.SimpleQueue()
@@ -64,7 +74,7 @@ def _store(directory: Path, settings: dict[str, Any]) -> dict[str, float]:
     return figures | _latency(lone)
 
 
-def _paced(store: SqliteStore, rate: int, seconds: float) -> dict[str, float]:
+def _paced(store: Store, rate: int, seconds: float) -> dict[str, float]:
     """Milliseconds from append to done while so many tasks come each second, whatever the journal does.
 
     They come at random times (Poisson). Each is appended when it is accepted and sent out, and again when it has an
@@ -106,7 +116,7 @@ def _paced(store: SqliteStore, rate: int, seconds: float) -> dict[str, float]:
     }
 
 
-def _lone(store: SqliteStore, number: int) -> float:
+def _lone(store: Store, number: int) -> float:
     """Seconds from handing in one command until it is on disk and the caller's thread knows."""
     written, errors = threading.Event(), []
 

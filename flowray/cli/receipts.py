@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flowray.cli.journals import Journal, journal_of
 from flowray.cli.screen import Json, Screen, plain_data
 from flowray.errors import ConfigError
 
@@ -33,9 +34,7 @@ def add_to(group: typer.Typer) -> None:
 
 
 def export(
-    journal: Annotated[
-        Path, typer.Option("--journal", metavar="DIR", help="The journal's directory; a runtime may be using it.")
-    ],
+    journal: Journal,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="The Parquet file to write: a row per attempt.")
     ] = None,
@@ -47,11 +46,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the receipts of a journal, with what came of each attempt, to a Parquet file; or a set to train on."""
-    from flowray.store import StoreConfig, schema
     from flowray.store.reader import Reader
 
-    if not (journal / schema.FILE_NAME).is_file():
-        raise ConfigError("--journal", f"there is no journal in {journal}", "name the directory of a runtime's journal")
+    directory, store = journal_of(journal)
     if out is None and as_set is None:
         raise ConfigError(
             "--out", "is missing", "say -o FILE for receipts, --as-set DIR for a set of outcomes, or both"
@@ -60,7 +57,7 @@ def export(
         _check_place(place)
     said: list[str] = []
     document: dict[str, Any] = {}
-    with contextlib.closing(Reader(journal, StoreConfig())) as reader:
+    with contextlib.closing(Reader(directory, store)) as reader:
         if out is not None:
             from flowray.routing import receipts
 
@@ -187,19 +184,14 @@ def _check_place(out: Path) -> None:
 
 
 def versions(
-    journal: Annotated[
-        Path, typer.Option("--journal", metavar="DIR", help="The journal's directory; a runtime may be using it.")
-    ],
+    journal: Journal,
     as_json: Json = False,
 ) -> None:
     """Show which version of the router was in force when, what was tried beside it, and why that ended as it did."""
     from flowray.runtime.views import RouterVersions
-    from flowray.store import schema
     from flowray.store.decisions import router_records
 
-    if not (journal / schema.FILE_NAME).is_file():
-        raise ConfigError("--journal", f"there is no journal in {journal}", "name the directory of a runtime's journal")
-    Screen(as_json=as_json).view(RouterVersions(records=router_records(journal)))
+    Screen(as_json=as_json).view(RouterVersions(records=router_records(*journal_of(journal))))
 
 
 def _without_nan(value: Any) -> Any:

@@ -128,6 +128,7 @@ def _tokens(name: str, journal: Path | None) -> Tokens:
     from flowray.mesh.private_files import DIRECTORY
     from flowray.mesh.tokens import Tokens
     from flowray.runtime import service
+    from flowray.runtime.belongings import COPIES
 
     if journal is None:
         up = service.read(name)
@@ -138,6 +139,9 @@ def _tokens(name: str, journal: Path | None) -> Tokens:
     journal = journal.expanduser()
     if not journal.is_dir():
         raise ConfigError("--journal", f"there is no directory {journal}")
+    if (journal / COPIES).exists():
+        # These files are copies: on a node that the coordinator has left, a change would take effect when it is back.
+        typer.echo("the journal is in PostgreSQL: this counts on the node where the coordinator is", err=True)
     return Tokens(journal / DIRECTORY)
 
 

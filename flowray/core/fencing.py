@@ -63,6 +63,10 @@ class Lease:
         if at is not None:
             self.until = max(self.until, at + self.ttl_s)
 
+    def heard(self, now: float) -> None:
+        """The coordinator said something by itself. Only for what need not be over when others begin it."""
+        self.until = max(self.until, now + self.ttl_s)
+
     def valid(self, now: float) -> bool:
         """May exclusive work run?"""
         return now < self.until

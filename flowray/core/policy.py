@@ -30,6 +30,8 @@ class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cancel_grace_s: float = 5.0  # a cancelled attempt may hold its slot this long; then its agent is restarted
     adoption_s: float = 5.0  # after a restart: how long agents have to say what they are running
     fence_s: float = 11.0  # an exclusive task waits so long where its last attempt may go on; agents end it 1 s before
+    fence_all: bool = False  # agents end all attempts so, not exclusive ones alone: a node that is cut off does nothing
+    # more by then, but neither does one whose coordinator is only away for longer than that
     start_timeout_s: float = 120.0  # an agent asked for must be ready within this, or it is asked for again
 
     def __post_init__(self) -> None:

@@ -126,12 +126,7 @@ class AgentHost:
             payload_bytes=message.payload_bytes,
         )
         self._unleased: list[Attempt] = []  # exclusive ones that may not begin yet; guarded by the lock
-        self.leases = LeaseKeeper(
-            message.lease_s,
-            self,
-            ask=lambda number: around.report(Renew(message.agent_id, message.incarnation, number)),
-            later=lambda delay_s, call: around.loop.call_later(delay_s, call),
-        )
+        self.fenced = tuple(Fenced(self, message, around, ordinary=ordinary) for ordinary in (False, True))
         self.steps = StepDesk(
             message.agent_id,
             message.incarnation,
@@ -168,7 +163,9 @@ class AgentHost:
         if crowded:
             self._around.stir()
         if message.task.exclusive:
-            self.leases.need()
+            self.fenced[0].leases.need()
+        elif self._begin.fence_all:
+            self.fenced[1].leases.need()
         self._dispatch(attempt)
 
     def _dispatch(self, attempt: Attempt) -> None:
@@ -242,17 +239,15 @@ class AgentHost:
                 return None
             return Report(self._begin.agent_id, self._begin.incarnation, self._sent + len(batch), batch)
 
-    # ── exclusive attempts (`leases.Exclusive`) ──────────────────────────────────────────────────────────────────
-
-    def held(self) -> bool:
-        """Are there exclusive attempts, begun or not?"""
+    def held(self, exclusive: bool) -> bool:
+        """Are there attempts of exclusive tasks, or of others, begun or not? From any thread, as the next three."""
         with self._lock:
-            return any(attempt.start.task.exclusive for attempt in self._attempts.values())
+            return any(attempt.start.task.exclusive is exclusive for attempt in self._attempts.values())
 
-    def stop(self) -> Tokens:
-        """Tell those that have begun to stop; which."""
+    def stop(self, exclusive: bool) -> Tokens:
+        """Tell those of them that have begun to stop; which."""
         with self._lock:
-            begun = {t: a for t, a in self._attempts.items() if a.start.task.exclusive and a.begun_at}
+            begun = {t: a for t, a in self._attempts.items() if a.start.task.exclusive is exclusive and a.begun_at}
             for attempt in begun.values():
                 attempt.cancelled = True
                 if attempt.ctx is not None:
@@ -515,7 +510,7 @@ class AgentHost:
         with self._lock:
             if token not in self._attempts:
                 return False
-            if start.task.exclusive and not attempt.cancelled and not self.leases.valid():
+            if start.task.exclusive and not attempt.cancelled and not self.fenced[0].leases.valid():
                 self._unleased.append(attempt)
                 return False
             attempt.begun_at = time.monotonic()
@@ -542,6 +537,37 @@ class AgentHost:
         with self._lock:
             del self._attempts[start.task.id, start.attempt, start.epoch]
         self._add(result)
+
+
+class Fenced:
+    """The exclusive attempts of an agent, or its ordinary ones, and what ends them (`leases.Exclusive`)."""
+
+    def __init__(self, host: AgentHost, begin: Begin, around: Surroundings, *, ordinary: bool) -> None:
+        self._host = host
+        self._exclusive = not ordinary
+        self.leases = LeaseKeeper(
+            begin.lease_s,
+            self,
+            ask=lambda number: around.report(Renew(begin.agent_id, begin.incarnation, number, ordinary)),
+            later=lambda delay_s, call: around.loop.call_later(delay_s, call),
+            trusts=ordinary,
+        )
+
+    def held(self) -> bool:
+        """See `leases.Exclusive`."""
+        return self._host.held(self._exclusive)
+
+    def stop(self) -> Tokens:
+        """See `leases.Exclusive`."""
+        return self._host.stop(self._exclusive)
+
+    def runs(self, tokens: Tokens) -> bool:
+        """See `leases.Exclusive`."""
+        return self._host.runs(tokens)
+
+    def release(self) -> None:
+        """See `leases.Exclusive`."""
+        self._host.release()
 
 
 async def _awaited(said: Awaitable[Any]) -> Any:

@@ -49,6 +49,7 @@ from flowray.mesh.peer import Peer
 from flowray.mesh.tickets import split_address
 from flowray.runtime import emitting, messages
 from flowray.runtime.acknowledging import Acknowledgements
+from flowray.runtime.belongings import Belongings, fetched
 from flowray.runtime.clients import Client, Clients
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
@@ -83,13 +84,14 @@ from flowray.runtime.messages import (
 from flowray.runtime.overview import Overview
 from flowray.runtime.paths import paths_of
 from flowray.runtime.payload_keeper import keeper_of
+from flowray.runtime.payloads import IN_DATABASE
 from flowray.runtime.places import COORDINATOR
 from flowray.runtime.pools import Pools, results_as_events
 from flowray.runtime.pump import Observer, Pump
 from flowray.runtime.questions import Questions
 from flowray.runtime.recording import answer_of, event_of
 from flowray.runtime.recovering import prepare_process, recover
-from flowray.runtime.retention import sweep_for_ever
+from flowray.runtime.retention import sweep_for_ever, swept
 from flowray.runtime.retraining import Retrainer
 from flowray.runtime.rollout import Router, load_alone, load_versions
 from flowray.runtime.routing import RoutingDesk
@@ -98,7 +100,8 @@ from flowray.runtime.standin import StandIn
 from flowray.runtime.stateful import message_of
 from flowray.runtime.subscribers import SubscriberFile
 from flowray.runtime.trainer import train_on_ray
-from flowray.store import PayloadStore, SqliteStore
+from flowray.store import PayloadStore, open_store
+from flowray.store.reading import describe
 
 _FORGET_S = 6 * 3600.0  # a process that cannot be reached for this long is given up
 _TRY_AGAIN_S = 2.0  # to open a journal that could not be used
@@ -185,13 +188,17 @@ class Coordinator:
         self._journal = Path(journal)
         prepare_process()
         loop = asyncio.get_running_loop()
-        self._store = SqliteStore.open(self._journal, self._config.store)
+        self._store = open_store(self._journal, self._config.store)
+        self._belongings: Belongings | None = None
         try:
             core, clock = recover(self._store, life=life, policy=self._config.core, seed=self._config.seed)
+            if self._config.store.url:
+                self._belongings = fetched(self._store, self._journal)
         except StoreError:
             self._store.close()
             raise
         self._core, self._epoch = core, core.epoch
+        payloads = str(self._journal / "payloads") if self._belongings is None else IN_DATABASE
         figures = Figures()
         self._acknowledgements = Acknowledgements()
         self._showing = ShowDesk(core, self._store, on_read=self._tell_read)
@@ -234,7 +241,7 @@ class Coordinator:
             self._epoch,
             context.current_actor,
             self._doorway,
-            str(self._journal / "payloads"),
+            payloads,
             self._pump.put,
             lambda name: self._core.book.specs.get(name),
             TalkDirectory(
@@ -250,7 +257,7 @@ class Coordinator:
             self._config.name,
             self._epoch,
             self._node_id,
-            self._journal,
+            describe(self._journal, self._config.store),
             core,
             self._store,
             self._pools,
@@ -272,17 +279,28 @@ class Coordinator:
         self._stopping = False
         self._keeper: Any = None  # for clients outside
         self._retraining: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None  # what lies beside the journal
         self._running = loop.create_task(self._run())
         self._sweeping = loop.create_task(
             sweep_for_ever(
-                self._config.retention, core, self._store, self._journal / "payloads", clock, self._store_failed
+                self._config.retention,
+                core,
+                self._store,
+                swept(self._config.store, self._journal / "payloads"),
+                clock,
+                self._store_failed,
             )
         )
 
     async def open(self) -> None:
         """Let agents and clients in."""
         listen = self._config.mesh.listen
-        if listen:
+        if self._belongings is not None:
+            keeper_of(self._config.name, self._node_id, IN_DATABASE, config=self._config.store)
+            await self._belongings.keep()
+            keeping = self._belongings.keep_for_ever(self._store_failed)
+            self._keeping = asyncio.get_running_loop().create_task(keeping)
+        elif listen:
             host = split_address("mesh.listen", listen)[0]
             directory = str(self._journal / "payloads")
             self._keeper = keeper_of(self._config.name, self._node_id, directory, host)
@@ -404,10 +422,11 @@ class Coordinator:
 
     async def _introduction(self, client: str) -> Introduction:
         config, journal = msgspec.msgpack.encode(self._config), str(self._journal)
+        in_database = self._belongings is not None
         if self._doorway.is_outside(client):
-            port = await self._keeper.bulk_port.remote()
+            port = 0 if in_database else await self._keeper.bulk_port.remote()
             return Introduction(config, self._node_id, journal, bulk_port=port)
-        identity = PayloadStore(self._journal / "payloads").identity()
+        identity = "" if in_database else PayloadStore(self._journal / "payloads").identity()
         credentials = self._doorway.issue(client)
         return Introduction(config, self._node_id, journal, self._doorway.host, credentials, identity)
 
@@ -544,7 +563,7 @@ class Coordinator:
                 process.link.send(Read(held.agent_id, task_id, seq))
 
     def _lease(self, message: Renew) -> None:
-        """An agent asks whether its exclusive attempts may go on. Answered only in an epoch that is in force."""
+        """An agent asks whether its attempts may go on. Answered only in an epoch that is in force."""
         loop = asyncio.get_running_loop()
 
         def done(error: StoreError | None) -> None:
@@ -558,7 +577,7 @@ class Coordinator:
             self._store_failed(error)
         process = self._pools.process(message.agent_id, message.incarnation)
         if process is not None:
-            process.link.send(Leased(message.agent_id, message.number))
+            process.link.send(Leased(message.agent_id, message.number, message.ordinary))
 
     async def report(self, message: Report) -> None:
         """The same from an agent whose event loop is blocked. Returns once the results are on disk."""
@@ -587,8 +606,9 @@ class Coordinator:
         self._sweeping.cancel()
         if self._routing is not None:
             self._routing.end()
-        if self._retraining is not None:
-            self._retraining.cancel()
+        for task in (self._retraining, self._keeping):
+            if task is not None:
+                task.cancel()
         self._pump.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running

@@ -13,13 +13,13 @@ from flowray.core.states import TaskState
 from flowray.errors import GradeRefused
 from flowray.runtime.graders import check_grade
 from flowray.runtime.pump import Pump
-from flowray.store import SqliteStore
+from flowray.store import Store
 
 
 class GradeBook:
     """Use only from the coordinator's event loop."""
 
-    def __init__(self, core: Coordination, store: SqliteStore, pump: Pump) -> None:
+    def __init__(self, core: Coordination, store: Store, pump: Pump) -> None:
         self._core = core
         self._store = store
         self._pump = pump

@@ -12,7 +12,7 @@ from flowray.core.events import Event, TaskSubmitted
 from flowray.core.model import Outcome, Task, TaskId
 from flowray.runtime.clients import Clients, Submission
 from flowray.runtime.messages import Answer, Submit
-from flowray.store import SqliteStore
+from flowray.store import Store
 from flowray.values import require_plain
 
 BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused, and chunks put off
@@ -21,7 +21,7 @@ BACKLOG_RATIO = 0.8  # of the journal's queue: beyond it new tasks are refused, 
 class Intake:
     """See the module. Use only from the coordinator's event loop."""
 
-    def __init__(self, core: Coordination, store: SqliteStore, clients: Clients, put: Callable[[Event], None]) -> None:
+    def __init__(self, core: Coordination, store: Store, clients: Clients, put: Callable[[Event], None]) -> None:
         """`put` hands an event to the core."""
         self._core = core
         self._store = store

@@ -1,5 +1,7 @@
 """Ends an agent's exclusive attempts when its process has had no word from a coordinator for too long.
 
+With `core.fence_all` it ends the others as well. These wait for no lease: what a coordinator starts, it may begin.
+
 Whether such an attempt may run is decided by `core.fencing.Lease`; here a clock goes with it. Asking for a lease, and
 hearing of one, is done on the process's loop. Watching it is done by a thread, because user code may block that loop.
 What does not stop when it is told to is ended with its process: the next attempt begins when that must have happened.
@@ -18,14 +20,14 @@ from typing import Protocol
 
 from flowray.core.fencing import STOP_S, Lease
 
-FENCED = 73  # exit status of a process whose exclusive attempts did not stop
+FENCED = 73  # exit status of a process whose attempts did not stop
 _GRACE_S = 0.8 * STOP_S  # from being told to stop until the process is ended
 
 Tokens = frozenset[tuple[str, int, int]]  # (task, attempt, epoch)
 
 
 class Exclusive(Protocol):
-    """The exclusive attempts of an agent. Any thread may ask."""
+    """The exclusive attempts of an agent, or its ordinary ones. Any thread may ask."""
 
     def held(self) -> bool:
         """Are there some, begun or not?"""
@@ -84,12 +86,17 @@ class LeaseKeeper:
         *,
         ask: Callable[[int], object],
         later: Callable[[float, Callable[[], None]], object],
+        trusts: bool = False,
     ) -> None:
-        """`ask` sends a request of this number, if there is somebody to send it to; both are called on the loop."""
+        """`ask` sends a request of this number, if there is somebody to send it to; both are called on the loop.
+
+        `trusts`: what there is to do came from the coordinator just now, which counts as a lease.
+        """
         self._lease = Lease(lease_s)
         self._attempts = attempts
         self._ask = ask
         self._later = later
+        self._trusts = trusts
         self._renewing = False
         self._changed = threading.Condition()  # guards the lease; waited on by the thread that watches it
         self._watcher: threading.Thread | None = None
@@ -99,8 +106,10 @@ class LeaseKeeper:
         return self._lease.valid(time.monotonic())
 
     def need(self) -> None:
-        """There is an exclusive attempt. On the loop."""
+        """There is an attempt that needs a lease. On the loop."""
         with self._changed:
+            if self._trusts:
+                self._lease.heard(time.monotonic())
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, daemon=True, name="agent-lease")
                 self._watcher.start()
@@ -144,6 +153,6 @@ class LeaseKeeper:
 
 
 def _end_process() -> None:
-    text = "flowray: no word from a coordinator, and an exclusive attempt goes on: this process ends"
+    text = "flowray: no word from a coordinator, and an attempt does not stop: this process ends"
     print(text, file=sys.stderr, flush=True)  # noqa: T201
     os._exit(FENCED)

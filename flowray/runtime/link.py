@@ -71,6 +71,7 @@ class Way(Struct, frozen=True, kw_only=True):
     credentials: Credentials | None = None  # of a client on another node,
     node_id: str = ""  # Ray's id of that node,
     host: str = ""  # and its address
+    through_ray: bool = False  # Ray has told it, and can tell another one
 
     @property
     def outside(self) -> bool:
@@ -146,6 +147,7 @@ class CoordinatorLink:
         self._gone = ""
         self._renewed = False  # the coordinator we knew is gone, and no new one is connected yet
         self._way = way
+        self._moves = False
         self._introduction: Introduction | None = None
         self._credentials = way.credentials
         self._limits = TalkLimits()
@@ -171,8 +173,9 @@ class CoordinatorLink:
             raise NotConnected("a client outside the cluster cannot talk to its agents; give them tasks")
         return self._thread.call(self._open_talks)
 
-    def introduced(self, found: Introduction, limits: TalkLimits) -> None:
-        """The coordinator has said where it is, and what the bounds are."""
+    def introduced(self, found: Introduction, limits: TalkLimits, *, moves: bool = False) -> None:
+        """The coordinator has said where it is, and what the bounds are; `moves`: the next one may be elsewhere."""
+        self._moves = moves and self._way.through_ray
         self._introduction, self._limits = found, limits
         self._credentials = found.credentials or self._credentials
 
@@ -242,6 +245,10 @@ class CoordinatorLink:
             token=way.token,
             forget_after_s=_FORGET_S,
         )
+        self._dial(endpoint, way)
+        return endpoint
+
+    def _dial(self, endpoint: Endpoint, way: Way) -> None:
         if way.path:
             endpoint.dial(COORDINATOR, f"unix:{way.path}")
         elif way.credentials is not None:
@@ -249,7 +256,15 @@ class CoordinatorLink:
         else:
             server_name = dns_name_of(way.runtime, COORDINATOR)
             endpoint.dial(COORDINATOR, way.address, outside_credentials(way.roots_pem), server_name)
-        return endpoint
+
+    async def _look_elsewhere(self) -> None:
+        """The coordinator may have begun on another node: Ray knows."""
+        from flowray.runtime import starting
+
+        way = await asyncio.to_thread(starting.again, self._way.runtime, self.name)
+        if way is not None and not self._gone and (way.path, way.address) != (self._way.path, self._way.address):
+            self._way, self._credentials = way, way.credentials or self._credentials
+            self._dial(self._endpoint, way)
 
     def _channel_credentials(self) -> Any:
         assert self._credentials is not None  # once there are some, there are always newer ones
@@ -410,6 +425,8 @@ class CoordinatorLink:
                 self._dismissed(peer.refused)  # its token was revoked, or has expired
             else:
                 self._on_outage(self._thread.loop.time() - lost_at, peer.refused or reason)
+                if self._moves:
+                    await self._look_elsewhere()
 
     def _dismissed(self, reason: str) -> None:
         """There is no runtime any more, or not for this client: nobody must wait for it, nor dial it."""

@@ -174,6 +174,7 @@ class Begin(Struct, frozen=True, array_like=True):
     journal_node: str  # Ray's id of the node that keeps large payloads
     payloads: str  # their directory there
     lease_s: float = 10.0  # how long exclusive attempts may run after the coordinator's last word
+    fence_all: bool = False  # and the others no longer either
 
 
 class Begun(Struct, frozen=True, array_like=True):
@@ -268,6 +269,7 @@ class Renew(Struct, frozen=True, array_like=True, tag="renew"):
     agent_id: str
     incarnation: int
     number: int  # of this request; its answer has the same
+    ordinary: bool = False  # or may those that are not exclusive?
 
 
 class Leased(Struct, frozen=True, array_like=True, tag="leased"):
@@ -275,6 +277,7 @@ class Leased(Struct, frozen=True, array_like=True, tag="leased"):
 
     agent_id: str
     number: int
+    ordinary: bool = False
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 
 from flowray.core.coordination import Coordination
 from flowray.core.model import TaskId
@@ -13,7 +12,7 @@ from flowray.runtime.lookout import Lookout
 from flowray.runtime.pools import Pools
 from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.views import AgentView, RouterVersions, Status, Story, story_between, story_of
-from flowray.store import SqliteStore
+from flowray.store import Store
 
 
 class Overview:
@@ -24,13 +23,13 @@ class Overview:
         name: str,
         epoch: int,
         node_id: str,
-        journal: Path,
+        journal: str,
         core: Coordination,
-        store: SqliteStore,
+        store: Store,
         pools: Pools,
         routing: RoutingDesk | None,
     ) -> None:
-        """`node_id`, `journal`: Ray's id of the coordinator's node, and the journal's directory there."""
+        """`node_id`, `journal`: Ray's id of the coordinator's node, and where the journal is, for people."""
         self._name, self._epoch, self._node_id, self._journal = name, epoch, node_id, journal
         self._core = core
         self._store = store
@@ -47,7 +46,7 @@ class Overview:
             name=self._name,
             epoch=self._epoch,
             at_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            journal=str(self._journal),
+            journal=self._journal,
             journal_failed=str(self._store.failure or ""),
             ray_failed=sight.failed,
             queued=states.count(TaskState.QUEUED),

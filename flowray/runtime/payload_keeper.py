@@ -17,9 +17,10 @@ from flowray.mesh.identities import server_credentials
 from flowray.mesh.private_files import DIRECTORY
 from flowray.mesh.tokens import Tokens
 from flowray.runtime._ray_errors import translated
-from flowray.runtime.home import pinned
+from flowray.runtime.home import anywhere, pinned
 from flowray.runtime.loops import LoopThread
-from flowray.store import PayloadStore
+from flowray.runtime.payloads import IN_DATABASE
+from flowray.store import PayloadStore, StoreConfig
 from flowray.values import Buffer
 
 NAMESPACE = "flowray"
@@ -29,11 +30,19 @@ PAYLOADS = "payloads"  # the keeper's name, for the certificate that clients out
 
 
 class Keeper:
-    """Keeps large payloads of other nodes. One for each runtime, on the node of its journal. Decodes nothing."""
+    """Keeps large payloads of other nodes. One for each runtime, on the node of its journal. Decodes nothing.
 
-    def __init__(self, directory: str, runtime: str = "", listen_host: str = "") -> None:
-        """With `listen_host` it also serves clients outside the cluster there, with TLS and a token."""
-        self._store = PayloadStore(Path(directory))
+    Where the journal is in a database it keeps those of all nodes, on whichever it is.
+    """
+
+    def __init__(
+        self, directory: str, runtime: str = "", listen_host: str = "", config: StoreConfig | None = None
+    ) -> None:
+        """With `listen_host` it also serves clients outside the cluster there, with TLS and a token.
+
+        `config` names the database that has the payloads, in place of the directory.
+        """
+        self._store = _database(config) if config is not None else PayloadStore(Path(directory))
         self._bulk_port = 0
         if listen_host:
             identity = Path(directory).parent / DIRECTORY
@@ -91,12 +100,17 @@ class KeeperShelf:
 
     def _actor(self) -> Any:
         if self._keeper is None:
-            self._keeper = keeper_of(self._runtime, self._node_id, self._directory)
+            if self._directory == IN_DATABASE:  # its coordinator has started it, and Ray restarts it
+                self._keeper = ray.get_actor(f"{self._runtime}/payloads", namespace=NAMESPACE)
+            else:
+                self._keeper = keeper_of(self._runtime, self._node_id, self._directory)
         return self._keeper
 
 
-def keeper_of(runtime: str, node_id: str, directory: str, listen_host: str = "") -> Any:
-    """The keeper of a runtime; started if there is none."""
+def keeper_of(
+    runtime: str, node_id: str, directory: str, listen_host: str = "", config: StoreConfig | None = None
+) -> Any:
+    """The keeper of a runtime; started if there is none. See Keeper."""
     return (
         ray.remote(Keeper)
         .options(
@@ -108,15 +122,16 @@ def keeper_of(runtime: str, node_id: str, directory: str, listen_host: str = "")
             max_task_retries=-1,  # its methods may run twice without harm
             max_concurrency=4,
             num_cpus=0,
-            **pinned(node_id),
+            **(pinned(node_id) if config is None else anywhere({})),
         )
-        .remote(directory, runtime, listen_host)
+        .remote(directory, runtime, listen_host, config)
     )
 
 
 def shelf_of(runtime: str, node_id: str, directory: str) -> PayloadStore | KeeperShelf:
     """The files themselves on their own node, the keeper's way on any other. Needs a process that has joined Ray."""
-    if ray.get_runtime_context().get_node_id() == node_id and _is_usable(Path(directory)):
+    is_here = directory != IN_DATABASE and ray.get_runtime_context().get_node_id() == node_id
+    if is_here and _is_usable(Path(directory)):
         return PayloadStore(Path(directory))
     return KeeperShelf(runtime, node_id, directory)
 
@@ -125,6 +140,12 @@ def _is_usable(directory: Path) -> bool:
     """False in a container on that node which does not see the journal's directory: it is not to be made there."""
     there = directory if directory.exists() else directory.parent
     return there.is_dir() and os.access(there, os.R_OK | os.W_OK | os.X_OK)
+
+
+def _database(config: StoreConfig) -> Any:
+    from flowray.store.postgres_payloads import PostgresPayloads  # needs psycopg
+
+    return PostgresPayloads(config)
 
 
 def _got(ref: Any) -> Any:

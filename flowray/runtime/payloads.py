@@ -9,6 +9,8 @@ these files, none of which leads through the coordinator:
     on other nodes of the cluster       Ray's object store and a keeper beside the files (`payload_keeper`)
     outside, without Ray                streams to a process beside the files (`mesh.bulk`)
 
+Where the journal is in PostgreSQL so are they, and the second way is that of all nodes; from outside there is none.
+
 Neither Ray nor anything of it is imported before it is needed.
 """
 
@@ -23,7 +25,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from flowray.core.model import Payload
-from flowray.errors import PayloadError
+from flowray.errors import PayloadError, StoreError
 from flowray.values import (
     Buffer,
     BufferCallback,
@@ -33,6 +35,8 @@ from flowray.values import (
     require_plain,
     tensor_reduction,
 )
+
+IN_DATABASE = "database:"  # in place of the files' directory
 
 
 class Shelf(Protocol):
@@ -57,6 +61,30 @@ class Shelf(Protocol):
     def map(self, ref: str) -> Any:
         """The bytes, in a buffer that need not have been copied."""
         ...
+
+
+class NoShelf:
+    """For a process that has no way to them."""
+
+    def put(self, *parts: Buffer) -> str:
+        """Raises StoreError."""
+        raise StoreError(
+            "a runtime whose journal is in PostgreSQL takes no large payloads from outside the cluster: send at most "
+            "limits.inline_bytes, or where it can be read"
+        )
+
+    write = put
+
+    def sync(self, refs: Iterable[str]) -> None:
+        """There are none."""
+
+    def get(self, ref: str) -> Any:
+        """Raises StoreError."""
+        raise StoreError(
+            f"{ref}: a runtime whose journal is in PostgreSQL gives no large results to clients outside the cluster"
+        )
+
+    map = get
 
 
 class PayloadDesk:

@@ -231,6 +231,7 @@ class Pools:
             self._node_id,
             self._payloads,
             self._config.core.lease_s,
+            self._config.core.fence_all,
         )
         try:
             begun = await process.link.begin(begin)

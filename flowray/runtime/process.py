@@ -226,7 +226,7 @@ class AgentProcess:
             elif isinstance(message, Read):
                 host.emitting.read(message)
             elif isinstance(message, Leased):
-                host.leases.granted(message.number)
+                host.fenced[message.ordinary].leases.granted(message.number)
             elif isinstance(message, Restore | Activate | Input | TakeSnapshot):
                 assert isinstance(host, StatefulHost)
                 host.tell(message)
@@ -287,7 +287,8 @@ class AgentProcess:
                 self._talks.another_coordinator()
             self._flush()
             for host in self._hosts.values():
-                host.leases.renew_now()
+                for fenced in host.fenced:
+                    fenced.leases.renew_now()
 
     def _tell(self, message: Any) -> None:
         if self._endpoint is not None:

@@ -16,7 +16,7 @@ from flowray.core.commands import Command, DurableCommand
 from flowray.core.coordination import Coordination
 from flowray.core.events import Event, Ticked
 from flowray.errors import StoreError
-from flowray.store import SqliteStore
+from flowray.store import Store
 
 _TURN_EVENTS = 1024  # events in one turn: bounds how long the loop is held
 _SNAPSHOT_AFTER = 50_000  # journalled commands at least between two snapshots
@@ -34,7 +34,7 @@ class Pump:
     def __init__(
         self,
         core: Coordination,
-        store: SqliteStore,
+        store: Store,
         perform: Callable[[Command], None],
         clock: Callable[[], float],
         on_store_failure: Callable[[StoreError], None],

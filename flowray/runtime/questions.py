@@ -21,7 +21,7 @@ from flowray.runtime.pools import Pools
 from flowray.runtime.pump import Pump
 from flowray.runtime.showing import ShowDesk
 from flowray.runtime.views import DeadLetter, DeadLetters
-from flowray.store import SqliteStore
+from flowray.store import Store
 
 _FOR_ALL = frozenset(
     (
@@ -47,7 +47,7 @@ class Questions:
     def __init__(
         self,
         core: Coordination,
-        store: SqliteStore,
+        store: Store,
         pump: Pump,
         pools: Pools,
         figures: Figures,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowray.store.config import StoreConfig
 from flowray.store.reader import Reader
-from flowray.store.schema import FILE_NAME
+from flowray.store.reading import has_journal
 
 
 class Recorded:
@@ -19,7 +19,7 @@ class Recorded:
     @classmethod
     def of(cls, journal: Path, config: StoreConfig) -> Recorded | None:
         """None when there was no earlier run. Raises StoreError when there was and it cannot be read."""
-        return cls(Reader(journal, config)) if (journal / FILE_NAME).exists() else None
+        return cls(Reader(journal, config)) if has_journal(journal, config) else None
 
     def known(self, keys: Sequence[str]) -> set[str]:
         """Those of the idempotency keys that have an outcome."""

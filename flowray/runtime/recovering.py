@@ -13,7 +13,7 @@ from flowray.core.coordination import Coordination
 from flowray.core.policy import CorePolicy
 from flowray.errors import StoreError
 from flowray.runtime.pump import time_line
-from flowray.store import SqliteStore
+from flowray.store import Store
 
 _ROOM_BYTES = 4 << 20  # that a journal must be able to grow by, for a coordinator to begin
 
@@ -36,7 +36,7 @@ def prepare_process() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
-def recover(store: SqliteStore, *, life: str, policy: CorePolicy, seed: int | None) -> Recovered:
+def recover(store: Store, *, life: str, policy: CorePolicy, seed: int | None) -> Recovered:
     """Begin an epoch with what the journal has. Raises StoreError, also when nothing more can be written there."""
     # On a full disk this process would otherwise let everybody in, fail at one of the first tasks, and end.
     store.require_room(_ROOM_BYTES)

@@ -6,24 +6,36 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from flowray.config import RetentionConfig
 from flowray.core.coordination import Coordination
 from flowray.errors import StoreError
-from flowray.store import PayloadStore, SqliteStore
+from flowray.store import PayloadStore, Store, StoreConfig
 
 _PAGE = 500
+
+
+class Swept(Protocol):
+    """Where payloads are kept."""
+
+    def delete_unused(self, keep: Callable[[str], bool], *, older_than_s: float, now_s: float) -> int:
+        """See `store.PayloadStore`."""
+        ...
 
 
 async def sweep_for_ever(
     config: RetentionConfig,
     core: Coordination,
-    store: SqliteStore,
-    payloads: Path,
+    store: Store,
+    payloads: Callable[[], Swept | None],
     clock: Callable[[], float],
     on_store_failure: Callable[[StoreError], None],
 ) -> None:
-    """Sweep now and then. Runs on the coordinator's event loop; the files are looked at in a thread."""
+    """Sweep now and then. Runs on the coordinator's event loop; the payloads are looked at in a thread.
+
+    `payloads` gives where they are, None while there are none.
+    """
 
     def done(error: StoreError | None) -> None:
         if error is not None:
@@ -33,7 +45,7 @@ async def sweep_for_ever(
         await asyncio.sleep(config.sweep_every_s)
         now = clock()
         store.trim(now - config.outcomes_s, done, dead_letters_older_than_at=now - config.dead_letters_s)
-        if payloads.is_dir():
+        if (place := payloads()) is not None:
             used = {
                 payload.ref
                 for entry in core.book.open.values()
@@ -41,13 +53,23 @@ async def sweep_for_ever(
                 if payload is not None and payload.ref is not None
             }
             used.update(core.book.inboxes.references())
-            await asyncio.to_thread(_sweep_files, store, payloads, used, config.outcomes_s)
+            await asyncio.to_thread(_sweep_payloads, store, place, used, config.outcomes_s)
 
 
-def _sweep_files(store: SqliteStore, payloads: Path, used: set[str], older_than_s: float) -> int:
-    """Delete payload files that nothing refers to any more: how many.
+def swept(config: StoreConfig, directory: Path) -> Callable[[], Swept | None]:
+    """Where a runtime's payloads are: in its database, else in this directory, which is not there before the first."""
+    if not config.url:
+        return lambda: PayloadStore(directory) if directory.is_dir() else None
+    from flowray.store.postgres_payloads import PostgresPayloads  # needs psycopg
 
-    A result's file is as old as its outcome or younger, and the outcome is gone after `outcomes_s`. What open tasks
+    payloads = PostgresPayloads(config)
+    return lambda: payloads
+
+
+def _sweep_payloads(store: Store, payloads: Swept, used: set[str], older_than_s: float) -> int:
+    """Delete payloads that nothing refers to any more: how many.
+
+    A result's payload is as old as its outcome or younger, and the outcome is gone after `outcomes_s`. What open tasks
     and dead letters refer to is kept whatever its age. A day more than needed does no harm and forgives clocks.
     """
     after = ""
@@ -55,6 +77,4 @@ def _sweep_files(store: SqliteStore, payloads: Path, used: set[str], older_than_
         after = page[-1][0].id
         for task, outcome in page:
             used.update(p.ref for p in (task.payload, outcome.value) if p is not None and p.ref is not None)
-    return PayloadStore(payloads).delete_unused(
-        lambda ref: ref in used, older_than_s=older_than_s + 86_400.0, now_s=time.time()
-    )
+    return payloads.delete_unused(lambda ref: ref in used, older_than_s=older_than_s + 86_400.0, now_s=time.time())

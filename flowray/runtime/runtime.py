@@ -37,7 +37,7 @@ from flowray.runtime.graders import Graded, Grader, check_grade, grade_all
 from flowray.runtime.handle import Handle, Handles
 from flowray.runtime.link import Way
 from flowray.runtime.messages import Introduction, Question, Reply
-from flowray.runtime.payloads import PayloadDesk, Shelf
+from flowray.runtime.payloads import IN_DATABASE, NoShelf, PayloadDesk, Shelf
 from flowray.runtime.specs import make_spec
 from flowray.runtime.views import AgentsView, AgentView, DeadLetter, DeadLetters, RouterVersions, Status, Story
 from flowray.store import PayloadStore
@@ -130,15 +130,17 @@ class Runtime:
             self._driver.close("it could not be reached")
             raise
         config = self.config = msgspec.msgpack.decode(found.config, type=Config)
-        self._driver.link.introduced(found, config.mesh.talk)
+        self._driver.link.introduced(found, config.mesh.talk, moves=bool(config.store.url))
         self._driver.limits = config.limits
         self._desk = self._make_desk(found, way)
 
     def _make_desk(self, found: Introduction, way: Way) -> PayloadDesk:
         """Large payloads: into the runtime's own directory where this process sees it, else to the payload keeper."""
-        directory = Path(found.journal) / "payloads"
-        shelf: Shelf | None = PayloadStore.found(directory, found.payloads) if found.payloads else None
-        if found.bulk_port:
+        directory = str(Path(found.journal) / "payloads")
+        shelf: Shelf | None = PayloadStore.found(Path(directory), found.payloads) if found.payloads else None
+        if self.config.store.url:
+            directory, shelf = IN_DATABASE, NoShelf() if way.outside else None
+        elif found.bulk_port:
             host = split_address("address", way.address)[0]
             shelf = BulkClient(
                 f"[{host}]:{found.bulk_port}" if ":" in host else f"{host}:{found.bulk_port}",
@@ -150,7 +152,7 @@ class Runtime:
         return PayloadDesk(
             runtime=self.name,
             node_id=found.node_id,
-            directory=str(directory),
+            directory=directory,
             inline_bytes=limits.inline_bytes,
             payload_bytes=limits.payload_bytes,
             shelf=shelf,

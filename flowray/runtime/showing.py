@@ -16,7 +16,7 @@ from flowray.core.model import Outcome, TaskId
 from flowray.core.streaming import DIGEST_BYTES, standing
 from flowray.errors import ConfigError, FlowrayError, UnknownTask
 from flowray.runtime.messages import Page
-from flowray.store import SqliteStore
+from flowray.store import Store
 
 WAIT_S = 10.0  # then a reader asks again
 MAX_READERS = 10_000  # that wait at the same time
@@ -29,7 +29,7 @@ class ShowDesk:
     def __init__(
         self,
         core: Coordination,
-        store: SqliteStore,
+        store: Store,
         *,
         on_read: Callable[[TaskId, int], None] = lambda task_id, seq: None,
         wait_s: float = WAIT_S,

@@ -13,19 +13,22 @@ from typing import Any
 
 import msgspec
 import ray
+from msgspec import structs
 
 from flowray import errors
 from flowray.config import Config, beside_results, load
 from flowray.errors import FlowrayError, NotConnected, StoreError
 from flowray.runtime import messages
-from flowray.runtime._ray_errors import ABSENT, LOST, brief
+from flowray.runtime._ray_errors import ABSENT, LOST, NOT_CREATED, brief
 from flowray.runtime.cluster import NAMESPACE, join_or_start
 from flowray.runtime.coordinator import CoordinatorActor
-from flowray.runtime.home import pinned
+from flowray.runtime.home import anywhere, pinned
 from flowray.runtime.link import Way, new_name
 from flowray.runtime.messages import Admission, Door, Reply
 
 _READY_S = 60.0  # for the coordinator's process to start
+_NOT_NOW: tuple[type[BaseException], ...] = (FlowrayError, *NOT_CREATED)
+_AGAIN_S = 10.0  # for one that is looked for again
 _END_S = 10.0  # for it to end
 _LOOK_S = 0.1  # between two looks for a coordinator that Ray is starting again
 _STALE_S = 7 * 86_400.0  # age of a scratch journal that nobody can be using any more
@@ -83,6 +86,8 @@ def _found(name: str) -> tuple[Way, Any]:
 
 
 def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
+    if config.store.url and not config.journal:
+        config = structs.replace(config, journal=str(Path.home() / ".flowray" / config.name / "journal"))
     scratch = None if config.journal else _scratch_directory(config.name)
     if scratch is not None:
         config = beside_results(config, volatile=True)
@@ -101,8 +106,7 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
             max_concurrency=10_000,
             num_cpus=0,
             enable_task_events=False,
-            # Only this node has the journal: restarted elsewhere it would begin with an empty one.
-            **pinned(node_id),
+            **(anywhere(config.ray.coordinator_labels) if config.store.url else pinned(node_id)),
         )
         .remote(msgspec.msgpack.encode(config), str(journal), secrets.token_hex(8), owner_job)
     )
@@ -114,10 +118,23 @@ def _create(config: Config, *, embedded: bool, keep: bool) -> Started:
     return Started(way, actor, owns=not keep, embedded=embedded, scratch=scratch)
 
 
+def again(name: str, client: str) -> Way | None:
+    """The way to where the coordinator is now, for a client that is called this; None while that is not known."""
+    try:
+        actor = ray.get_actor(f"{name}/coordinator", namespace=NAMESPACE)
+        return _way(name, actor, client, _at_once)
+    except _NOT_NOW:
+        return None  # it is being started, or nobody can say: the client asks again
+
+
 def _ready(name: str, actor: Any) -> Way:
     """Wait for a coordinator's process; the way to it."""
+    return _way(name, actor, new_name(), _until_there)
+
+
+def _way(name: str, actor: Any, client: str, got: Callable[[Callable[[], Any]], Any]) -> Way:
     try:
-        reply = messages.decode(_until_there(actor.ready.remote), Reply)
+        reply = messages.decode(got(actor.ready.remote), Reply)
     except LOST as error:
         raise NotConnected(f"the coordinator does not start: {brief(error)}") from error
     if reply.error:
@@ -128,9 +145,9 @@ def _ready(name: str, actor: Any) -> Way:
     door = messages.decode(reply.body, Door)
     node_id = ray.get_runtime_context().get_node_id()
     if door.node_id == node_id:
-        return Way(runtime=name, token=door.token, path=door.path)
+        return Way(runtime=name, token=door.token, path=door.path, through_ray=True)
     try:
-        admission = messages.decode(ray.get(actor.admit.remote(new_name()), timeout=_READY_S), Admission)
+        admission = messages.decode(got(lambda: actor.admit.remote(client)), Admission)
     except LOST as error:
         raise NotConnected(f"the coordinator lets nobody in from another node: {brief(error)}") from error
     return Way(
@@ -140,6 +157,7 @@ def _ready(name: str, actor: Any) -> Way:
         credentials=admission.credentials,
         node_id=node_id,
         host=ray.util.get_node_ip_address(),
+        through_ray=True,
     )
 
 
@@ -153,6 +171,11 @@ def _until_there(call: Callable[[], Any]) -> Any:
             if time.monotonic() > deadline:
                 raise
             time.sleep(_LOOK_S)
+
+
+def _at_once(call: Callable[[], Any]) -> Any:
+    """What an actor returns, if it is there: whoever asks will ask again. Raises one of Ray's errors."""
+    return ray.get(call(), timeout=_AGAIN_S)
 
 
 def _scratch_directory(name: str) -> Path:

@@ -8,8 +8,7 @@ from pathlib import Path
 from flowray.core.book import Book
 from flowray.core.commands import RecordVersion
 from flowray.core.model import RouterRecord
-from flowray.errors import StoreError
-from flowray.store import recovery, schema
+from flowray.store import reading, recovery, schema
 from flowray.store.config import StoreConfig
 
 
@@ -20,16 +19,14 @@ def router_records(directory: Path, config: StoreConfig | None = None) -> tuple[
         StoreCorrupt: the snapshot or a row is not what was written.
         StoreError: there is no journal, or it cannot be read.
     """
-    path = directory / schema.FILE_NAME
-    if not path.is_file():
-        raise StoreError(f"there is no journal in {directory}")
+    config = config or StoreConfig()
+    place = reading.require_journal(directory, config)
     book = Book()
     with (
-        contextlib.closing(schema.connect_reader(path, config or StoreConfig())) as connection,
-        schema.translated(f"read {path}"),
+        contextlib.closing(reading.connect_reader(directory, config)) as connection,
+        schema.translated(f"read {place}"),
     ):
         connection.execute("BEGIN")  # one moment
-        schema.check_version(connection, path)
         head = schema.read_head(connection)
         snapshot, previous = recovery.read_snapshot(connection, head)
         book.routers = list(snapshot.routers) if snapshot is not None else []

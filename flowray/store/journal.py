@@ -1,51 +1,43 @@
 """The store's transactions, one method each. All of them are fenced: they happen in our epoch or not at all.
 
-Used by one thread at a time: by the caller of `begin_epoch` first, by the writer's thread from then on.
+Used by one thread at a time: by the caller of `begin_epoch` first, by the writer's thread from then on. The statements
+are the same for every database; how one is opened, fenced and synced is in `sqlite_journal` and `postgres_journal`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from flowray.core.commands import DurableCommand, GradeTask, RecordChunks, ResolveTask
 from flowray.core.model import Grade, Outcome, Snapshot
 from flowray.core.streaming import DIGEST_BYTES
 from flowray.errors import StoreError, StoreFenced
-from flowray.store import records, recovery, schema, takeover
+from flowray.store import records, schema
 from flowray.store.config import StoreConfig
+from flowray.store.connection import Connection
 from flowray.store.records import Head
 from flowray.store.recovery import Recovery
-from flowray.store.witness import Witness
 
-_FENCE = "(SELECT v FROM meta WHERE k = 'epoch')"
-_INSERT_ROW = f"INSERT INTO journal (seq, epoch, at, commands, body, sha) SELECT ?, ?, ?, ?, ?, ? WHERE {_FENCE} = ?"
+_INSERT_ROW = "INSERT INTO journal (seq, epoch, at, commands, body, sha) SELECT ?, ?, ?, ?, ?, ? WHERE {epoch} = ?"
 # One statement for many rows: sqlite3 gives up the interpreter's lock for each statement it runs, and beside a busy
 # event loop each time costs a switch interval (5 ms by default) to get it back. Any number up to 64 has a statement
 # of its own, so that a usual group needs one; they stay prepared.
 _ROWS_SMALL, _ROWS_LARGE = 64, 512
-_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
 
 
-class Journal:
-    """The writing connection and what it knows of the file: the head of this epoch."""
+class Journal(ABC):
+    """The writing connection and what it knows of the database: the head of this epoch."""
 
-    def __init__(self, directory: Path, config: StoreConfig) -> None:
-        self._directory = directory
-        self._config = config
-        self._path = directory / schema.FILE_NAME
-        with schema.translated(f"open {self._path}"):
-            schema.create(self._path)
-            self._connection = schema.connect_writer(self._path, config)
-        try:
-            self._witness = Witness(directory)
-        except StoreError:
-            self._connection.close()
-            raise
+    EPOCH = "(SELECT v FROM meta WHERE k = 'epoch')"  # the one in force, within a statement
+
+    def __init__(self, connection: Connection, config: StoreConfig, place: str) -> None:
+        """`place` is for people: where the database is."""
+        self._connection, self._config, self._place = connection, config, place
         self._head = Head()
         self._counts: dict[str, int] = {}
         self._unchecked_bytes = 0  # written since the last checkpoint, estimated
@@ -54,41 +46,33 @@ class Journal:
     def head(self) -> Head:
         return self._head
 
+    @abstractmethod
     def begin_epoch(self, owner: str) -> Recovery:
         """Take the journal over: from here on every earlier owner's transactions fail."""
-        with schema.translated("begin an epoch"):
-            takeover.make_way(self._connection, self._path, self._config.takeover_wait_s)
-        with self._transaction("begin an epoch"):
-            connection = self._connection
-            head = schema.read_head(connection)
-            self._witness.compare(head)
-            size = connection.execute("PRAGMA page_count").fetchone()[0] * _PAGE_BYTES
-            if size <= self._config.full_check_bytes:
-                recovery.check_structure(connection)
-            snapshot, previous = recovery.read_snapshot(connection, head)
-            groups = recovery.read_journal(connection, head, previous, self._directory)
-            commands = [command for group in groups for command in group]
-            schema.upgrade(connection)
-            epoch = connection.execute("UPDATE meta SET v = v + 1 WHERE k = 'epoch' RETURNING v").fetchone()[0]
-            connection.execute("UPDATE meta SET v = ? WHERE k = 'owner'", (owner,))
-            self._counts = records.decode_counts(head.counts)
-            self._advance(replace(head, epoch=epoch, owner=owner))
-        return Recovery(epoch=epoch, snapshot=snapshot, commands=commands, last_at=self._head.last_at)
 
+    @abstractmethod
     def settle(self) -> None:
-        """Copy what the log has into the database, before anything more is acknowledged. Once, after `begin_epoch`.
+        """What has to be done before anything is acknowledged. Once, after `begin_epoch`."""
 
-        The process before may have ended because a sync failed. What it could not sync is still in the kernel's
-        memory: it looks written, and no later sync writes it again. A log that went on behind it would end there
-        after a power cut, with all that was acknowledged since. Copied, it is written anew.
-        """
-        for _ in range(2):
-            with schema.translated("checkpoint the journal"):
-                busy, logged, copied = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-            # Somebody was in the way. A reader goes by itself, and the next checkpoint copies the rest; one that was
-            # stopped while it copied would be in the way for ever.
-            if (not busy and logged == copied) or not takeover.end_holders(self._path):
-                return
+    @abstractmethod
+    def checkpoint_if_due(self) -> None:
+        """Tidy up now and then. Called after the acknowledgements: nobody waits for it."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """A transaction that writes."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Return once it is on disk."""
+
+    @abstractmethod
+    def roll_back(self) -> None:
+        """Undo what is left of a transaction that failed, if anything is. Raises nothing."""
+
+    @abstractmethod
+    def is_taken(self, error: Exception) -> bool:
+        """Does the database say that a row with this id or key is there?"""
 
     def write_group(self, commands: Sequence[DurableCommand]) -> None:
         """One journal row for all of them, and their projections."""
@@ -100,7 +84,7 @@ class Journal:
         resolved = [command for command in commands if isinstance(command, ResolveTask)]
         with self._transaction("write to the journal"):
             row = (seq, head.epoch, at, len(commands), body, sha, head.epoch)
-            if connection.executemany(_INSERT_ROW, [row]).rowcount != 1:
+            if connection.executemany(_INSERT_ROW.format(epoch=self.EPOCH), [row]).rowcount != 1:
                 self._raise_fenced()
             counts = self._insert_outcomes([command.outcome for command in resolved]) if resolved else self._counts
             texts = self._insert_asked(resolved)
@@ -123,7 +107,7 @@ class Journal:
         # Two index pages for each outcome, as its id and key may lie anywhere; the body twice.
         texts += sum(command.size_bytes for command in chunks)
         pages = 4 + 2 * len(resolved) + len(grades) + len(chunks)
-        self._unchecked_bytes += 2 * len(body) + texts + _PAGE_BYTES * pages
+        self._unchecked_bytes += 2 * len(body) + texts + PAGE_BYTES * pages
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Replace the snapshot and the journal rows that it covers: all written so far."""
@@ -168,7 +152,7 @@ class Journal:
                     connection.executemany(f"DELETE FROM {table} WHERE task_id = ?", [(row[1],) for row in gone])
                 self._advance(replace(self._head, counts=records.encode(counts)))
                 self._counts = counts
-            self._unchecked_bytes += _PAGE_BYTES * 3 * len(gone)
+            self._unchecked_bytes += PAGE_BYTES * 3 * len(gone)
         if len(rows) < self._config.trim_rows or rows[-1][4] >= older_than_at:
             return None
         last: int = rows[-1][0]
@@ -194,45 +178,21 @@ class Journal:
         with schema.translated("look at the epoch"):
             self._check_fence()
 
-    def checkpoint_if_due(self) -> None:
-        """Copy the WAL into the database now and then. Called after the acknowledgements: nobody waits for it."""
-        if self._unchecked_bytes < self._config.checkpoint_bytes:
-            return
-        self._unchecked_bytes = 0
-        with schema.translated("checkpoint the journal"):
-            _, logged, copied = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if logged != copied and logged * _PAGE_BYTES > 8 * self._config.checkpoint_bytes:
-                # A reader was in the way each time: wait for it once, or the WAL grows without bound.
-                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-
-    def checkpoint(self) -> bool:
-        """Copy the whole WAL into the database. False when a later epoch has begun: then that is not ours to do."""
-        with schema.translated("checkpoint the journal"):
-            if self._epoch_in_force() != self._head.epoch:
-                return False
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        return True
-
     def close(self) -> None:
-        self._witness.close()
+        """Let go of the database. Again: nothing."""
         self._connection.close()
 
     @contextlib.contextmanager
     def _transaction(self, doing: str) -> Iterator[None]:
         before = self._head, self._counts
-        connection = self._connection
         try:
             with schema.translated(doing):
-                connection.execute("BEGIN IMMEDIATE")
+                self.begin()
                 yield
-                connection.execute("COMMIT")
-            self._witness.record(self._head)
+                self.commit()
         except BaseException:
             self._head, self._counts = before
-            if connection.in_transaction:
-                # SQLite may have rolled back itself; a second error adds nothing to the first.
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
+            self.roll_back()
             raise
 
     def _advance(self, head: Head) -> None:
@@ -250,7 +210,7 @@ class Journal:
     def _raise_fenced(self) -> None:
         rows = self._connection.execute("SELECT v FROM meta WHERE k IN ('epoch', 'owner') ORDER BY k").fetchall()
         raise StoreFenced(
-            f"epoch {self._head.epoch} is over: {rows[1][0]!r} began epoch {rows[0][0]} in {self._directory}; "
+            f"epoch {self._head.epoch} is over: {rows[1][0]!r} began epoch {rows[0][0]} in {self._place}; "
             "this process must stop"
         )
 
@@ -265,7 +225,9 @@ class Journal:
             rows.append((outcome.task_id, state, outcome.resolved_at, outcome.key, outcome.fingerprint, body, sha))
         try:
             self._insert("outcomes", f"({', '.join(records.OUTCOME_COLUMNS)})", rows)
-        except sqlite3.IntegrityError as error:
+        except Exception as error:
+            if not self.is_taken(error):
+                raise
             ids = ", ".join(str(row[0]) for row in rows[:_ROWS_SMALL])
             raise StoreError(
                 f"a task or a key has an outcome already, and the first one stands: {error}: {ids}"
@@ -276,7 +238,7 @@ class Journal:
         """The texts of outcomes that were just inserted, in this order, under their ids. Returns how many bytes."""
         if all(command.asked is None for command in resolved):
             return 0
-        # SQLite gives each new row the highest id plus one, so the newest ids are those of these outcomes.
+        # Ids rise by one from row to row, as there is one writer, so the newest ids are those of these outcomes.
         newest = self._connection.execute("SELECT max(id) FROM outcomes").fetchone()[0]
         rows: list[tuple[object, ...]] = []
         size_bytes = 0
@@ -295,7 +257,9 @@ class Journal:
             body = records.encode(Grade(command.task_id, command.quality, command.at, command.by))
             rows.append((body, records.body_sha(body), command.task_id))
         self._connection.executemany(
-            "INSERT OR REPLACE INTO grades (id, body, sha) SELECT id, ?, ? FROM outcomes WHERE task_id = ?", rows
+            "INSERT INTO grades (id, body, sha) SELECT id, ?, ? FROM outcomes WHERE task_id = ? "
+            "ON CONFLICT (id) DO UPDATE SET body = excluded.body, sha = excluded.sha",
+            rows,
         )
 
     def _write_chunks(self, commands: Sequence[RecordChunks]) -> None:

@@ -13,27 +13,44 @@ from typing import Any
 from flowray.core.commands import AddAgents
 from flowray.core.model import AgentSpec, Asked, Grade, Outcome, Recorded, Task
 from flowray.core.states import TaskState
-from flowray.errors import UnknownTask
-from flowray.store import records, recovery, schema
+from flowray.errors import StoreCorrupt, UnknownTask
+from flowray.store import reading, records, recovery, schema
 from flowray.store.config import StoreConfig
+from flowray.store.connection import Connection
 from flowray.store.records import ChunkRow, Head
 
 _BESIDE = 1 + len(records.OUTCOME_COLUMNS)  # where what lies beside an outcome begins in a row that starts with its id
 _OUTCOME = ", ".join(f"o.{column}" for column in records.OUTCOME_COLUMNS)
-_BATCH = 500  # ids in one statement, outcomes in one answer
+_BATCH = 500  # ids in one statement; outcomes, or rows of chunks, in one answer
+# The row in which the first number lies and those after it, until they have so many bytes. Sizes first, because
+# PostgreSQL sends all that is selected, whether it is fetched or not.
+_CHUNKS = f"""
+WITH found AS (SELECT first AS number, length(body) AS size_bytes FROM chunks WHERE task_id = ? AND first >= coalesce(
+    (SELECT max(first) FROM chunks WHERE task_id = ? AND first <= ?), 0) AND first + count > ? ORDER BY first LIMIT ?),
+sums AS (SELECT number, sum(size_bytes) OVER (ORDER BY number) - size_bytes AS before_bytes FROM found)
+SELECT {", ".join(records.CHUNK_COLUMNS)} FROM chunks WHERE task_id = ?
+    AND first BETWEEN (SELECT min(number) FROM sums) AND (SELECT max(number) FROM sums WHERE before_bytes < ?)
+ORDER BY first
+"""
 
 
 class Reader:
     """The reading connection."""
 
     def __init__(self, directory: Path, config: StoreConfig) -> None:
-        path = directory / schema.FILE_NAME
+        """Of the journal that `config` names, else of the one in `directory`. Raises StoreError."""
+        self._begin(reading.connect_reader(directory, config))
+
+    @classmethod
+    def on(cls, connection: Connection) -> Reader:
+        """By this connection, which it closes."""
+        reader = cls.__new__(cls)
+        reader._begin(connection)
+        return reader
+
+    def _begin(self, connection: Connection) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
-        with schema.translated(f"open {path}"):
-            self._connection = schema.connect_reader(path, config)
-            # From its first read on it holds SQLite's shared lock. So the writing connection is never the last to
-            # go, and when it closes after a failed sync it does not checkpoint, which would sync again.
-            schema.check_version(self._connection, path)
         self._version = 0  # of the schema, as far as is known: the first epoch of this flowray makes it the newest
 
     def outcomes(self, column: str, values: Sequence[str]) -> Iterator[Outcome]:
@@ -90,32 +107,20 @@ class Reader:
         return records.decode_grade(task_id, *found) if found is not None else None
 
     def chunks(self, task_id: str, first: int, restarts: int, most_bytes: int) -> list[ChunkRow]:
-        """What a task gave out from the number `first` on, without a gap: about so many bytes, one row at least.
+        """What a task gave out from the number `first` on, without a gap: about so many bytes, one row at least, and
+        some hundred rows at most.
 
         The first row may begin before `first`. What was recorded after a later restart than `restarts` is left out.
         """
         if not self._has(3):
             return []
         found: list[ChunkRow] = []
-        size_bytes = 0
-        with self._lock, schema.translated("read from the store"):
-            # The row in which `first` lies, and those after it.
-            rows = self._connection.execute(
-                f"SELECT {', '.join(records.CHUNK_COLUMNS)} FROM chunks WHERE task_id = ? AND first >= coalesce("
-                "(SELECT max(first) FROM chunks WHERE task_id = ? AND first <= ?), 0) ORDER BY first",
-                (task_id, task_id, first),
-            )
-            for row in rows:
-                one = records.decode_chunks(*row)
-                expected = found[-1].first + found[-1].count if found else first
-                if one.restarts > restarts or one.first > expected:
-                    break
-                if one.first + one.count > first:
-                    found.append(one)
-                    size_bytes += len(one.body)
-                    if size_bytes >= most_bytes:
-                        break
-            rows.close()
+        for row in self._rows(_CHUNKS, (task_id, task_id, first, first, _BATCH, task_id, most_bytes)):
+            one = records.decode_chunks(*row)
+            expected = found[-1].first + found[-1].count if found else first
+            if one.restarts > restarts or one.first > expected:
+                break
+            found.append(one)
         return found
 
     def specs(self) -> dict[str, AgentSpec]:
@@ -149,6 +154,14 @@ class Reader:
     def dead_letter(self, task_id: str) -> tuple[Task, Outcome] | None:
         found = self._letters("WHERE d.task_id = ?", (task_id,))
         return found[0] if found else None
+
+    def files(self) -> dict[str, bytes]:
+        """Small files of the runtime, where the store is no file itself."""
+        rows = self._rows("SELECT name, body, sha FROM files", ())
+        for name, body, sha in rows:
+            if records.body_sha(body) != sha:
+                raise StoreCorrupt(f"the file {name} does not match its checksum")
+        return {name: body for name, body, _ in rows}
 
     def counts(self) -> dict[TaskState, int]:
         counts = records.decode_counts(self.head().counts)

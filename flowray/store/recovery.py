@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flowray.core.commands import DurableCommand
 from flowray.core.model import Snapshot
 from flowray.errors import StoreCorrupt, StoreError
-from flowray.store import records, schema, witness
+from flowray.store import reading, records, schema, witness
 from flowray.store.config import StoreConfig
+from flowray.store.connection import Connection
 from flowray.store.records import Head
 
 QUARANTINE = "quarantine"
+_PAGE_ROWS = 256  # of a table, read at once
+_LOWEST_ID = -(2**63)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,7 @@ class VerifyReport:
         return not self.problems
 
 
-def read_snapshot(connection: sqlite3.Connection, head: Head) -> tuple[Snapshot | None, bytes]:
+def read_snapshot(connection: Connection, head: Head) -> tuple[Snapshot | None, bytes]:
     """The snapshot, and the checksum that the first journal row after it builds on."""
     if head.snapshot_seq < 0:
         return None, records.GENESIS
@@ -75,7 +78,7 @@ def read_snapshot(connection: sqlite3.Connection, head: Head) -> tuple[Snapshot 
 
 
 def read_journal(
-    connection: sqlite3.Connection, head: Head, previous: bytes, directory: Path | None
+    connection: Connection, head: Head, previous: bytes, directory: Path | None
 ) -> Iterator[list[DurableCommand]]:
     """The groups of commands after the snapshot, each checked first.
 
@@ -83,8 +86,8 @@ def read_journal(
     Raises StoreCorrupt naming the row.
     """
     seq = max(head.snapshot_seq, 0)
-    rows = connection.execute("SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq", (seq,))
-    with contextlib.closing(rows):
+    page = "SELECT seq, epoch, body, sha FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"
+    while rows := connection.execute(page, (seq, _PAGE_ROWS)).fetchall():
         for found, epoch, body, sha in rows:
             seq += 1
             if found != seq:
@@ -112,7 +115,7 @@ def quarantine(directory: Path, name: str, content: object) -> str:
     return f"; its bytes are in {path}"
 
 
-def check_structure(connection: sqlite3.Connection) -> None:
+def check_structure(connection: Connection) -> None:
     """SQLite's own check: pages, order, and that indexes and rows agree, so that no lookup misses a row.
 
     Raises StoreCorrupt.
@@ -125,19 +128,20 @@ def check_structure(connection: sqlite3.Connection) -> None:
 def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
     """Check everything in a store, read only. Works beside a running coordinator; it sees one moment."""
     config = config if config is not None else StoreConfig()
-    path = directory / schema.FILE_NAME
-    if not path.is_file():
-        raise StoreError(f"there is no journal in {directory}")
+    place = reading.require_journal(directory, config)
     problems: list[str] = []
     # Before the first read, so that a commit in between cannot look like a loss.
-    acknowledged = witness.read(directory)
+    acknowledged = witness.read(directory) if not config.url else None
     rows = commands = epoch = 0
     counts: dict[str, int] = {}
-    with contextlib.closing(schema.connect_reader(path, config)) as connection:
+    try:
+        opened = reading.connect_reader(directory, config)
+    except StoreError as error:
+        return VerifyReport(problems=(str(error),))
+    with contextlib.closing(opened) as connection:
         try:
-            with schema.translated(f"verify {path}"):
+            with schema.translated(f"verify {place}"):
                 connection.execute("BEGIN")
-                schema.check_version(connection, path)
                 head = schema.read_head(connection)
                 epoch = head.epoch
                 witness.compare(directory, acknowledged, head)
@@ -147,8 +151,10 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
         except StoreError as error:
             problems.append(str(error))
         for name, check in _CHECKS.items():
+            if check is check_structure and config.url:
+                continue  # a question to SQLite; for PostgreSQL there is pg_amcheck
             try:
-                with schema.translated(f"verify {path}"):
+                with schema.translated(f"verify {place}"):
                     counts[name] = check(connection) or 0
             except StoreError as error:
                 problems.append(str(error))
@@ -165,10 +171,18 @@ def verify(directory: Path, config: StoreConfig | None = None) -> VerifyReport:
     )
 
 
-def _check_outcomes(connection: sqlite3.Connection) -> int:
+def _paged(connection: Connection, page: str, after: object) -> Iterator[Any]:
+    """All rows of a query for some after a key, which is their first column: few at a time are in memory."""
+    while rows := connection.execute(page, (after, _PAGE_ROWS)).fetchall():
+        after = rows[-1][0]
+        yield from rows
+
+
+def _check_outcomes(connection: Connection) -> int:
     found: dict[str, int] = {}
-    for row in connection.execute(f"SELECT {', '.join(records.OUTCOME_COLUMNS)} FROM outcomes"):
-        outcome = records.decode_outcome(*row)
+    columns = ", ".join(records.OUTCOME_COLUMNS)
+    for row in _paged(connection, f"SELECT id, {columns} FROM outcomes WHERE id > ? ORDER BY id LIMIT ?", _LOWEST_ID):
+        outcome = records.decode_outcome(*row[1:])
         found[outcome.state.value] = found.get(outcome.state.value, 0) + 1
     counts = records.decode_counts(schema.read_head(connection).counts)
     counted = {state: count for state, count in counts.items() if count}
@@ -177,55 +191,70 @@ def _check_outcomes(connection: sqlite3.Connection) -> int:
     return sum(found.values())
 
 
-def _check_dead_letters(connection: sqlite3.Connection) -> int:
+def _check_dead_letters(connection: Connection) -> int:
     count = 0
-    for row in connection.execute("SELECT task_id, body, sha FROM dead_letters"):
+    page = "SELECT task_id, body, sha FROM dead_letters WHERE task_id > ? ORDER BY task_id LIMIT ?"
+    for row in _paged(connection, page, ""):
         records.decode_task(*row)
         count += 1
     return count
 
 
-def _check_texts(connection: sqlite3.Connection) -> int:
+def _check_texts(connection: Connection) -> int:
     return _check_beside(connection, "asked", records.decode_asked)
 
 
-def _check_grades(connection: sqlite3.Connection) -> int:
+def _check_grades(connection: Connection) -> int:
     return _check_beside(connection, "grades", records.decode_grade)
 
 
-def _check_chunks(connection: sqlite3.Connection) -> int:
+def _check_chunks(connection: Connection) -> int:
     """Each row is what was written, and a task's chunks are numbered from 0 without a gap, up to what it ended with."""
     if schema.version(connection) < 3:
         return 0
     count, task, stands = 0, "", 0
-    ended: dict[str, int] = {}
-    rows = connection.execute(f"SELECT {', '.join(records.CHUNK_COLUMNS)} FROM chunks ORDER BY task_id, first")
-    for row in rows:
+    for row in _chunk_rows(connection):
         found = records.decode_chunks(*row)
         if row[0] != task:
+            _check_end(connection, task, stands)
             task, stands = row[0], 0
         if found.first != stands:
             raise StoreCorrupt(f"chunk {stands} of task {task} is missing: the next one is {found.first}")
-        stands = ended[task] = found.first + found.count
+        stands = found.first + found.count
         count += found.count
-    for task, stands in ended.items():
-        row = connection.execute(
-            f"SELECT {', '.join(records.OUTCOME_COLUMNS)} FROM outcomes WHERE task_id = ?", (task,)
-        ).fetchone()
-        if row is not None and records.decode_outcome(*row).chunks != stands:
-            raise StoreCorrupt(f"there are {stands} chunks of task {task}, and its outcome says something else")
+    _check_end(connection, task, stands)
     return count
 
 
-def _check_beside(connection: sqlite3.Connection, table: str, decode: Callable[[str, object, bytes], object]) -> int:
+def _chunk_rows(connection: Connection) -> Iterator[Any]:
+    """All of them, few at a time in memory."""
+    columns = ", ".join(records.CHUNK_COLUMNS)
+    page = f"SELECT {columns} FROM chunks WHERE (task_id, first) > (?, ?) ORDER BY task_id, first LIMIT ?"
+    after: tuple[str, int] = "", 0
+    while rows := connection.execute(page, (*after, _PAGE_ROWS)).fetchall():
+        after = rows[-1][:2]
+        yield from rows
+
+
+def _check_end(connection: Connection, task_id: str, stands: int) -> None:
+    """Has a task ended with as many chunks as there are? An open one has no outcome."""
+    row = connection.execute(
+        f"SELECT {', '.join(records.OUTCOME_COLUMNS)} FROM outcomes WHERE task_id = ?", (task_id,)
+    ).fetchone()
+    if row is not None and records.decode_outcome(*row).chunks != stands:
+        raise StoreCorrupt(f"there are {stands} chunks of task {task_id}, and its outcome says something else")
+
+
+def _check_beside(connection: Connection, table: str, decode: Callable[[str, object, bytes], object]) -> int:
     """Each row belongs to an outcome and is what was written."""
     if schema.version(connection) < 2:
         return 0
     count = 0
-    rows = connection.execute(
-        f"SELECT b.id, o.task_id, b.body, b.sha FROM {table} b LEFT JOIN outcomes o ON o.id = b.id"
+    page = (
+        f"SELECT b.id, o.task_id, b.body, b.sha FROM {table} b LEFT JOIN outcomes o ON o.id = b.id "
+        "WHERE b.id > ? ORDER BY b.id LIMIT ?"
     )
-    for row_id, task_id, body, sha in rows:
+    for row_id, task_id, body, sha in _paged(connection, page, _LOWEST_ID):
         if task_id is None:
             raise StoreCorrupt(f"row {row_id} of {table} belongs to no outcome")
         decode(task_id, body, sha)
@@ -233,7 +262,7 @@ def _check_beside(connection: sqlite3.Connection, table: str, decode: Callable[[
     return count
 
 
-_CHECKS: dict[str, Callable[[sqlite3.Connection], int | None]] = {
+_CHECKS: dict[str, Callable[[Connection], int | None]] = {
     "structure": check_structure,
     "outcomes": _check_outcomes,
     "dead_letters": _check_dead_letters,

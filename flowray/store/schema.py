@@ -11,15 +11,18 @@ from pathlib import Path
 
 from flowray.errors import StoreCorrupt, StoreError, StoreUnsupported
 from flowray.store.config import StoreConfig
+from flowray.store.connection import Connection
 from flowray.store.records import Head
 
 SCHEMA_VERSION = 3
 FILE_NAME = "flowray.db"
 
+_META = "CREATE TABLE meta (k TEXT PRIMARY KEY, v) WITHOUT ROWID"
+
+# Plain SQL, of which the store in PostgreSQL is made too (`postgres_schema`).
 # Outcomes keep their rowid: rows lie in the order of commit, which is the order of resolved_at. So the newest, and
 # the oldest for `trim`, are found without another index to keep up at every commit.
-_TABLES = """
-CREATE TABLE meta (k TEXT PRIMARY KEY, v) WITHOUT ROWID;
+TABLES = """
 CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, sha BLOB NOT NULL,
     snapshot_seq INTEGER NOT NULL, changes INTEGER NOT NULL, last_at REAL NOT NULL, counts BLOB NOT NULL,
     "check" BLOB NOT NULL);
@@ -35,16 +38,16 @@ CREATE INDEX dead_letters_by_at ON dead_letters (at, task_id);
 """
 
 # What lies beside outcomes, by their id: it comes later or is not for everybody, and goes with them.
-_BESIDE = """
+BESIDE = """
 CREATE TABLE asked (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sha BLOB NOT NULL);
 CREATE TABLE grades (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sha BLOB NOT NULL);
 """
 
 # What tasks gave out while they ran, of open ones and of those that have ended: `count` chunks from the number `first`
 # on, after so many restarts. They are the ones of the body after its first `skip`.
-_CHUNKS = """
+CHUNKS = """
 CREATE TABLE chunks (task_id TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, skip INTEGER NOT NULL,
-    restarts INTEGER NOT NULL, body BLOB NOT NULL, sha BLOB NOT NULL, PRIMARY KEY (task_id, first)) WITHOUT ROWID;
+    restarts INTEGER NOT NULL, body BLOB NOT NULL, sha BLOB NOT NULL, PRIMARY KEY (task_id, first));
 """
 
 
@@ -107,7 +110,7 @@ def connect_reader(path: Path, config: StoreConfig) -> sqlite3.Connection:
     return _connect(path, config, "ro")
 
 
-def read_head(connection: sqlite3.Connection) -> Head:
+def read_head(connection: Connection) -> Head:
     """Raises StoreCorrupt when the head is missing or does not match its checksum."""
     meta = dict(connection.execute("SELECT k, v FROM meta WHERE k IN ('epoch', 'owner')").fetchall())
     row = connection.execute(
@@ -131,7 +134,7 @@ def read_head(connection: sqlite3.Connection) -> Head:
     return head
 
 
-def write_head(connection: sqlite3.Connection, head: Head) -> None:
+def write_head(connection: Connection, head: Head) -> None:
     connection.executemany(
         'UPDATE head SET seq = ?, sha = ?, snapshot_seq = ?, changes = ?, last_at = ?, counts = ?, "check" = ?',
         [(head.seq, head.sha, head.snapshot_seq, head.changes, head.last_at, head.counts, head.check())],
@@ -152,7 +155,7 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def version(connection: sqlite3.Connection) -> int:
+def version(connection: Connection) -> int:
     """Of the schema, which `check_version` has found good."""
     found: int = connection.execute("SELECT v FROM meta WHERE k = 'schema'").fetchone()[0]
     return found
@@ -162,9 +165,9 @@ def upgrade(connection: sqlite3.Connection) -> None:
     """Add what an earlier flowray did not have; part of the caller's transaction. Nothing that is there changes."""
     found = version(connection)
     if found < 2:
-        _run(connection, _BESIDE)
+        _run(connection, BESIDE)
     if found < 3:
-        _run(connection, _CHUNKS)
+        _run(connection, CHUNKS)
         connection.execute("UPDATE meta SET v = ? WHERE k = 'schema'", (SCHEMA_VERSION,))
 
 
@@ -188,9 +191,7 @@ def _connect(path: Path, config: StoreConfig, mode: str) -> sqlite3.Connection:
 def _create_tables(connection: sqlite3.Connection) -> None:
     head = Head()
     connection.execute("BEGIN IMMEDIATE")
-    _run(connection, _TABLES)
-    _run(connection, _BESIDE)
-    _run(connection, _CHUNKS)
+    _run(connection, f"{_META};{TABLES}{BESIDE}{CHUNKS}")
     connection.executemany(
         "INSERT INTO meta VALUES (?, ?)", [("schema", SCHEMA_VERSION), ("epoch", head.epoch), ("owner", head.owner)]
     )

@@ -138,6 +138,8 @@ class Report:
         rows = [head]
         for kind in KINDS:
             faults = [f for f in self.faults if f.kind == kind]
+            if not faults:
+                continue
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
             row = f"{kind:<12} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6} "
@@ -395,9 +397,8 @@ class Chaos:
         return next((pid for pid in found if pid != victim), 0)
 
     def kill_node(self) -> None:
-        node = self._other_node()
         status = self.calm()
-        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == node}
+        node, there = self._other_node(status)
         fault = self.note("node", sorted(there), status)
         self.cluster.kill_node(node)
         end = time.monotonic() + self.rng.uniform(1.0, 3.0)  # how long the machine is away
@@ -409,8 +410,11 @@ class Chaos:
             f"node ({fault.open} open): in the cluster after {returned_s:.2f} s, agents after {fault.back_s:.2f} s"
         )
 
-    def _other_node(self) -> int:
-        return self.rng.randrange(FAR, self.plan.machines)
+    def _other_node(self, status: dict[str, Any]) -> tuple[int, dict[str, int]]:
+        """One that has agents (they do not come back to a node that was lost), and their incarnations."""
+        nodes = {a[0]: self.cluster.node_of(a[3]) for a in status["agents"]}
+        node = self.rng.choice(sorted(set(nodes.values()) - {HEAD}))
+        return node, {a[0]: a[2] for a in status["agents"] if nodes[a[0]] == node}
 
     def kill_head(self) -> None:
         """All processes of the head node at once: control store, raylet, coordinator, agents, and a client."""
@@ -463,9 +467,8 @@ class Chaos:
 
     def cut(self, away_s: float, *, one_way: bool = False) -> None:
         """Another node is cut off: what is on it goes on, and nothing of it reaches anybody."""
-        node = self._other_node()
         status = self.calm()
-        there = {a[0]: a[2] for a in status["agents"] if self.cluster.node_of(a[3]) == node}
+        node, there = self._other_node(status)
         fault = self.note("one way" if one_way else "cut", sorted(there), status)
         watched = self._processes_to_measure(status)
         before = {name: _resident_mb(process) for name, process in watched.items()}

@@ -2,7 +2,8 @@
 
 Prints a table and, as the last line, the same as JSON: of each kind of fault how often it happened, what was lost and
 what ended twice in the runs that had it, how many calls of clients failed, and the time in seconds from the fault (of
-a store or a head: from its return) to the first outcome of what it had interrupted. `zombie_s`: how long attempts
+a head: from its return) to the first outcome of what it had interrupted; of a control store the longest time without
+any outcome, of Serve the slowest task of the following seconds. `zombie_s`: how long attempts
 behind a cut cable went on, ordinary and exclusive ones, as seen from outside.
 """
 

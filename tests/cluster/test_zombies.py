@@ -1,7 +1,7 @@
 """How long an attempt goes on behind a cut cable, seen from outside: by a file that each attempt writes to.
 
-An exclusive one has stopped before the next begins. An ordinary one goes on until it ends, or its node does; what it
-comes to is not counted. Only with --chaos-full.
+An exclusive one has stopped before the next begins. An ordinary one goes on until it ends, or its node does, or, with
+`core.fence_all`, as long as an exclusive one may; what it comes to is not counted. Only with --chaos-full.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ def times(file: Path) -> list[float]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("fence_all", [False, True])
 def test_an_exclusive_attempt_behind_a_cut_cable_stops_before_the_next_begins(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fence_all: bool
 ) -> None:
     found: dict[str, dict[str, float]] = {}
     with NamespaceCluster(nodes=2, cpus=2, store="embedded") as cluster:
         directory = cluster.directory / "witness"
         directory.mkdir()
-        settings = {"directory": str(directory), "journal": str(cluster.inner_home / "journal")}
+        settings: dict[str, object] = {"directory": str(directory), "journal": str(cluster.inner_home / "journal")}
+        settings["fence_all"] = fence_all
         program = [sys.executable, str(HERE / "zombie_work.py"), json.dumps(settings)]
         client = cluster.run(HEAD, program, name="zombies")
 
@@ -67,7 +69,10 @@ def test_an_exclusive_attempt_behind_a_cut_cable_stops_before_the_next_begins(
             (directory / f"{name}.gate").touch()
         client.check(120.0)
         said = json.loads((directory / "said.json").read_text())
+    if fence_all:
+        found["ordinary, fence_all"] = found.pop("ordinary")
     path = Path(os.environ.get("FLOWRAY_ZOMBIES_JSON") or tmp_path / "zombies.json")
+    path = path.with_stem(f"{path.stem}-all") if fence_all else path
     path.write_text(json.dumps({"watched_s": CUT_S, "zombies": found}, indent=1))
     with capsys.disabled():
         sys.stdout.write(f"\nattempts behind a cut cable, watched for {CUT_S:g} s: {json.dumps(found)}\n")
@@ -75,3 +80,5 @@ def test_an_exclusive_attempt_behind_a_cut_cable_stops_before_the_next_begins(
     assert all(said[name] == 2 for name in behind), "what the zombie came to does not count"
     assert found["exclusive"]["zombie_s"] <= STOPPED_WITHIN_S
     assert found["exclusive"]["zombie_s"] < found["exclusive"]["next_s"]
+    if fence_all:
+        assert found["ordinary, fence_all"]["zombie_s"] <= STOPPED_WITHIN_S

@@ -40,6 +40,7 @@ def main(settings: dict[str, Any]) -> None:
         "store.allow_filesystems": ["overlay", "overlayfs"],  # of a container that runs the tests
         "tiers.primary.agents_per_block": 2,  # and a block's agents are on different nodes
         "tiers.primary.agents": 4,
+        "core.fence_all": settings["fence_all"],
         "tiers.primary.cpu_share": 0.5,
         "tiers.primary.memory_share": 0.1,
     }

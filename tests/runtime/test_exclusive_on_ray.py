@@ -31,7 +31,7 @@ def patient(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
 @pytest.fixture(scope="module")
 def brief(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
     # A coordinator that is stopped here is not to be ended for that.
-    with start_runtime("brief", core__fence_s=2.5, ray__stopped_s=600.0) as runtime:
+    with start_runtime("brief", core__fence_s=2.5, core__fence_all=True, ray__stopped_s=600.0) as runtime:
         runtime.agents.add(Deaf, count=2, capabilities={"deaf"})
         runtime.agents.add(Polite, count=2, capabilities={"polite"})
         runtime.wait_ready()
@@ -71,13 +71,16 @@ def test_an_agent_killed_by_the_operator_is_seen_dead_too(
     assert handle.result(WAIT_S) == "attempt 2"
 
 
-@pytest.mark.parametrize("kind", ["polite", "deaf"])
-def test_an_agent_without_word_from_its_coordinator_ends_what_is_exclusive(
-    brief: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Lines, kind: str
+@pytest.mark.parametrize(("kind", "exclusive"), [("polite", True), ("deaf", True), ("polite", False), ("deaf", False)])
+def test_an_agent_without_word_from_its_coordinator_ends_what_it_does(
+    brief: fr.Runtime, tmp_path: Path, eventually: Callable[..., Any], lines: Lines, kind: str, exclusive: bool
 ) -> None:
-    """The coordinator is stopped, so it answers no more. Async code is cancelled; deaf code goes with its process."""
+    """The coordinator is stopped, so it answers no more. Async code is cancelled; deaf code goes with its process.
+
+    So it is with what is exclusive, and with `core.fence_all` with everything.
+    """
     brief.wait_ready(WAIT_S)
-    handle = brief.submit(plan(tmp_path), needs={kind}, exclusive=True)
+    handle = brief.submit(plan(tmp_path), needs={kind}, exclusive=exclusive)
     eventually(lambda: lines("ran"), "it runs")
     process = psutil.Process(int(lines("ran")[0].split("/")[2]))
     coordinator = brief.status().pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import ray
 from ray import exceptions as rex
 
 from flowray.runtime import starting
-from flowray.runtime.home import HOME, pinned
+from flowray.runtime.home import HOME, anywhere, pinned
 
 OTHER = "a" * 56  # as Ray's ids are
 
@@ -33,6 +34,11 @@ def test_a_head_that_came_back_is_found_by_its_label_whichever_id_it_had(node_id
 def test_other_nodes_are_found_by_their_id_and_by_nothing_else(node_id: str) -> None:
     strategy = pinned(node_id)["scheduling_strategy"]
     assert (strategy.node_id, strategy.soft) == (node_id, False)
+
+
+def test_what_belongs_to_a_database_may_go_on_elsewhere() -> None:
+    assert anywhere({}) == {}
+    assert anywhere({"may": "coordinate"}) == {"label_selector": {"may": "coordinate"}}
 
 
 class Absent:
@@ -74,4 +80,15 @@ def test_one_that_is_dead_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
     ray_says = Absent(monkeypatch, rex.ActorDiedError())
     with pytest.raises(rex.ActorDiedError):
         starting._until_there(object)
+    assert ray_says.now == 0
+
+
+@pytest.mark.parametrize("error", [rex.ActorUnavailableError("it is restarting", None), rex.ActorDiedError()])
+def test_whoever_asks_where_a_coordinator_is_now_is_told_at_once_that_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    ray_says = Absent(monkeypatch, error)
+    actor = SimpleNamespace(ready=SimpleNamespace(remote=object))
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    assert starting.again("audit", "client") is None
     assert ray_says.now == 0

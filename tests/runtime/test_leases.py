@@ -134,5 +134,26 @@ def test_it_asks_as_long_as_there_is_something_exclusive() -> None:
     attempts.running = frozenset()  # or its thread would end this process once the lease is over
 
 
+def test_what_a_coordinator_starts_is_a_word_of_it() -> None:
+    attempts, asked, due = Attempts(), [], []
+    keeper = LeaseKeeper(
+        600.0, attempts, ask=asked.append, later=lambda delay_s, call: due.append((delay_s, call)), trusts=True
+    )
+    keeper.need()
+    assert keeper.valid() and asked == [1] and not attempts.told
+    attempts.running = frozenset()  # or its thread would end this process once the lease is over
+    run(due)
+    assert asked == [1] and not due
+
+
+def test_a_word_makes_a_lease_longer_and_never_shorter() -> None:
+    lease = Lease(10.0)
+    lease.heard(5.0)
+    assert lease.valid(14.9) and not lease.valid(15.0)
+    lease.heard(3.0)
+    lease.granted(lease.ask(4.0))
+    assert lease.until == 15.0
+
+
 def run(due: list[tuple[float, Callable[[], Any]]]) -> None:
     due.pop()[1]()

@@ -15,7 +15,7 @@ import pytest
 
 from flowray.core.model import Payload
 from flowray.errors import PayloadError, StoreCorrupt, StoreError
-from flowray.runtime.payloads import PayloadDesk, Shelf
+from flowray.runtime.payloads import NoShelf, PayloadDesk, Shelf
 from flowray.store import PayloadStore
 
 INLINE = 1000
@@ -206,6 +206,16 @@ def test_outside_the_cluster_nothing_is_pickled_either_way(desk: PayloadDesk, st
             outside.pack(value, "payload")
         with pytest.raises(PayloadError, match="has codec 'pickle"):
             outside.unpack(desk.pack(value, "payload"))
+
+
+def test_where_there_is_no_way_large_payloads_are_refused_and_small_ones_go(tmp_path: Path) -> None:
+    """A client outside the cluster, of a runtime whose journal is in PostgreSQL."""
+    desk = desk_over(NoShelf(), tmp_path, plain_only=True)
+    assert desk.unpack(desk.pack("x" * 100, "payload")) == "x" * 100
+    with pytest.raises(StoreError, match=r"no large payloads from outside.*limits\.inline_bytes"):
+        desk.pack(TEXT, "payload")
+    with pytest.raises(StoreError, match="no large results"):
+        desk.unpack(Payload(codec="msgpack", ref=f"sha256:{'0' * 64}", size_bytes=5000))
 
 
 def test_a_desk_outside_loads_neither_ray_nor_arrays(tmp_path: Path) -> None:

@@ -250,9 +250,9 @@ def test_a_hundred_thousand_small_chunks(rt: fr.Runtime) -> None:
 
 
 def stored(journal: Path) -> tuple[int, int]:
-    """Rows of chunks, and the bytes of the pages in which they lie."""
+    """Rows of chunks, and the bytes of the pages in which they and their index lie."""
     with sqlite3.connect(f"file:{journal / 'flowray.db'}?mode=ro", uri=True) as connection:
-        size = "SELECT coalesce(sum(pgsize), 0) FROM dbstat WHERE name = 'chunks'"
+        size = "SELECT coalesce(sum(pgsize), 0) FROM dbstat WHERE name LIKE '%chunks%'"
         return tuple(connection.execute(f"SELECT (SELECT count(*) FROM chunks), ({size})").fetchone())
 
 
@@ -281,15 +281,15 @@ def test_streams_stay_whole_while_everything_is_killed(start_runtime: Callable[.
         runtime.wait_ready()
         handles, readings = [], []
         for number in range(24):
-            work = {"count": 150, "pause_s": 0.005, "file": "/dev/null", "gate_at": -1}
-            work |= {"flaky_from": rng.randrange(150)} if number % 3 == 0 else {}
+            work = {"count": 300, "pause_s": 0.005, "file": "/dev/null", "gate_at": -1}
+            work |= {"flaky_from": rng.randrange(300)} if number % 3 == 0 else {}
             handle = runtime.submit(work, agent="resumer" if number % 3 == 2 else "reciter")
             handles.append(handle)
             readings.append(Reading(handle))
         kills = {"agent": 0, "coordinator": 0}
         deadline = time.monotonic() + 60
         while any(reading.is_alive() for reading in readings) and time.monotonic() < deadline:
-            time.sleep(rng.uniform(0.2, 1.0))
+            time.sleep(rng.uniform(0.1, 0.5))
             status = runtime.status()
             victims = [status.pid] if rng.random() < 0.15 else [a.pid for a in status.agents if a.state == "ready"]
             if victims:
@@ -299,12 +299,12 @@ def test_streams_stay_whole_while_everything_is_killed(start_runtime: Callable[.
         restarts = 0
         for number, (handle, reading) in enumerate(zip(handles, readings, strict=True)):
             parts = reading.parts()
-            assert reading.error is None and len(parts) == 150
+            assert reading.error is None and len(parts) == 300
             assert parts == [chunk.value for chunk in handle.stream() if isinstance(chunk, fr.Chunk)]
             assert len(handle.outcome().restarts) >= len(reading.restarts)
             restarts += len(reading.restarts)
             if number % 3:
-                assert parts == numbers(150) and not reading.restarts
+                assert parts == numbers(300) and not reading.restarts
         gaps = sorted(reading.longest_gap_s() for reading in readings)
         print(f"{kills} killed, {restarts} restarts told, longest gap of a stream p50 {gaps[12]:.2f} s")  # noqa: T201
-        assert kills["agent"] > 3 and restarts > 0
+        assert kills["agent"] > 10 and restarts > 0

@@ -10,7 +10,7 @@ from flowray.core.commands import AcceptTask, DurableCommand, ResolveTask, Start
 from flowray.core.model import AgentId, Choice, Failure, OpenTask, Outcome, Payload, Snapshot, StoryLine, Task, TaskId
 from flowray.core.states import TaskState
 from flowray.errors import StoreError
-from flowray.store import SqliteStore, StoreConfig
+from flowray.store import SqliteStore, Store, StoreConfig
 
 # The tests' own directory may lie on whatever the machine offers: what is refused is tested apart.
 ANYWHERE = ("overlay", "tmpfs", "9p", "virtiofs", "fuse.fuse-overlayfs", "unknown")
@@ -91,13 +91,13 @@ class Answers:
             return list(self.errors)
 
 
-def write(store: SqliteStore, commands: Sequence[DurableCommand]) -> StoreError | None:
+def write(store: Store, commands: Sequence[DurableCommand]) -> StoreError | None:
     answers = Answers()
     store.append(commands, answers)
     return answers.wait()[0]
 
 
-def save(store: SqliteStore, state: Snapshot) -> StoreError | None:
+def save(store: Store, state: Snapshot) -> StoreError | None:
     answers = Answers()
     store.save_snapshot(state, answers)
     return answers.wait()[0]

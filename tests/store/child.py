@@ -1,4 +1,6 @@
-"""A process that appends until it is stopped: `python -m store.child DIRECTORY COUNT waiting|rushing [allow_volatile]`.
+"""A process that appends until it is stopped: `python -m store.child WHERE COUNT waiting|rushing [allow_volatile]`.
+
+WHERE is a directory, or a URL of PostgreSQL, "#" and the schema.
 
 It writes "began E", "ack N" or "fail N" to its standard output, unbuffered, from the moment that it knows.
 """
@@ -12,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from flowray.errors import StoreError
-from flowray.store import SqliteStore, StoreConfig
+from flowray.store import StoreConfig, open_store
 
 from .builders import ANYWHERE, Answers, life, snapshot
 
@@ -26,16 +28,19 @@ def told(number: int, then: Callable[[StoreError | None], None], error: StoreErr
     then(error)
 
 
-def main(directory: str, count: str, pace: str, volatile: str = "") -> None:
+def main(where: str, count: str, pace: str, volatile: str = "") -> None:
     allowed = tuple(name for name in ANYWHERE if name != "tmpfs")
+    url, _, schema = where.partition("#")
     config = StoreConfig(
+        url=url if schema else "",
+        schema=schema,
         allow_filesystems=allowed if volatile else ANYWHERE,
         allow_volatile=bool(volatile),
         checkpoint_bytes=200_000,
         queue_commands=500,
         group_commands=100,
     )
-    store = SqliteStore.open(Path(directory), config)
+    store = open_store(Path(where), config)
     recovery = store.begin_epoch("child")
     # Numbers go on from life to life, so that no task is resolved twice.
     begin = recovery.epoch * 1_000_000

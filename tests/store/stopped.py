@@ -1,6 +1,7 @@
-"""A process that is stopped with the journal's lock in its hands: `python -m store.stopped DIRECTORY write|checkpoint`.
+"""A process that is stopped with the journal's lock in its hands: `python -m store.stopped WHERE write|checkpoint`.
 
-It says "ready" and stops itself. If it goes on afterwards it tries to write, and says what came of that.
+WHERE is a directory, or a URL of PostgreSQL, "#" and the schema. It says "ready" and stops itself. If it goes on
+afterwards it tries to write, and says what came of that.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import struct
 import sys
 from pathlib import Path
 
-from .builders import accept, opened, write
+from flowray.store import open_store
+
+from .builders import accept, config, write
 from .child import say
 
 
 def main(directory: str, what: str) -> None:
-    store = opened(Path(directory), "zombie")
+    url, _, schema = directory.partition("#")
+    # Nothing but its successor is to end it.
+    settings = {"url": url, "schema": schema, "idle_transaction_s": 600.0} if schema else {}
+    store = open_store(Path(directory), config(**settings))
+    store.begin_epoch("zombie")
     assert write(store, [accept(1)]) is None
     journal = store._journal
     if what == "write":

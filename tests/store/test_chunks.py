@@ -16,9 +16,10 @@ from flowray.core.commands import RecordChunks, ResolveTask
 from flowray.core.model import TaskId
 from flowray.core.streaming import DIGEST_BYTES
 from flowray.errors import StoreCorrupt, StoreFenced
-from flowray.store import SqliteStore, schema, verify
+from flowray.store import SqliteStore, Store, schema, verify
 
 from .builders import Answers, accept, config, dead, opened, outcome, start, write
+from .places import Place
 from .test_beside import changing, old
 
 assert old  # a fixture
@@ -38,7 +39,7 @@ def ended(count: int, *restarts: int, number: int = 1) -> ResolveTask:
     return ResolveTask(structs.replace(outcome(number), chunks=count, restarts=restarts))
 
 
-def text(store: SqliteStore, first: int = 0, *, restarts: int = 9, most_bytes: int = 1 << 20, name: str = NAME) -> str:
+def text(store: Store, first: int = 0, *, restarts: int = 9, most_bytes: int = 1 << 20, name: str = NAME) -> str:
     found = ""
     for row in store.chunks(name, first, restarts=restarts, most_bytes=most_bytes):
         pieces = decode_chunks(row.body)[row.skip : row.skip + row.count]
@@ -47,8 +48,8 @@ def text(store: SqliteStore, first: int = 0, *, restarts: int = 9, most_bytes: i
     return found
 
 
-def test_chunks_are_found_from_any_number_on(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_chunks_are_found_from_any_number_on(place: Place) -> None:
+    store = place.opened()
     assert text(store) == ""
     assert write(store, [accept(1), start(1), chunks(0, "a"), chunks(1, "bcd"), chunks(4, "dex", skip=1)]) is None
     assert [text(store, first) for first in range(8)] == ["abcdex"[first:] for first in range(8)]
@@ -56,18 +57,33 @@ def test_chunks_are_found_from_any_number_on(tmp_path: Path) -> None:
     assert text(store, 2, most_bytes=1) == "cd"
     assert text(store, name="t-000002") == ""
     store.close()
-    again = opened(tmp_path)
+    again = place.opened()
     assert text(again) == "abcdex"
     again.close()
-    assert (verify(tmp_path).problems, verify(tmp_path).chunks) == ((), 6)
+    assert (place.verify().problems, place.verify().chunks) == ((), 6)
 
 
-def test_the_journal_keeps_digests_and_no_second_copy(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_more_rows_than_are_read_at_once(place: Place) -> None:
+    store = place.opened()
+    stands = "".join("abcdefg"[number % 7] for number in range(1_100))
+    assert write(store, [accept(1), start(1), *(chunks(first, letter) for first, letter in enumerate(stands))]) is None
+    assert stands.startswith(text(store)) and len(text(store)) >= 100
+    found = ""
+    while more := text(store, len(found), most_bytes=1_000):
+        assert len(more) < 1_000, "about as many bytes as were asked for"
+        found += more
+    assert found == stands
+    assert write(store, [ended(len(stands))]) is None
+    assert (place.verify().problems, place.verify().chunks) == ((), 1_100)
+    store.close()
+
+
+def test_the_journal_keeps_digests_and_no_second_copy(place: Place) -> None:
+    store = place.opened()
     secret = chunks(0, "launch code 4711")
     assert write(store, [accept(1), start(1), secret]) is None
     store.close()
-    again = SqliteStore.open(tmp_path, config())
+    again = place.open()
     commands = again.begin_epoch("next").commands
     assert commands[2] == structs.replace(secret, body=b"")
     book = Book()
@@ -79,8 +95,8 @@ def test_the_journal_keeps_digests_and_no_second_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_restart_withdraws_rows_and_parts_of_rows(tmp_path: Path, together: bool) -> None:
-    store = opened(tmp_path)
+def test_a_restart_withdraws_rows_and_parts_of_rows(place: Place, together: bool) -> None:
+    store = place.opened()
     first, second = (
         [accept(1), start(1), chunks(0, "ab"), chunks(2, "cde"), chunks(5, "f")],
         [
@@ -95,12 +111,12 @@ def test_a_restart_withdraws_rows_and_parts_of_rows(tmp_path: Path, together: bo
     assert write(store, [chunks(0, "", restarts=2)]) is None
     assert text(store) == ""
     store.close()
-    assert verify(tmp_path).ok
+    assert place.verify().ok
 
 
-def test_any_history_ends_with_what_stands(tmp_path: Path) -> None:
+def test_any_history_ends_with_what_stands(place: Place) -> None:
     rng = random.Random(7)
-    store = opened(tmp_path)
+    store = place.opened()
     assert write(store, [accept(1), start(1)]) is None
     stands, restarts = "", 0
     for _ in range(300):
@@ -113,11 +129,11 @@ def test_any_history_ends_with_what_stands(tmp_path: Path) -> None:
         assert text(store, at, restarts=restarts) == stands[at:]
     assert write(store, [ended(len(stands))]) is None
     store.close()
-    assert verify(tmp_path).ok
+    assert place.verify().ok
 
 
-def test_chunks_go_with_their_outcome(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_chunks_go_with_their_outcome(place: Place) -> None:
+    store = place.opened()
     for number in (1, 2):
         group = [accept(number), start(number), chunks(0, "4711x", number=number), ended(5, number=number)]
         assert write(store, group) is None
@@ -127,11 +143,11 @@ def test_chunks_go_with_their_outcome(tmp_path: Path) -> None:
     assert answers.wait() == [None]
     assert [text(store, name=f"t-00000{n}") for n in (1, 2, 3)] == ["", "4711x", "open"]
     store.close()
-    assert (verify(tmp_path).problems, verify(tmp_path).chunks) == ((), 9)
+    assert (place.verify().problems, place.verify().chunks) == ((), 9)
 
 
-def test_purging_a_dead_letter_takes_its_chunks_along(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_purging_a_dead_letter_takes_its_chunks_along(place: Place) -> None:
+    store = place.opened()
     letter = dead(1)
     letter = structs.replace(letter, outcome=structs.replace(letter.outcome, chunks=2))
     assert write(store, [accept(1), start(1), chunks(0, "ab"), letter, accept(2), start(2)]) is None
@@ -141,13 +157,13 @@ def test_purging_a_dead_letter_takes_its_chunks_along(tmp_path: Path) -> None:
     assert answers.wait() == [None]
     assert (text(store), text(store, name="t-000002")) == ("", "ab")
     store.close()
-    assert verify(tmp_path).ok
+    assert place.verify().ok
 
 
-def test_a_fenced_store_records_none(tmp_path: Path) -> None:
-    first = opened(tmp_path, "first")
+def test_a_fenced_store_records_none(place: Place) -> None:
+    first = place.opened("first")
     assert write(first, [accept(1), start(1), chunks(0, "ab")]) is None
-    second = opened(tmp_path, "second")
+    second = place.opened("second")
     assert isinstance(write(first, [chunks(2, "c")]), StoreFenced)
     assert text(second) == "ab"
     first.close()
@@ -157,7 +173,7 @@ def test_a_fenced_store_records_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("UPDATE chunks SET body = CAST(replace(body, 'b', 'x') AS BLOB)", "do not match their checksum"),
+        ("UPDATE chunks SET body = sha", "do not match their checksum"),
         ("UPDATE chunks SET count = 1 WHERE first = 0", "do not match their checksum"),
         ("UPDATE chunks SET skip = 1 WHERE first = 0", "do not match their checksum"),
         ("UPDATE chunks SET restarts = 1", "do not match their checksum"),
@@ -166,12 +182,11 @@ def test_a_fenced_store_records_none(tmp_path: Path) -> None:
         ("DELETE FROM chunks WHERE first = 2", "there are 2 chunks of task t-000001"),
     ],
 )
-def test_damage_is_found(tmp_path: Path, statement: str, words: str) -> None:
-    store = opened(tmp_path)
+def test_damage_is_found(place: Place, statement: str, words: str) -> None:
+    store = place.opened()
     assert write(store, [accept(1), start(1), chunks(0, "ab"), chunks(2, "c"), ended(3)]) is None
-    with changing(tmp_path) as connection:
-        connection.execute(statement)
-    assert [problem for problem in verify(tmp_path).problems if words in problem]
+    place.change(statement)
+    assert [problem for problem in place.verify().problems if words in problem]
     if "checksum" in words and "task_id" not in statement:
         with pytest.raises(StoreCorrupt, match=words):
             text(store)

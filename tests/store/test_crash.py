@@ -15,6 +15,7 @@ import pytest
 from flowray.store import SqliteStore, verify
 
 from .builders import config, life, outcome
+from .places import Place, SqlitePlace
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +25,8 @@ STRACE = shutil.which("strace")
 needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installed (apt-get install strace)")
 
 
-def child(directory: Path, count: int, pace: str) -> list[str]:
-    return [sys.executable, "-m", "store.child", str(directory), str(count), pace]
+def child(where: Path | str, count: int, pace: str) -> list[str]:
+    return [sys.executable, "-m", "store.child", str(where), str(count), pace]
 
 
 def acknowledged(output: str) -> list[int]:
@@ -34,11 +35,11 @@ def acknowledged(output: str) -> list[int]:
     return [int(line.split()[1]) for line in whole.splitlines() if line.startswith("ack ")]
 
 
-def check(directory: Path, acks: list[int], *, unknown: int) -> None:
+def check(place: Place, acks: list[int], *, unknown: int) -> None:
     """Everything acknowledged is there, in order and whole, and at most `unknown` tasks more."""
-    report = verify(directory, config())
+    report = place.verify()
     assert report.ok, report.problems
-    store = SqliteStore.open(directory, config())
+    store = place.open()
     recovery = store.begin_epoch("check")
     found = [outcome.task_id for outcome in store.recent_outcomes(10**6)][::-1]
     assert found[: len(acks)] == [f"t-{number:06d}" for number in acks]
@@ -56,13 +57,13 @@ def check(directory: Path, acks: list[int], *, unknown: int) -> None:
     store.close()
 
 
-def test_sigkill_at_random_moments_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """Fifteen lives of one store, each killed in the middle of its work, checkpoints and snapshots included."""
+def test_sigkill_at_random_moments_loses_nothing_acknowledged(place: Place) -> None:
+    """Many lives of one store, each killed in the middle of its work, checkpoints and snapshots included."""
     rng = random.Random(7)
     acks: list[int] = []
-    for life_number in range(1, 16):
+    for life_number in range(1, 16 if place.kind == "sqlite" else 7):
         process = subprocess.Popen(
-            child(tmp_path, 10**6, "rushing"), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
+            child(place.argument, 10**6, "rushing"), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
         )
         assert process.stdout is not None
         assert process.stdout.readline() == f"began {life_number}\n"
@@ -75,15 +76,15 @@ def test_sigkill_at_random_moments_loses_nothing_acknowledged(tmp_path: Path) ->
         assert len(fresh) >= len(lines) - 1
         acks += fresh
         # Commits that were never announced become part of the history that the next life continues.
-        acks = recorded(tmp_path, acks)
-    check(tmp_path, acks, unknown=0)
+        acks = recorded(place, acks)
+    check(place, acks, unknown=0)
 
 
-def recorded(directory: Path, acks: list[int]) -> list[int]:
+def recorded(place: Place, acks: list[int]) -> list[int]:
     """All tasks in the store, without opening it for writing; checks that they begin with those acknowledged."""
-    report = verify(directory, config())
+    report = place.verify()
     assert report.ok, report.problems
-    reader = SqliteStore.open(directory, config())
+    reader = place.open()
     found = [int(outcome.task_id[2:]) for outcome in reader.recent_outcomes(10**6)][::-1]
     reader.close()
     assert found[: len(acks)] == acks
@@ -126,7 +127,7 @@ def test_a_kill_at_a_sync_leaves_at_most_that_one_commit_unknown(tmp_path: Path,
     assert done.returncode in (-9, 137), done.stderr
     acks = acknowledged(done.stdout)
     assert len(acks) < position
-    check(store, acks, unknown=1)
+    check(SqlitePlace(store), acks, unknown=1)
 
 
 @needs_strace
@@ -143,7 +144,7 @@ def test_a_sync_that_fails_is_reported_and_never_repeated(tmp_path: Path, positi
     assert log[log.rindex("EIO") :].count("sync(") == 0
     acks = acknowledged(done.stdout)
     assert len(acks) >= position - 7  # the others were for copies of the log and for its beginnings
-    check(store, acks, unknown=1)
+    check(SqlitePlace(store), acks, unknown=1)
 
 
 def test_a_full_disk_is_a_clear_error_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
@@ -161,4 +162,4 @@ def test_a_full_disk_is_a_clear_error_and_keeps_what_was_acknowledged(tmp_path: 
     acks = acknowledged(done.stdout)
     assert len(acks) > 20
     assert re.search(r"(fail \d+ StoreError|refused).*full", done.stdout), done.stdout[-500:]
-    check(kept, acks, unknown=1)
+    check(SqlitePlace(kept), acks, unknown=1)

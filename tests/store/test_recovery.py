@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sqlite3
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,9 @@ from hypothesis import strategies as st
 from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, RequeueTask, StartAgent, StartAttempt, WakeTask
 from flowray.core.model import AgentId, AgentSpec, Choice, Failure, Payload, Snapshot, Task, TaskId
 from flowray.errors import StoreError
-from flowray.store import SqliteStore, verify
 
-from .builders import Answers, config, opened, resolve, snapshot
+from .builders import Answers, resolve, snapshot
+from .places import Place, SqlitePlace
 
 ids = st.text(max_size=20).map(TaskId)
 agents = st.sampled_from(["a-0", "b-1"]).map(AgentId)
@@ -38,64 +36,71 @@ steps: st.SearchStrategy[list[Step]] = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps)
-def test_recovery_returns_exactly_what_was_acknowledged_after_the_snapshot(plan: list[Step]) -> None:
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(plan=steps)
+def test_recovery_returns_exactly_what_was_acknowledged_after_the_snapshot(tmp_path: Path, plan: list[Step]) -> None:
+    carry_out(SqlitePlace(tmp_path), plan)
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(plan=steps)
+def test_the_same_in_postgresql(postgres_place: Place, plan: list[Step]) -> None:
+    carry_out(postgres_place, plan)
+
+
+def carry_out(place: Place, plan: list[Step]) -> None:
     """A number saves a snapshot of so many tasks; "restart" closes and recovers."""
     saved: Snapshot | None = None
     tail: list[DurableCommand] = []
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        store = opened(directory, group_commands=4)
-        answers = Answers()
-        asked, epoch = 0, 1
-        for step in [*plan, "restart"]:
-            if isinstance(step, list):
-                store.append(step, answers)
-                tail += step
-            elif isinstance(step, int):
-                saved, tail = snapshot(*range(step)), []
-                store.save_snapshot(saved, answers)
-            else:
-                store.close()
-                store = SqliteStore.open(directory, config())
-                recovery = store.begin_epoch("next")
-                epoch += 1
-                assert (recovery.epoch, recovery.snapshot, recovery.commands) == (epoch, saved, tail)
-                continue
-            asked += 1
-        store.close()
-        assert answers.errors == [None] * asked
-        report = verify(directory)
-        assert report.ok, report.problems
-        assert (report.epoch, report.commands) == (epoch, len(tail))
+    fresh = place.another()
+    store = fresh.opened(group_commands=4)
+    answers = Answers()
+    asked, epoch = 0, 1
+    for step in [*plan, "restart"]:
+        if isinstance(step, list):
+            store.append(step, answers)
+            tail += step
+        elif isinstance(step, int):
+            saved, tail = snapshot(*range(step)), []
+            store.save_snapshot(saved, answers)
+        else:
+            store.close()
+            store = fresh.open()
+            recovery = store.begin_epoch("next")
+            epoch += 1
+            assert (recovery.epoch, recovery.snapshot, recovery.commands) == (epoch, saved, tail)
+            continue
+        asked += 1
+    store.close()
+    assert answers.errors == [None] * asked
+    report = fresh.verify()
+    assert report.ok, report.problems
+    assert (report.epoch, report.commands) == (epoch, len(tail))
 
 
-def test_verify_needs_a_journal(tmp_path: Path) -> None:
+def test_verify_needs_a_journal(place: Place) -> None:
     with pytest.raises(StoreError, match="no journal"):
-        verify(tmp_path)
+        place.verify()
 
 
-def test_verify_beside_a_running_coordinator_sees_one_sound_moment(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_verify_beside_a_running_coordinator_sees_one_sound_moment(place: Place) -> None:
+    store = place.opened()
     answers = Answers()
     for number in range(200):
         store.append([resolve(number)], answers)
         if number % 50 == 0:
-            assert verify(tmp_path).problems == ()
+            assert place.verify().problems == ()
     answers.wait(200)
-    assert verify(tmp_path).outcomes == 200
+    assert place.verify().outcomes == 200
     store.close()
 
 
-def test_verify_checks_the_count_of_outcomes(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_verify_checks_the_count_of_outcomes(place: Place) -> None:
+    store = place.opened()
     answers = Answers()
     store.append([resolve(1), resolve(2)], answers)
     answers.wait()
     store.close()
-    connection = sqlite3.connect(tmp_path / "flowray.db")
-    connection.execute("DELETE FROM outcomes WHERE task_id = 't-000001'")
-    connection.commit()
-    connection.close()
-    assert "there should be outcomes" in verify(tmp_path).problems[0]
+    place.change("DELETE FROM outcomes WHERE task_id = 't-000001'")
+    assert "there should be outcomes" in place.verify().problems[0]

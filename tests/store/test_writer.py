@@ -10,6 +10,7 @@ from flowray.errors import StoreError
 from flowray.store import verify
 
 from .builders import Answers, accept, life, opened, save, snapshot, write
+from .places import Place
 
 
 class Gate:
@@ -23,8 +24,8 @@ class Gate:
         assert self.opened.wait(20)
 
 
-def test_answers_come_in_the_order_of_the_appends(tmp_path: Path) -> None:
-    store = opened(tmp_path, group_commands=7)
+def test_answers_come_in_the_order_of_the_appends(place: Place) -> None:
+    store = place.opened(group_commands=7)
     answered: list[int] = []
     for number in range(200):
         store.append(life(number), lambda _, number=number: answered.append(number))
@@ -32,8 +33,8 @@ def test_answers_come_in_the_order_of_the_appends(tmp_path: Path) -> None:
     assert answered == list(range(200))
 
 
-def test_what_arrives_during_a_commit_becomes_one_group(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_what_arrives_during_a_commit_becomes_one_group(place: Place) -> None:
+    store = place.opened()
     gate, answers = Gate(), Answers()
     store.append([accept(0)], gate)
     assert gate.reached.wait(20)
@@ -42,11 +43,11 @@ def test_what_arrives_during_a_commit_becomes_one_group(tmp_path: Path) -> None:
     gate.opened.set()
     answers.wait(49)
     store.close()
-    assert verify(tmp_path).journal_rows == 2
+    assert place.verify().journal_rows == 2
 
 
-def test_a_group_is_bounded(tmp_path: Path) -> None:
-    store = opened(tmp_path, group_commands=10)
+def test_a_group_is_bounded(place: Place) -> None:
+    store = place.opened(group_commands=10)
     gate, answers = Gate(), Answers()
     store.append([accept(0)], gate)
     assert gate.reached.wait(20)
@@ -56,11 +57,11 @@ def test_a_group_is_bounded(tmp_path: Path) -> None:
     gate.opened.set()
     answers.wait(41)
     store.close()
-    assert verify(tmp_path).journal_rows == 6
+    assert place.verify().journal_rows == 6
 
 
-def test_an_empty_append_is_answered_after_all_before_it(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_an_empty_append_is_answered_after_all_before_it(place: Place) -> None:
+    store = place.opened()
     answered: list[str] = []
     store.append([accept(1)], lambda _: answered.append("command"))
     store.append([], lambda _: answered.append("empty"))
@@ -68,8 +69,8 @@ def test_an_empty_append_is_answered_after_all_before_it(tmp_path: Path) -> None
     assert answered == ["command", "empty"]
 
 
-def test_the_backlog_is_visible_and_the_hard_bound_blocks_the_caller(tmp_path: Path) -> None:
-    store = opened(tmp_path, queue_commands=4, group_commands=4)
+def test_the_backlog_is_visible_and_the_hard_bound_blocks_the_caller(place: Place) -> None:
+    store = place.opened(queue_commands=4, group_commands=4)
     gate, answers = Gate(), Answers()
     store.append([], gate)
     assert gate.reached.wait(20)
@@ -89,14 +90,14 @@ def test_the_backlog_is_visible_and_the_hard_bound_blocks_the_caller(tmp_path: P
     store.close()
 
 
-def test_one_append_larger_than_the_bound_still_goes(tmp_path: Path) -> None:
-    store = opened(tmp_path, queue_commands=4, group_commands=4)
+def test_one_append_larger_than_the_bound_still_goes(place: Place) -> None:
+    store = place.opened(queue_commands=4, group_commands=4)
     assert write(store, [accept(number) for number in range(20)]) is None
     store.close()
 
 
-def test_a_callback_may_append_even_when_the_queue_is_full(tmp_path: Path) -> None:
-    store = opened(tmp_path, queue_commands=1, group_commands=1)
+def test_a_callback_may_append_even_when_the_queue_is_full(place: Place) -> None:
+    store = place.opened(queue_commands=1, group_commands=1)
     answers = Answers()
 
     def go_on(_: StoreError | None) -> None:
@@ -109,8 +110,8 @@ def test_a_callback_may_append_even_when_the_queue_is_full(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_callback_that_raises_leaves_nobody_waiting(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_a_callback_that_raises_leaves_nobody_waiting(place: Place) -> None:
+    store = place.opened()
     gate, answers = Gate(), Answers()
 
     def fail(_: StoreError | None) -> None:
