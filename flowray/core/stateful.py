@@ -353,6 +353,7 @@ class Stateful:
         if task_id in inbox.unanswered:
             message = f"{kills} processes died on it; it is left out, the state is without it"
             core._give_up(core.book.open[task_id], Failure(kind="poison", message=message))
+        self._log_more(instance)
 
     def _leave_out(self, instance: Instance, seq: int) -> None:
         """Nobody applies this input any more. Who may have is known by incarnation, also where it is not seen now."""
