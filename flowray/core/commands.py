@@ -311,6 +311,7 @@ class SkipInput(Struct, frozen=True, tag="skip_input"):
     agent_id: AgentId  # the instance
     seq: int
     at: float
+    barred: dict[str, int] = {}  # agent -> its incarnation that may have applied it: that process's state is not used
 
 
 class RecordMismatch(Struct, frozen=True, tag="mismatch"):

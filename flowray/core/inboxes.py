@@ -21,6 +21,7 @@ class Inbox:
     __slots__ = (
         "agent_id",
         "applied",
+        "barred",
         "inputs",
         "mismatches",
         "next_seq",
@@ -44,6 +45,7 @@ class Inbox:
         self.unanswered: dict[TaskId, int] = {}  # of these, tasks that are open -> number, in order
         self.snapshot: StateSnapshot | None = None
         self.mismatches = 0  # standbys that were found to have another state
+        self.barred: dict[str, int] = {}  # agent -> the last incarnation of it that may have applied what is left out
 
     @property
     def base(self) -> int:
@@ -147,6 +149,7 @@ class Inboxes:
         if command.seq <= inbox.applied:
             raise InvalidTransition(f"{command.agent_id}: input {command.seq} is left out and was applied")
         inbox.size_bytes -= inbox.inputs.pop(command.seq).task.size_bytes
+        inbox.barred |= command.barred
         # What the last active process has yet to say of later inputs may be of a state that has this one.
         inbox.seat, inbox.seat_incarnation = AgentId(""), 0
 
@@ -169,6 +172,7 @@ class Inboxes:
                 inputs=tuple(inbox.inputs.values()),
                 snapshot=inbox.snapshot,
                 mismatches=inbox.mismatches,
+                barred=dict(inbox.barred),
             )
             for inbox in self._of.values()
         )
@@ -181,7 +185,7 @@ class Inboxes:
             self._counts[name] = self._counts.get(name, 0) + 1
             inbox.term, inbox.seat, inbox.seat_incarnation = one.term, AgentId(one.seat), one.seat_incarnation
             inbox.next_seq, inbox.applied, inbox.mismatches = one.next_seq, one.applied, one.mismatches
-            inbox.snapshot = one.snapshot
+            inbox.snapshot, inbox.barred = one.snapshot, dict(one.barred)
             for logged in one.inputs:
                 inbox.inputs[logged.seq] = logged
                 inbox.size_bytes += logged.task.size_bytes

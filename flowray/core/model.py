@@ -297,6 +297,7 @@ class OpenInbox(Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: tuple[Logged, ...] = ()
     snapshot: StateSnapshot | None = None
     mismatches: int = 0
+    barred: dict[str, int] = {}
 
 
 class RouterPlace(Struct, frozen=True, array_like=True):

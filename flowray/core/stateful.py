@@ -220,6 +220,9 @@ class Stateful:
         if spare and seat.position >= 0 and (agent.id, agent.incarnation) != self._seat_of(instance.inbox):
             self._discard(instance, seat, "its class is not deterministic: its state is not trusted")
             return
+        if seat.position >= 0 and seat.incarnation <= instance.inbox.barred.get(agent.id, 0):
+            self._discard(instance, seat, "it may have applied an input that is left out")
+            return
         if seat.position > instance.inbox.last:
             # Only where the journal is an older copy: an input is given to nobody before it is on disk.
             self._discard(instance, seat, "it has inputs that the journal does not have")
@@ -262,13 +265,15 @@ class Stateful:
             if not self._is_hopeless(instance):
                 continue
             failure = Failure(kind="no_agent", message=self._why_hopeless(instance))
-            for task_id in sorted(instance.lane.ids()):
+            waiting = sorted(instance.lane.ids())
+            for task_id in waiting:  # all, before the first one's end makes room
                 instance.lane.remove(task_id)
+            for task_id in waiting:
                 core._give_up(core.book.open[task_id], failure)
             for task_id, seq in list(instance.inbox.unanswered.items()):
                 core._give_up(core.book.open[task_id], failure)
                 if seq > instance.inbox.applied:
-                    core._commit(SkipInput(instance.inbox.agent_id, seq, core.now))
+                    self._leave_out(instance, seq)
             self._look_at_snapshot(instance)
 
     def _elect(self, instance: Instance, why: str) -> None:
@@ -341,13 +346,23 @@ class Stateful:
         if kills < core.policy.retry.poison_kills:
             return
         task_id = inbox.inputs[head].task.id
-        core._commit(SkipInput(inbox.agent_id, head, core.now))
+        self._leave_out(instance, head)
         for other in list(instance.seats.values()):
             if other.position >= head:
                 self._discard(instance, other, f"it may have applied input {head}, which is left out")
         if task_id in inbox.unanswered:
             message = f"{kills} processes died on it; it is left out, the state is without it"
             core._give_up(core.book.open[task_id], Failure(kind="poison", message=message))
+        self._log_more(instance)
+
+    def _leave_out(self, instance: Instance, seq: int) -> None:
+        """Nobody applies this input any more. Who may have is known by incarnation, also where it is not seen now."""
+        name, _, number = instance.inbox.agent_id.rpartition("-")
+        seats = (AgentId(f"{one}-{number}") for one in (name, name + STANDBY))
+        without = [seat.agent_id for seat in instance.seats.values() if seat.position < seq]
+        known = self._core.book.incarnations
+        barred: dict[str, int] = {seat: known[seat] for seat in seats if seat in known and seat not in without}
+        self._core._commit(SkipInput(instance.inbox.agent_id, seq, self._core.now, barred))
 
     # ── outputs ──────────────────────────────────────────────────────────────────────────────────────────────────
 

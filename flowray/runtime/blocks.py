@@ -69,7 +69,8 @@ class Blocks:
     def take_apart(self, spec: AgentSpec, node_id: str, wait_s: float) -> tuple[PlacementGroup, Place] | None:
         """A place on any node but this one; None when there is none in `wait_s`.
 
-        Places of the class on that node are given up: whoever needs them needs them elsewhere.
+        Places of the class on that node are given up then: whoever needs them needs them elsewhere. Where there is
+        none, those are that no node has: they may wait for one that is lost, apart from this one.
         """
         with self._lock:
             self._learn(spec)
@@ -79,6 +80,7 @@ class Blocks:
                     self._free[spec.name].remove(place)
                     return self._groups[place.block], place
             wrong = [place for place in self._free[spec.name] if here.get(place) == node_id]
+            nowhere = [place for place in self._free[spec.name] if place not in here]
             self._add_block(spec, 1, {"ray.io/node-id": f"!{node_id}"})
             place = self._free[spec.name].pop()
             group = self._groups[place.block]
@@ -88,7 +90,8 @@ class Blocks:
                 for one in wrong:
                     self.remove(spec.name, one)
                 return group, place
-            self.remove(spec.name, place)
+            for one in (place, *nowhere):
+                self.remove(spec.name, one)
             return None
         finally:
             self._tried.discard(place.block)

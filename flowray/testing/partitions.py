@@ -107,7 +107,9 @@ class Partitions:
         declared = self._declared.pop(key, None)
         if declared is not None:
             self._world.clock.after(self._world.rng.uniform(0.0, 5.0), partial(self._world.crash, declared))
+        process = self._world.processes.get(key)
         for deliver, link in self._held.pop(key, ()):
             if not link.broken:
                 self._world.note("held by a partition, then delivered")
-                self._world.network.send(deliver, link)
+                if not self._world.network.send(deliver, link) and process is not None and process.stream is not None:
+                    process.stream.give_up()  # or it would wait for ever on a stream that is broken

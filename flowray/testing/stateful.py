@@ -332,7 +332,8 @@ class StatefulJudge:
         if isinstance(said, SnapshotMade) or said.task_id not in self._numbers:
             return
         inbox = self._book.inboxes[instance_of(said.agent_id)]
-        waited_for = inbox.term == said.term and said.task_id in inbox.unanswered
+        counts = (inbox.term, inbox.seat) == (said.term, said.agent_id)
+        waited_for = counts and said.task_id in inbox.unanswered
         _hold(not waited_for, f"the output of {said.task_id} was acknowledged and is not on disk")
 
     def told(self, core: Coordination, epoch: int, event: Event) -> None:

@@ -122,8 +122,11 @@ def test_whatever_ends_every_input_is_applied_once(broken: NamespaceCluster) -> 
     at = time.monotonic()
     broken.kill_node(FAR)
     gaps["node killed"].append(run.next_after(at, gone))
-    broken.start_node(FAR)
+    run.until(lambda: nodes_of(run) == {broken.ip(HEAD)}, "where there is one node only, that has both")
     run.settled()
+    broken.start_node(FAR)
+    kill()
+    run.until(lambda: len(nodes_of(run)) == 2, "where there are two again, each has one")
 
     totals = run.end()
     sys.stdout.write(f"\n{len(totals)} inputs; fault to the next output, s: {gaps}\n")
@@ -139,4 +142,6 @@ def again(run: Run, cluster: NamespaceCluster) -> None:
 
 
 def nodes_of(run: Run) -> set[str]:
-    return {one[1] for one in run.agents().values() if one[0] == "ready"}
+    """Where its processes are, once both are there."""
+    found = [one[1] for one in run.agents().values() if one[0] == "ready"]
+    return set(found) if len(found) == 2 else set()

@@ -313,6 +313,24 @@ def test_what_a_dead_process_said_of_inputs_after_one_that_is_left_out_does_not_
     assert len([one for one in team.output(2, "b") if isinstance(one, ResolveTask)]) == 1
 
 
+def test_a_process_that_was_not_seen_when_an_input_was_left_out_is_not_used() -> None:
+    """After a restart the active process dies on the input before its standby, which has applied it, says so."""
+    team = Ledger(policy=CorePolicy(retry=RetryPolicy(poison_kills=1)))
+    team.up(ACTIVE)
+    team.up(STANDBY)
+    team.input("a")
+    team.restart()
+    team.again(ACTIVE, received=1, term=1)
+    team.lose(ACTIVE)
+    assert [one.barred for one in team.of(SkipInput)] == [{ACTIVE: 1, STANDBY: 1}]
+    team.restart()
+    team.again(STANDBY, received=1)
+    assert [stop.agent_id for stop in team.of(StopAgent)] == [STANDBY] and team.of(Promote) == []
+    team.tick(1.0)
+    team.up(STANDBY)
+    assert len(team.of(Promote)) == 1
+
+
 def test_a_new_coordinator_waits_for_the_active_process(warm: Ledger) -> None:
     warm.input("a")
     warm.restart()
