@@ -103,7 +103,7 @@ class CoordinatorProcess:
         self._watchers: dict[TaskId, list[Watcher]] = {}
         self._tick_at: float | None = None
         self._snapshot_every = Random(f"{world.seed}/snapshots").choice(SNAPSHOT_EVERY)
-        self._next_snapshot = self._snapshot_every
+        self._next_snapshot = self._snapshot_every - world.disk.groups  # those of earlier lives count
         self._schedule_tick()
 
     @property

@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ from flowray.core.commands import (
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
 from flowray.core.fencing import fence_of
-from flowray.core.model import Choice, Outcome, Payload, Task, TaskId
+from flowray.core.invariants import check_touched
+from flowray.core.model import AgentId, Choice, Outcome, Payload, Task, TaskId
 from flowray.core.naming import attempt_key, class_of
 from flowray.core.states import TaskState
 from flowray.errors import InvariantBroken
@@ -68,8 +70,8 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
-CHECK_LEAST = 5  # events between two looks at the whole core
-CHECK_SHARE = 2  # the core is checked whole once in so many events as this part of its tasks and agents, or at each
+CHECK_LEAST = 20  # events between two looks at the whole core, on average and at least
+CHECK_SHARE = 2  # or as many as so many times its tasks and agents; what an event touched is looked at after each
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
 
@@ -488,8 +490,11 @@ class Observer:
             hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
-            self._until_check = max(CHECK_LEAST, (len(core.book.open) + len(world.processes)) // CHECK_SHARE)
+            usual = max(CHECK_LEAST, CHECK_SHARE * (len(core.book.open) + len(world.processes)))
+            self._until_check = int(2 * usual * self._rng.random())
             core.check()
+        else:
+            check_touched(core, *touched(event, commands))
         if self._rng.random() < 0.004:
             self.compare(coordinator)
 
@@ -547,17 +552,13 @@ class Observer:
             commands=commands,
         )
         rebuilt.check()
-        hold(
-            rebuilt.book.snapshot(now) == core.book.snapshot(now), "15", "recovery gives another book than the live one"
-        )
+        hold(same_books(rebuilt.book, core.book), "15", "recovery gives another book than the live one")
 
     def recovered(self, coordinator: CoordinatorProcess) -> None:
         """A new coordinator stands on what the disk has."""
         coordinator.core.check()
-        now = coordinator.core.now
-        same = coordinator.core.book.snapshot(now) == self.book.snapshot(now)
+        same = same_books(coordinator.core.book, self.book)
         hold(same, "15", "a new coordinator's book is not what the journal says")
-
         book = coordinator.core.book.open.values()
         if self._world.disk.snapshot is not None:
             self._world.note("recovered from a snapshot")
@@ -590,6 +591,40 @@ class Observer:
         wanted = {(agent.id, agent.incarnation) for agent in core.registry.agents() if agent.state.value == "ready"}
         there_are = set(self._world.processes)
         hold(wanted == there_are, "20", f"processes {sorted(there_are ^ wanted)[:5]} are on one side only")
+
+
+def same_books(one: Book, other: Book) -> bool:
+    """Do two books have the same in them, in the same order?"""
+    return (
+        list(one.open) == list(other.open)
+        and one.next_seq == other.next_seq
+        and one.specs == other.specs
+        and one.incarnations == other.incarnations
+        and one.routers == other.routers
+        and all(_everything(entry) == _everything(other.open[task_id]) for task_id, entry in one.open.items())
+    )
+
+
+_everything = attrgetter(*Entry.__slots__)
+
+
+def touched(event: Event, commands: Sequence[Command]) -> tuple[dict[TaskId, None], dict[AgentId, None]]:
+    """The tasks and agents that an event and what came of it name."""
+    task_ids: dict[TaskId, None] = {}
+    agent_ids: dict[AgentId, None] = {}
+    for one in (event, *commands):
+        kind = type(one)
+        if kind is ResolveTask:
+            task_ids[one.outcome.task_id] = None  # type: ignore[union-attr]
+        elif kind is AcceptTask:
+            task_ids[one.task.id] = None  # type: ignore[union-attr]
+        else:
+            task_id, agent_id = getattr(one, "task_id", None), getattr(one, "agent_id", None)
+            if task_id is not None:
+                task_ids[task_id] = None
+            if agent_id:
+                agent_ids[agent_id] = None
+    return task_ids, agent_ids
 
 
 def value_of(task_id: str, attempt: int, epoch: int, agent_id: str, incarnation: int) -> bytes:
