@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flowray.core.model import AgentId, TaskId
@@ -77,14 +77,14 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
     _hold(not closed, f"lanes hold closed tasks: {sorted(closed)[:5]}")
 
 
-def _check_task(core: Coordination, task_id: TaskId, entry: Entry, in_lanes: int, held_by: list[str]) -> None:
+def _check_task(core: Coordination, task_id: TaskId, entry: Entry, in_lanes: int, held_by: Sequence[str]) -> None:
     """One open task, which so many lanes and these agents have. What is wrong is put into words only when it is."""
     state, timers, task = entry.state, core.timers, entry.task
     if state is TaskState.RUNNING:
         running = entry.running()
         runs_on = [one.agent_id for one in running]
         awaited = [one.agent_id for one in running if ("adoption", attempt_key(task_id, one.attempt)) in timers]
-        known = held_by == runs_on or sorted(held_by + awaited) == sorted(runs_on)
+        known = held_by == runs_on or sorted([*held_by, *awaited]) == sorted(runs_on)
     else:
         runs_on, awaited, known = [], [], not held_by
     if not known:

@@ -191,19 +191,19 @@ class AgentProcess:
 
     def start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given) -> None:
         """A StartAttempt."""
-        self._do(lambda: self._start(stream, command, task, steps))
+        self._do(partial(self._start, stream, command, task, steps))
 
     def step_answered(self, answer: AnswerStep) -> None:
         """What became of a step."""
-        self._do(lambda: self._go_on(answer))
+        self._do(partial(self._go_on, answer))
 
     def cancel(self, stream: Stream, token: Token) -> None:
         """A CancelAttempt."""
-        self._do(lambda: self._cancel(stream, token))
+        self._do(partial(self._cancel, stream, token))
 
     def acknowledged(self, token: Token) -> None:
         """An answer is on the coordinator's disk."""
-        self._do(lambda: self._forget(token))
+        self._do(partial(self._forget, token))
 
     def _accepts(self, stream: Stream) -> bool:
         if stream.coordinator.epoch < self.epoch_seen:

@@ -115,23 +115,23 @@ class CoordinatorProcess:
 
     def submit(self, task: Task, reply: Reply) -> None:
         """A caller hands in a task."""
-        self._receive(lambda: self._submit(task, reply))
+        self._receive(partial(self._submit, task, reply))
 
     def cancel(self, task_id: TaskId, reply: Reply) -> None:
         """A caller no longer wants a task."""
-        self._receive(lambda: self._handle(CancelRequested(task_id), reply))
+        self._receive(partial(self._handle, CancelRequested(task_id), reply))
 
     def grade(self, task_id: TaskId, quality: float, reply: Reply) -> None:
         """A caller says what an answer was worth. Who grades what has no answer hears nothing."""
-        self._receive(lambda: self._grade(task_id, quality, reply))
+        self._receive(partial(self._grade, task_id, quality, reply))
 
     def add(self, spec: AgentSpec, reply: Reply) -> None:
         """The team shall have these agents."""
-        self._receive(lambda: self._handle(AgentsAdded(spec), reply))
+        self._receive(partial(self._handle, AgentsAdded(spec), reply))
 
     def watch(self, task_id: TaskId, watcher: Watcher) -> None:
         """A caller wants the outcome: it gets it once, or None when no task has this id."""
-        self._receive(lambda: self._watch(task_id, watcher))
+        self._receive(partial(self._watch, task_id, watcher))
 
     def ready(self, event: AgentReady, stream: Stream) -> None:
         """An agent says that it is there and what it holds."""
@@ -149,7 +149,7 @@ class CoordinatorProcess:
         """An agent answers."""
         if self.writer.fenced:
             self.world.note("zombie was told an answer")
-        self._receive(lambda: self._handle(event, acknowledge=acknowledge))
+        self._receive(partial(self._handle, event, None, acknowledge))
 
     def step(self, event: StepFinished, stream: Stream) -> None:
         """An agent wants a step recorded."""
@@ -174,7 +174,7 @@ class CoordinatorProcess:
 
     def hear(self, event: Event) -> None:
         """Anything that nobody waits for: notices of death, attempts handed back."""
-        self._receive(lambda: self._handle(event))
+        self._receive(partial(self._handle, event))
 
     def _receive(self, do: Callable[[], None]) -> None:
         if not self.alive:
@@ -261,21 +261,8 @@ class CoordinatorProcess:
         world = self.world
         world.observer.told(self, event)
         commands = self.core.handle(event, self.now)
-        durable = [command for command in commands if command.durable]
-        if durable:
-            self.writer.append(durable)  # type: ignore[arg-type]
-            if any(type(command) is ResolveTask for command in durable):
-                self._when_synced(partial(self.core.admission.on_disk, self.core.admission.ended))
-        for command in commands:
-            if world.cuts_short(self):
-                return
-            do = partial(self._perform, command, reply)
-            if isinstance(command, StartAttempt):
-                do = partial(self._start_attempt, command, self._given(command))
-            if command.waits or type(command) is RefuseTask or self._starts_late(command):
-                self._when_synced(do)
-            else:
-                do()
+        if commands and not self._carry_out(commands, reply):
+            return
         if acknowledge is not None:
             self._when_synced(acknowledge)
         if self.writer.appended >= self._next_snapshot:
@@ -284,9 +271,32 @@ class CoordinatorProcess:
         world.observer.handled(self, event, commands)
         self._schedule_tick()
 
-    def _starts_late(self, command: Command) -> bool:
+    def _carry_out(self, commands: list[Command], reply: Reply | None) -> bool:
+        """What the core said, in order; False when the process ends between two effects."""
+        world = self.world
+        durable = [command for command in commands if command.durable]
+        if durable:
+            self.writer.append(durable)  # type: ignore[arg-type]
+            if any(type(command) is ResolveTask for command in durable):
+                self._when_synced(partial(self.core.admission.on_disk, self.core.admission.ended))
+        for command in commands:
+            if world.cuts_short(self):
+                return False
+            if type(command) is StartAttempt:
+                given = self._given(command)
+                if command.waits or self._starts_late(command):
+                    self._when_synced(partial(self._start_attempt, command, given))
+                else:
+                    self._start_attempt(command, given)
+            elif command.waits or type(command) is RefuseTask:
+                self._when_synced(partial(self._perform, command, reply))
+            else:
+                self._perform(command, reply)
+        return True
+
+    def _starts_late(self, command: StartAttempt) -> bool:
         """An attempt that must not start before everything that led to it is on disk."""
-        entry = self.core.book.open.get(command.task_id) if isinstance(command, StartAttempt) else None
+        entry = self.core.book.open.get(command.task_id)
         return entry is not None and (entry.task.exclusive or bool(entry.steps))
 
     def _given(self, command: StartAttempt) -> Given:
@@ -314,7 +324,7 @@ class CoordinatorProcess:
             when = due - self.ahead_s
             while when + self.ahead_s < due:  # rounding: a tick must not come before what is due
                 when = math.nextafter(when, math.inf)
-            self.world.clock.at(when, lambda: self._receive(lambda: self._tick(due)))
+            self.world.clock.at(when, partial(self._receive, partial(self._tick, due)))
 
     def _tick(self, at: float) -> None:
         if self._tick_at != at:

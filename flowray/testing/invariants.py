@@ -132,7 +132,8 @@ class Observer:
     def written(self, epoch: int, group: Sequence[DurableCommand]) -> None:
         """A group is on disk."""
         newest = self._world.disk.epoch
-        hold(epoch == newest, "3", f"epoch {epoch} wrote to the journal of epoch {newest}")
+        if epoch != newest:
+            raise Violation("3", f"epoch {epoch} wrote to the journal of epoch {newest}")
         for command in group:
             at = command.outcome.resolved_at if isinstance(command, ResolveTask) else command.at
             if at < self._last_at:
@@ -151,17 +152,20 @@ class Observer:
             else:
                 if isinstance(command, WakeTask):
                     early = self.book.open[command.task_id].not_before - command.at
-                    hold(early <= _EPSILON, "P7", f"{command.task_id} was tried again {early:.3f} s too early")
+                    if early > _EPSILON:
+                        raise Violation("P7", f"{command.task_id} was tried again {early:.3f} s too early")
                 elif isinstance(command, StartAgent):
                     highest = self.book.incarnations.get(command.agent_id, 0)
-                    hold(command.incarnation > highest, "3", f"incarnation {command.incarnation} after {highest}")
+                    if command.incarnation <= highest:
+                        raise Violation("3", f"incarnation {command.incarnation} after {highest}")
                     self._agent_start(command, epoch)
                 elif isinstance(command, AddAgents):
                     self._starts.clear()
                 elif isinstance(command, GradeTask):
                     outcome = self.resolved.get(command.task_id)
                     answered = outcome is not None and outcome.state is TaskState.SUCCEEDED
-                    hold(answered, "G1", f"{command.task_id} was graded and has no answer")
+                    if not answered:
+                        raise Violation("G1", f"{command.task_id} was graded and has no answer")
                     self.graded[command.task_id] = command
                 self._apply(command)
                 if isinstance(command, WakeTask):
@@ -176,7 +180,8 @@ class Observer:
         if len(starts) >= 2 and command.at - starts[-2] < policy.window_s:
             waited_s = command.at - starts[-1]
             enough = waited_s >= policy.delay_s - _EPSILON
-            hold(enough, "P7", f"{command.agent_id} was started again after {waited_s} s, for the third time")
+            if not enough:
+                raise Violation("P7", f"{command.agent_id} was started again after {waited_s} s, for the third time")
         starts.append(command.at)
         del starts[:-2]
 
@@ -188,17 +193,20 @@ class Observer:
 
     def _accept(self, command: AcceptTask, epoch: int) -> None:
         task = command.task
-        hold(task.id not in self.accepted, "7", f"{task.id} was accepted twice")
+        if task.id in self.accepted:
+            raise Violation("7", f"{task.id} was accepted twice")
         if task.key:
             owner = self._keys.get(task.key)
-            hold(owner is None, "7", f"{task.id} and {owner.id if owner else ''} share the key {task.key}")
+            if owner is not None:
+                raise Violation("7", f"{task.id} and {owner.id if owner else ''} share the key {task.key}")
             self._keys[task.key] = task
         self.accepted[task.id] = epoch
         if task.deadline_s is not None:
             self._deadlines[task.id] = command.at + task.deadline_s
         self._apply(command)
         bound = self._world.policy.admission.max_open_tasks
-        hold(len(self.book.open) <= bound, "11", f"{len(self.book.open)} tasks are open, {bound} are allowed")
+        if len(self.book.open) > bound:
+            raise Violation("11", f"{len(self.book.open)} tasks are open, {bound} are allowed")
         self._wait(task.id)
 
     def _wait(self, task_id: TaskId) -> None:
@@ -209,7 +217,8 @@ class Observer:
 
     def _start(self, command: StartAttempt, epoch: int) -> None:
         entry = self.book.open.get(command.task_id)
-        hold(entry is not None, "2", f"{command.task_id} was started and is not open")
+        if entry is None:
+            raise Violation("2", f"{command.task_id} was started and is not open")
         assert entry is not None
         task, name = entry.task, f"{command.task_id} attempt {command.attempt}"
         lane = self._lanes.setdefault((task.tier, task.agent, task.needs), {})
@@ -217,22 +226,28 @@ class Observer:
         if command.beside:
             self._join(command, entry, name)
         if adopted:
-            hold(command.epoch < epoch, "3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
+            if command.epoch >= epoch:
+                raise Violation("3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
         else:
             best = min(lane.values(), default=None)
             routed = self._world.policy.routing.enabled  # then tasks wait for estimates, and for different classes
             # With fallbacks they do so as well: the last attempt of one waits for a class of its own.
             routed = routed or command.beside or any(self.book.open[other].task.fallback for other in lane)
-            hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
-            hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
-        hold(command.attempt > entry.attempts, "3", f"{name} was started after attempt {entry.attempts}")
+            if not (routed or best == lane.get(task.id)):
+                raise Violation("O3", f"{name} was started before {best}")
+            if command.epoch != epoch:
+                raise Violation("3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
+        if command.attempt <= entry.attempts:
+            raise Violation("3", f"{name} was started after attempt {entry.attempts}")
         if not adopted and (task.id in self._deadlines or command.remaining_s is not None):
             left_s = max(0.0, self._deadlines.get(task.id, math.inf) - command.at)
             told = command.remaining_s is not None and abs(command.remaining_s - left_s) <= _EPSILON
-            hold(told, "9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
+            if not told:
+                raise Violation("9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
         fence = fence_of(command.epoch, command.attempt)
         last = self._fences.get(task.id, 0)
-        hold(fence > last, "S4", f"{name} of epoch {command.epoch} has fence {fence:#x}, the one before {last:#x}")
+        if fence <= last:
+            raise Violation("S4", f"{name} of epoch {command.epoch} has fence {fence:#x}, the one before {last:#x}")
         self._fences[task.id] = fence
         if not (adopted and task.idempotent):  # begun long ago, beside one that has recorded steps since
             self._due[task.id, fence] = frozenset(self._steps.get(task.id, ()))
@@ -241,36 +256,44 @@ class Observer:
         fits = fits and task.agent in ("", spec.name)
         if command.choice.policy == "fallback" or adopted:
             fits = fits or task.fallback == spec.name
-        hold(fits, "5", f"{name} went to {command.agent_id}, which cannot do it")
+        if not fits:
+            raise Violation("5", f"{name} went to {command.agent_id}, which cannot do it")
         lane.pop(task.id, None)
         self._apply(command)
         held = self._holds[command.agent_id] = self._holds.get(command.agent_id, 0) + 1
         placement = self._world.policy.placement
         bound = spec.slots + (placement.max_prefetch if placement.prefetch_s else 0)
-        hold(held <= bound or adopted, "5", f"{command.agent_id} holds {held} attempts, {bound} are allowed")
+        if not (held <= bound or adopted):
+            raise Violation("5", f"{command.agent_id} holds {held} attempts, {bound} are allowed")
 
     def _join(self, command: StartAttempt, entry: Entry, name: str) -> None:
         """A second attempt beside one that runs."""
         allowed = entry.task.idempotent and not entry.task.exclusive
-        hold(allowed, "C1", f"{name} runs beside another one, and running it twice may do harm")
+        if not allowed:
+            raise Violation("C1", f"{name} runs beside another one, and running it twice may do harm")
         runs_on = [held.agent_id for held in entry.running()] if entry.state is TaskState.RUNNING else []
-        hold(len(runs_on) == 1, "C1", f"{name} was started beside the attempts on {runs_on}")
-        hold(command.agent_id not in runs_on, "C1", f"{name} was started on {runs_on}, which is at it already")
+        if len(runs_on) != 1:
+            raise Violation("C1", f"{name} was started beside the attempts on {runs_on}")
+        if command.agent_id in runs_on:
+            raise Violation("C1", f"{name} was started on {runs_on}, which is at it already")
 
     def _record(self, command: RecordStep) -> None:
         name = f"step {command.name} of {command.task_id} attempt {command.attempt}"
         entry = self.book.open.get(command.task_id)
         current = entry is not None and is_running(entry, command.attempt, command.epoch)
-        hold(current, "S2", f"{name} of epoch {command.epoch} is not of a running attempt")
+        if not current:
+            raise Violation("S2", f"{name} of epoch {command.epoch} is not of a running attempt")
         steps = self._steps.setdefault(command.task_id, {})
-        hold(command.name not in steps, "S1", f"{name} was recorded twice")
+        if command.name in steps:
+            raise Violation("S1", f"{name} was recorded twice")
         steps[command.name] = command.value
         self._apply(command)
         self._world.note("step recorded")
 
     def _leave(self, task_id: TaskId) -> None:
         entry = self.book.open.get(task_id)
-        hold(entry is not None, "2", f"{task_id} changed and is not open (ended: {task_id in self.resolved})")
+        if entry is None:
+            raise Violation("2", f"{task_id} changed and is not open (ended: {task_id in self.resolved})")
         assert entry is not None
         if entry.state is TaskState.RUNNING:
             for held in entry.running():
@@ -283,62 +306,74 @@ class Observer:
         before = self.book.open.get(command.task_id)
         if command.arrow == "outlived" and before is not None:
             over = [held.agent_id for held in before.running() if held.attempt == command.attempt]
-            hold(len(over) == 1 and before.extra is not None, "C1", f"{command.task_id}: nothing outlives {command}")
+            if not (len(over) == 1 and before.extra is not None):
+                raise Violation("C1", f"{command.task_id}: nothing outlives {command}")
             self._holds[over[0]] -= 1
             self._starts.pop(over[0], None)
         else:
             alone = before is None or before.extra is None
-            hold(alone, "C1", f"{command.task_id} waits again while an attempt of it goes on")
+            if not alone:
+                raise Violation("C1", f"{command.task_id} waits again while an attempt of it goes on")
             self._leave(command.task_id)
         self._apply(command)
         entry, retry = self.book.open[command.task_id], self._world.policy.retry
         name = command.task_id
         if command.arrow == "failed":
             retryable = command.failure is not None and command.failure.retryable
-            hold(retryable, "P7", f"{name} is tried again after {command.failure}")
-        hold(entry.failures < entry.task.max_attempts, "P7", f"{name} goes on after {entry.failures} failures")
-        hold(entry.losses < retry.max_losses, "P7", f"{name} goes on after {entry.losses} losses")
-        hold(entry.kills < retry.poison_kills, "P7", f"{name} goes on after killing {entry.kills} agents")
+            if not retryable:
+                raise Violation("P7", f"{name} is tried again after {command.failure}")
+        if entry.failures >= entry.task.max_attempts:
+            raise Violation("P7", f"{name} goes on after {entry.failures} failures")
+        if entry.losses >= retry.max_losses:
+            raise Violation("P7", f"{name} goes on after {entry.losses} losses")
+        if entry.kills >= retry.poison_kills:
+            raise Violation("P7", f"{name} goes on after killing {entry.kills} agents")
         if entry.state is TaskState.QUEUED:
             self._wait(command.task_id)
 
     def _resolve(self, command: ResolveTask, epoch: int) -> None:
         outcome = command.outcome
         name = outcome.task_id
-        hold(name not in self.resolved, "2", f"{name} ended twice")
+        if name in self.resolved:
+            raise Violation("2", f"{name} ended twice")
         self._leave(name)
         entry = self.book.open[name]
         if outcome.state is TaskState.SUCCEEDED:
             where = (outcome.story[-1].attempt, outcome.agent_id)
             answered = [held for held in entry.running() if where == (held.attempt, held.agent_id)]
-            hold(len(answered) == 1, "3", f"{name}: {where} answered, which is not running")
+            if len(answered) != 1:
+                raise Violation("3", f"{name}: {where} answered, which is not running")
             one = answered[0]
             token = value_of(name, one.attempt, one.epoch, one.agent_id, one.incarnation)
             data = outcome.value.data if outcome.value is not None else None
-            if data is not None and data.startswith(b"answer|"):
-                hold(data == token, "3", f"{name}: the value is {data!r}, the answering attempt's is {token!r}")
+            if data is not None and data.startswith(b"answer|") and data != token:
+                raise Violation("3", f"{name}: the value is {data!r}, the answering attempt's is {token!r}")
         if outcome.state is TaskState.DEAD:
             kind = outcome.failure.kind if outcome.failure is not None else ""
-            hold(kind in _REASONS_TO_DIE, "8", f"{name} is a dead letter because of {kind!r}")
+            if kind not in _REASONS_TO_DIE:
+                raise Violation("8", f"{name} is a dead letter because of {kind!r}")
             over = entry.extra is None or kind in ("poison", "agent_lost")
-            hold(over, "C1", f"{name} is a dead letter because of {kind!r} while {entry.running()} go on")
+            if not over:
+                raise Violation("C1", f"{name} is a dead letter because of {kind!r} while {entry.running()} go on")
         deadline_at = self._deadlines.get(name)
-        if outcome.state is TaskState.EXPIRED:
-            hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
+        if outcome.state is TaskState.EXPIRED and deadline_at is None:
+            raise Violation("9", f"{name} expired and has no deadline")
         if deadline_at is not None:
             late_s = outcome.resolved_at - deadline_at
             hold(
                 outcome.state is not TaskState.EXPIRED or late_s >= -_EPSILON, "9", f"{name} expired {-late_s} s early"
             )
             late_s -= max(0.0, self._world.up_since(outcome.resolved_at, epoch) - deadline_at)
-            hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
+            if late_s > LATE_S:
+                raise Violation("9", f"{name} ended {late_s:.3f} s after its deadline")
         told = outcome.choices == tuple(entry.choices)
         if len(entry.story) < STORY_LINES:  # a longer one has lost its middle
             told = told and outcome.story[:-1] == tuple(entry.story)
         if not told:
             raise Violation("15", f"{name} ended with another story than the journal tells: {outcome.story}")
         failures = entry.failures + (outcome.failure is not None and outcome.failure.kind in ("application", "quality"))
-        hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
+        if failures > entry.task.max_attempts:
+            raise Violation("P7", f"{name} failed {failures} times")
         self._apply(command)
         self.resolved[name] = outcome
 
@@ -349,12 +384,15 @@ class Observer:
         name = f"{command.task_id} attempt {command.attempt} of epoch {command.epoch}"
         fence = command.task_id, fence_of(command.epoch, command.attempt)
         here = process.id, process.incarnation
-        hold(self._ran.setdefault(fence, here) == here, "S4", f"{name} runs on {here} and on {self._ran[fence]}")
+        if self._ran.setdefault(fence, here) != here:
+            raise Violation("S4", f"{name} runs on {here} and on {self._ran[fence]}")
         on_disk = self._steps.get(command.task_id, {})
         for step, value in steps.items():
-            hold(step in on_disk and on_disk[step] == value, "S1", f"{name} was given {step}, which is not on disk")
+            if not (step in on_disk and on_disk[step] == value):
+                raise Violation("S1", f"{name} was given {step}, which is not on disk")
         missing = self._due.get(fence, frozenset()) - steps.keys()
-        hold(not missing, "S3", f"{name} was not given {sorted(missing)}")
+        if missing:
+            raise Violation("S3", f"{name} was not given {sorted(missing)}")
         if steps:
             self._world.note("step given to a later attempt")
 
@@ -365,58 +403,76 @@ class Observer:
         for other in self._world.processes.values():
             if other is not process and not other.hung:
                 beside = [one for one in other.running if one[0] == token[0]]
-                hold(not beside, "X1", f"{token} runs on {process.id} beside {beside} on {other.id}")
-        hold(sum(one[0] == token[0] for one in process.running) == 1, "X1", f"{token} runs twice on {process.id}")
+                if beside:
+                    raise Violation("X1", f"{token} runs on {process.id} beside {beside} on {other.id}")
+        if sum(one[0] == token[0] for one in process.running) != 1:
+            raise Violation("X1", f"{token} runs twice on {process.id}")
 
     def step_taken(self, answer: AnswerStep, value: Payload | None) -> None:
         """An attempt goes on after a step, with this result."""
         name = f"step {answer.name} of {answer.task_id} attempt {answer.attempt}"
         steps = self._steps.get(answer.task_id, {})
-        hold(answer.name in steps, "S1", f"{name} went on and is not on disk")
-        hold(steps[answer.name] == value, "S1", f"{name} went on with another result than is on disk")
+        if answer.name not in steps:
+            raise Violation("S1", f"{name} went on and is not on disk")
+        if steps[answer.name] != value:
+            raise Violation("S1", f"{name} went on with another result than is on disk")
 
     # ── what callers are told ────────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, epoch: int, command: Command, task: Task | None = None) -> None:
         """A coordinator sends this to a caller, about the task that it submitted."""
         if isinstance(command, AcceptTask):
-            hold(command.task.id in self.accepted, "4", f"{command.task.id} was acknowledged and is not on disk")
+            if command.task.id not in self.accepted:
+                raise Violation("4", f"{command.task.id} was acknowledged and is not on disk")
             self.acknowledged[command.task.id] = None
         elif isinstance(command, KnownTask):
-            hold(command.task_id in self.accepted, "4", f"{command.task_id} is called known and is not on disk")
+            if command.task_id not in self.accepted:
+                raise Violation("4", f"{command.task_id} is called known and is not on disk")
             if task is not None and command.task_id != task.id:
                 owner = self._keys[task.key]
                 same = (owner.id, owner.fingerprint) == (command.task_id, task.fingerprint)
-                hold(same, "7", f"{task.id} is called a repeat of {command.task_id} and asks for something else")
+                if not same:
+                    raise Violation(
+                        "7", f"{task.id} is called a repeat of {command.task_id} and asks for something else"
+                    )
             self.acknowledged[command.task_id] = None
         elif isinstance(command, RefuseTask):
             taken = self.accepted.get(command.task_id)
-            hold(taken in (None, epoch), "4", f"{command.task_id} was refused by epoch {epoch}, accepted by {taken}")
+            if taken not in (None, epoch):
+                raise Violation("4", f"{command.task_id} was refused by epoch {epoch}, accepted by {taken}")
         elif isinstance(command, AnswerCancel):
             self._cancel_answered(command)
         elif isinstance(command, GradeTask):
-            hold(command.task_id in self.graded, "4", f"a grade of {command.task_id} was acknowledged, not on disk")
+            if command.task_id not in self.graded:
+                raise Violation("4", f"a grade of {command.task_id} was acknowledged, not on disk")
         elif isinstance(command, AddAgents):
             name = command.spec.name
-            hold(name in self.book.specs, "4", f"agents {name} were acknowledged and are not on disk")
+            if name not in self.book.specs:
+                raise Violation("4", f"agents {name} were acknowledged and are not on disk")
 
     def _cancel_answered(self, command: AnswerCancel) -> None:
         outcome = self.resolved.get(command.task_id)
         if command.state is None:
             lost = command.task_id in self.acknowledged
-            hold(not lost, "1", f"{command.task_id} is accepted and a cancel was answered with: no such task")
+            if lost:
+                raise Violation("1", f"{command.task_id} is accepted and a cancel was answered with: no such task")
         else:
-            hold(outcome is not None, "4", f"cancel of {command.task_id} was answered and its end is not on disk")
+            if outcome is None:
+                raise Violation("4", f"cancel of {command.task_id} was answered and its end is not on disk")
             assert outcome is not None
-            hold(outcome.state is command.state, "8", f"{command.task_id} is {outcome.state}, told {command.state}")
+            if outcome.state is not command.state:
+                raise Violation("8", f"{command.task_id} is {outcome.state}, told {command.state}")
 
     def shown(self, task_id: TaskId, outcome: Outcome | None) -> None:
         """A coordinator sends this outcome to a caller; None: it knows no such task."""
         if outcome is None:
-            hold(task_id not in self.acknowledged, "1", f"{task_id} was acknowledged and is unknown now")
+            if task_id in self.acknowledged:
+                raise Violation("1", f"{task_id} was acknowledged and is unknown now")
         else:
-            hold(task_id in self.resolved, "4", f"the outcome of {task_id} was shown and is not on disk")
-            hold(self.resolved[task_id] == outcome, "2", f"{task_id} was shown another outcome than is on disk")
+            if task_id not in self.resolved:
+                raise Violation("4", f"the outcome of {task_id} was shown and is not on disk")
+            if self.resolved[task_id] != outcome:
+                raise Violation("2", f"{task_id} was shown another outcome than is on disk")
 
     def acknowledged_answer(self, answer: AttemptFinished) -> None:
         """A coordinator tells an agent that it may forget this answer."""
@@ -430,7 +486,8 @@ class Observer:
 
     def agent_started(self, agent_id: str, incarnation: int) -> None:
         """A process is asked for."""
-        hold((agent_id, incarnation) not in self.started, "3", f"{agent_id}#{incarnation} was started twice")
+        if (agent_id, incarnation) in self.started:
+            raise Violation("3", f"{agent_id}#{incarnation} was started twice")
         self.started[agent_id, incarnation] = None
 
     def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
@@ -487,7 +544,8 @@ class Observer:
             agent = core.registry.agent(event.agent_id)
             token = event.task_id, event.attempt, event.epoch
             leaked = agent is not None and token in agent.stopping
-            hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
+            if leaked:
+                raise Violation("20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
             usual = max(CHECK_LEAST, CHECK_SHARE * (len(core.book.open) + len(world.processes)))
@@ -508,7 +566,8 @@ class Observer:
         ):
             allowed = burst + share * started[epoch, "one"] if share else 0.0
             count = started[epoch, reason]
-            hold(count <= allowed + _EPSILON, "C1", f"{count} attempts were started as {reason}, {allowed} are allowed")
+            if count > allowed + _EPSILON:
+                raise Violation("C1", f"{count} attempts were started as {reason}, {allowed} are allowed")
 
     def _note_routing(self, choice: Choice) -> None:
         note, receipt = self._world.note, choice.receipt
@@ -522,8 +581,10 @@ class Observer:
         note(choice.policy if choice.policy == "routed" else "taken over from a class that was waited for")
         chosen = [estimate.candidate for estimate in receipt.estimates].index(receipt.chosen)
         if choice.policy == "routed":
-            hold(abs(sum(receipt.propensities) - 1.0) < 1e-9, "R1", f"propensities {receipt.propensities}")
-            hold(receipt.propensities[chosen] > 0, "R1", f"{receipt.chosen} was chosen and could not be: {receipt}")
+            if abs(sum(receipt.propensities) - 1.0) >= 1e-9:
+                raise Violation("R1", f"propensities {receipt.propensities}")
+            if receipt.propensities[chosen] <= 0:
+                raise Violation("R1", f"{receipt.chosen} was chosen and could not be: {receipt}")
         if receipt.explored:
             note("explored")
 
@@ -552,13 +613,15 @@ class Observer:
             commands=commands,
         )
         rebuilt.check()
-        hold(same_books(rebuilt.book, core.book), "15", "recovery gives another book than the live one")
+        if not same_books(rebuilt.book, core.book):
+            raise Violation("15", "recovery gives another book than the live one")
 
     def recovered(self, coordinator: CoordinatorProcess) -> None:
         """A new coordinator stands on what the disk has."""
         coordinator.core.check()
         same = same_books(coordinator.core.book, self.book)
-        hold(same, "15", "a new coordinator's book is not what the journal says")
+        if not same:
+            raise Violation("15", "a new coordinator's book is not what the journal says")
         book = coordinator.core.book.open.values()
         if self._world.disk.snapshot is not None:
             self._world.note("recovered from a snapshot")

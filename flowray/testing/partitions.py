@@ -56,7 +56,7 @@ class Partitions:
 
     def is_cut(self, process: AgentProcess, ways: int = UP | DOWN) -> bool:
         """Does nothing get through, any of these ways?"""
-        return bool(self._cut.get((process.id, process.incarnation), 0) & ways)
+        return bool(self._cut) and bool(self._cut.get((process.id, process.incarnation), 0) & ways)
 
     def hold(self, process: AgentProcess, deliver: Callable[[], None], link: Link) -> None:
         """Keep a message until its way is open."""

@@ -29,6 +29,11 @@ class Strikes:
         self._world = world
         self._rng = Random(f"{world.seed}/strikes")
         self._full_until = 0.0
+        self._midway, self._failing_sync = world.fault(CrashMidway), world.fault(SyncError)  # asked for all the time
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._midway = self._failing_sync = None
 
     def flips(self) -> Random | None:
         """A source of wrong bits, when there shall be one in what a coordinator reads."""
@@ -51,7 +56,7 @@ class Strikes:
 
     def sync_fails(self) -> bool:
         """Does the sync that is about to end fail?"""
-        fault = self._world.fault(SyncError)
+        fault = self._failing_sync
         return fault is not None and self._rng.random() < fault.ratio
 
     def full(self, fault: FullDisk) -> None:
@@ -65,7 +70,7 @@ class Strikes:
 
     def down_midway_s(self) -> float | None:
         """For how long the coordinator is gone when it ends right now; None when it goes on."""
-        fault = self._world.fault(CrashMidway)
+        fault = self._midway
         return fault.down_s if fault is not None and self._rng.random() < fault.ratio else None
 
     def coordinator_started(self) -> None:

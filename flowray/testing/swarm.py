@@ -389,7 +389,7 @@ def _draw_routing(rng: Random) -> RoutingPolicy:
 def collect_rarely() -> None:
     """For a process that does nothing but simulate: its worlds are small, and looking for garbage takes a tenth."""
     gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+    gc.set_threshold(400_000, 5, 1000)
 
 
 def run_seed(seed: int, *, trace: bool = False, thorough: bool = False) -> SeedReport:

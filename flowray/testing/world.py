@@ -77,6 +77,7 @@ class World:
         self.coordinators: list[CoordinatorProcess] = []  # alive, the leader last
         self.downtime: list[tuple[float, float]] = []  # (from, until) without a working coordinator
         self.healed = False
+        self._slow_disk = self.fault(SlowDisk)
         self.strikes = Strikes(self)
         self.partitions = Partitions(self)
         # The coordinator asks for these at each turn.
@@ -107,7 +108,7 @@ class World:
 
     def sync_s(self) -> float:
         """How long the next sync takes."""
-        slow = self.fault(SlowDisk)
+        slow = self._slow_disk
         return self.strikes.until_room_s() + self.rng.uniform(0.0005, slow.sync_s if slow is not None else 0.004)
 
     @property
@@ -338,6 +339,8 @@ class World:
         """Faults stop: what hangs wakes up or is ended, and a paused coordinator goes on."""
         self.trace.line("faults stop")
         self.healed = True
+        self._slow_disk = None
+        self.strikes.heal()
         self.network.heal()
         self.partitions.heal()
         for process in list(self.processes.values()):
