@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,12 +32,9 @@ def check_touched(core: Coordination, task_ids: Iterable[TaskId], agent_ids: Ite
     Enough after an event that touched no others; what it misses (a task held by an agent that nobody named, a sum that
     is wrong) the whole check finds later.
     """
-    lanes, registry = core.queue.lanes(), core.registry
+    registry = core.registry
     for task_id in task_ids:
-        in_lanes = 0
-        for lane in lanes:
-            in_lanes += task_id in lane
-        entry = core.book.open.get(task_id)
+        in_lanes, entry = core.queue.holding(task_id), core.book.open.get(task_id)
         if entry is not None:
             holders = [registry.agent(AgentId(one.agent_id)) for one in entry.running()]
             held_by = [agent.id for agent in holders if agent is not None and task_id in agent.outstanding]
@@ -51,7 +47,9 @@ def check_touched(core: Coordination, task_ids: Iterable[TaskId], agent_ids: Ite
             continue
         for task_id in agent.outstanding:
             entry = core.book.open.get(task_id)
-            if entry is None or all(one.agent_id != agent.id for one in entry.running()):
+            if entry is None or (
+                entry.agent_id != agent_id and (entry.extra is None or entry.extra.agent_id != agent_id)
+            ):
                 raise InvariantBroken(f"{agent_id} holds {task_id}, which it does not run")
         _check_agent(core, agent)
     _check_open_tasks(core)
@@ -68,9 +66,12 @@ def _check_each_task_is_in_one_place(core: Coordination) -> None:
     for agent in core.registry.agents():
         for task_id in agent.outstanding:
             holders.setdefault(task_id, []).append(agent.id)
-    lanes_of = Counter(task_id for lane in core.queue.lanes() for task_id in lane.ids())
+    lanes_of: dict[str, int] = {}
+    for lane in core.queue.lanes():
+        for task_id in lane.ids():
+            lanes_of[task_id] = lanes_of.get(task_id, 0) + 1
     for task_id, entry in core.book.open.items():
-        _check_task(core, task_id, entry, lanes_of[task_id], holders.pop(task_id, []))
+        _check_task(core, task_id, entry, lanes_of.get(task_id, 0), holders.pop(task_id, []))
     _hold(not holders, f"agents hold tasks that are not open: {holders}")
     _hold(len(core.asking) <= len(core.book.open), f"{len(core.asking)} questions for {len(core.book.open)} tasks")
     closed = lanes_of.keys() - core.book.open.keys()
@@ -162,6 +163,6 @@ def _check_lists(core: Coordination) -> None:
 
 
 def _check_nobody_waits_in_vain(core: Coordination) -> None:
-    for lane in core.queue.lanes():
-        if len(lane) and lane.free:
-            raise InvariantBroken(f"{len(lane)} tasks wait in {lane.key} beside an idle capable agent")
+    lane = core.queue.in_vain()
+    if lane is not None:
+        raise InvariantBroken(f"{len(lane)} tasks wait in {lane.key} beside an idle capable agent")

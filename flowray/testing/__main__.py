@@ -17,10 +17,12 @@ from pathlib import Path
 from time import perf_counter
 
 from flowray.testing.shrinking import shrink
-from flowray.testing.swarm import SOMETIMES, SeedReport, collect_rarely, run_seed
+from flowray.testing.swarm import SOMETIMES, SeedReport, collect_never, run_seed
 
 MAX_SHOWN = 5  # failing seeds described in full
-BLOCK = 256  # seeds handed out at once
+BLOCK = 256  # seeds handed out at once,
+CHUNK = 8  # so many of them together to one process,
+CHUNKS = 32  # of which each takes so many such parts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +75,10 @@ def _pool(jobs: int) -> Iterator[Callable[[range], Iterable[SeedReport]]]:
     if jobs <= 1:
         yield partial(map, run_seed)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, collect_rarely) as pool:
-        yield lambda seeds: pool.imap(run_seed, seeds, chunksize=8)
+    context = multiprocessing.get_context("forkserver")  # new processes cost nothing: they have everything imported
+    context.set_forkserver_preload(["flowray.testing.swarm"])
+    with context.Pool(jobs, collect_never, maxtasksperchild=CHUNKS) as pool:
+        yield lambda seeds: pool.imap(run_seed, seeds, chunksize=CHUNK)
 
 
 def _replay(seed: int, *, trace: bool) -> int:

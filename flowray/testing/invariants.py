@@ -668,7 +668,8 @@ def same_books(one: Book, other: Book) -> bool:
     )
 
 
-_everything = attrgetter(*Entry.__slots__)
+# All that an entry has, whatever that is: not what it can do.
+_everything = attrgetter(*[name for name in dir(Entry) if name[0] != "_" and not callable(getattr(Entry, name))])
 
 
 def touched(event: Event, commands: Sequence[Command]) -> tuple[dict[TaskId, None], dict[AgentId, None]]:
