@@ -390,7 +390,7 @@ class Observer:
         for step, value in steps.items():
             if not (step in on_disk and on_disk[step] == value):
                 raise Violation("S1", f"{name} was given {step}, which is not on disk")
-        missing = self._due.get(fence, frozenset()) - steps.keys()
+        missing = [step for step in self._due.get(fence, ()) if step not in steps]
         if missing:
             raise Violation("S3", f"{name} was not given {sorted(missing)}")
         if steps:

@@ -27,6 +27,7 @@ class Network:
         self._random = rng.random
         self._latency_s = latency_s
         self._drop = self._duplicate = self._reorder = self._delay = self._delay_max_s = 0.0
+        self.dropped = self.duplicated = self.delayed = self.reordered = 0  # messages
         for fault in faults:
             if isinstance(fault, Drop):
                 self._drop = fault.ratio
@@ -46,11 +47,13 @@ class Network:
         if link is not None and link.broken:
             return False
         if self._drop and self._random() < self._drop:
+            self.dropped += 1
             if link is not None:
                 link.broken = True
             return False
         self._deliver(deliver, link)
         if self._duplicate and self._random() < self._duplicate:
+            self.duplicated += 1
             self._deliver(deliver, None)
         return True
 
@@ -58,10 +61,13 @@ class Network:
         random = self._random
         delay_s = self._latency_s * (0.5 + random())
         if self._delay and random() < self._delay:
+            self.delayed += 1
             delay_s += self._delay_max_s * random() ** 4
         at = self._clock.now + delay_s
-        if link is not None and not (self._reorder and random() < self._reorder):
-            if at < link.last_at:
+        if link is not None:
+            if self._reorder and random() < self._reorder:
+                self.reordered += 1
+            elif at < link.last_at:
                 at = link.last_at
             else:
                 link.last_at = at

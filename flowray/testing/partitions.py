@@ -34,7 +34,7 @@ class Partitions:
         self._number: dict[tuple[str, int], int] = {}  # -> of its cut: an older one ends without effect
         self._held: dict[tuple[str, int], list[Held]] = {}
         self._declared: dict[tuple[str, int], AgentProcess] = {}  # dead, as its node will learn when it is heard again
-        self._cuts = 0
+        self.cuts = 0  # so far
 
     def strike(self, fault: Partition) -> None:
         """Cut a share of the agents off, for a while."""
@@ -71,16 +71,16 @@ class Partitions:
         if self._world.healed or not process.alive:
             return
         key = process.id, process.incarnation
-        self._cuts += 1
-        self._cut[key], self._number[key] = ways, self._cuts
+        self.cuts += 1
+        self._cut[key], self._number[key] = ways, self.cuts
         self._world.trace.line(
             f"{process.id}#{process.incarnation} is cut off ({('up', 'down', 'both ways')[ways - 1]})"
         )
-        self._world.clock.after(lasts_s, partial(self._end, key, self._cuts))
+        self._world.clock.after(lasts_s, partial(self._end, key, self.cuts))
         if lasts_s > SILENCE_S and process.stream is not None:
-            self._world.clock.after(SILENCE_S, partial(self._give_up, process, process.stream, self._cuts))
+            self._world.clock.after(SILENCE_S, partial(self._give_up, process, process.stream, self.cuts))
         if ways == UP | DOWN and lasts_s > DECLARED_DEAD_S and self._world.rng.random() < 0.7:
-            self._world.clock.after(DECLARED_DEAD_S, partial(self._declare_dead, process, self._cuts))
+            self._world.clock.after(DECLARED_DEAD_S, partial(self._declare_dead, process, self.cuts))
 
     def _is_now(self, process: AgentProcess, number: int) -> bool:
         return process.alive and self._number.get((process.id, process.incarnation)) == number

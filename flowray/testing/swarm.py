@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
-from time import perf_counter
+from time import process_time
 
 from msgspec import structs
 
@@ -45,6 +45,7 @@ from flowray.testing.faults import (
 from flowray.testing.idleness import look_for_idleness
 from flowray.testing.invariants import Violation, value_of
 from flowray.testing.rarer import RARER_POINTS, draw_rarer_faults
+from flowray.testing.tally import faults_struck
 from flowray.testing.world import World
 
 CAPABILITIES = ("code", "read", "see", "write")
@@ -67,6 +68,7 @@ SOMETIMES = (
     "cancelled while waiting",
     "commit arrived after re-queue",
     "coordinator crashed",
+    "coordinator paused",
     "dead: agent_lost",
     "dead: application",
     "dead: no_agent",
@@ -143,12 +145,14 @@ class SeedReport:
     virtual_s: float
     events: int  # that the core handled
     steps: int  # of the whole simulated world
-    wall_s: float
+    cpu_s: float  # that it took
     digest: str  # of everything that happened: equal for equal runs
     violation: str = ""  # "" when all invariants held
     invariant: str = ""  # the number of the one broken
     options: str = ""
     sometimes: dict[str, int] = field(default_factory=dict)
+    tasks: int = 0  # that were accepted
+    faults: dict[str, int] = field(default_factory=dict)  # how often each kind struck
     lines: tuple[str, ...] = ()  # the trace, when asked for
 
 
@@ -406,7 +410,7 @@ def run_seed(seed: int, *, trace: bool = False, thorough: bool = False) -> SeedR
 def run_options(options: Options, *, trace: bool = False, thorough: bool = False) -> SeedReport:
     """Run one world to its end, as `run_seed` does."""
     seed = options.seed
-    began = perf_counter()
+    began = process_time()
     world: World | None = None
     violation = invariant = ""
     try:
@@ -419,8 +423,8 @@ def run_options(options: Options, *, trace: bool = False, thorough: bool = False
             thorough=thorough,
         )
         _drive(world, options)
-    except Violation as error:
-        violation, invariant = str(error), error.invariant
+    except Violation as broken:
+        violation, invariant = str(broken), broken.invariant
     except Exception as error:  # noqa: BLE001 - whatever the core raises is a finding, and the next seed must run
         violation, invariant = "".join(traceback.format_exception(error)), type(error).__name__
     return SeedReport(
@@ -428,12 +432,14 @@ def run_options(options: Options, *, trace: bool = False, thorough: bool = False
         virtual_s=world.clock.now if world is not None else 0.0,
         events=world.trace.events if world is not None else 0,
         steps=world.clock.steps if world is not None else 0,
-        wall_s=perf_counter() - began,
+        cpu_s=process_time() - began,
         digest=world.trace.digest if world is not None else "",
         violation=violation,
         invariant=invariant,
         options=options.describe(),
         sometimes=dict(world.sometimes) if world is not None else {},
+        tasks=len(world.observer.accepted) if world is not None else 0,
+        faults=faults_struck(world) if world is not None else {},
         lines=tuple(world.trace.lines) if world is not None else (),
     )
 

@@ -77,6 +77,7 @@ class World:
         self.coordinators: list[CoordinatorProcess] = []  # alive, the leader last
         self.downtime: list[tuple[float, float]] = []  # (from, until) without a working coordinator
         self.healed = False
+        self.crashes = self.slowed = self.slow_syncs = 0  # by a fault: processes ended, processes slow, syncs
         self._slow_disk = self.fault(SlowDisk)
         self.strikes = Strikes(self)
         self.partitions = Partitions(self)
@@ -109,6 +110,7 @@ class World:
     def sync_s(self) -> float:
         """How long the next sync takes."""
         slow = self._slow_disk
+        self.slow_syncs += slow is not None
         return self.strikes.until_room_s() + self.rng.uniform(0.0005, slow.sync_s if slow is not None else 0.004)
 
     @property
@@ -180,6 +182,7 @@ class World:
         if leader is None or not leader.alive or leader.paused:
             return
         self.trace.line("coordinator is paused")
+        self.note("coordinator paused")
         self._down()
         leader.pause()
         self.clock.after(replaced_after_s, self.start_coordinator)
@@ -231,6 +234,7 @@ class World:
         elif broken is None or self.rng.random() >= broken.hang_ratio:
             slow = self.fault(Slow)
             factor = slow.factor if slow is not None and self.rng.random() < slow.share else 1.0
+            self.slowed += factor > 1.0
             process = AgentProcess(self, spec, agent_id, incarnation, factor)
             self.clock.after(took_s, partial(self._agent_up, process))
         else:
@@ -297,7 +301,7 @@ class World:
 
     def _strike(self, fault: Fault) -> Callable[[bool], None] | None:
         if isinstance(fault, Crash):
-            return lambda once: self._befall(fault.share, once, partial(self.crash, notice_s=fault.notice_s))
+            return lambda once: self._befall(fault.share, once, partial(self._crash, notice_s=fault.notice_s))
         if isinstance(fault, Hang):
             return lambda once: self._befall(fault.share, once, partial(self._hang, lasts_s=fault.lasts_s))
         if isinstance(fault, Partition):
@@ -317,6 +321,10 @@ class World:
         count = round(share * len(alive)) if once else min(1, len(alive))
         for process in self.rng.sample(alive, count):
             strike(process)
+
+    def _crash(self, process: AgentProcess, notice_s: float) -> None:
+        self.crashes += 1
+        self.crash(process, notice_s)
 
     def _hang(self, process: AgentProcess, lasts_s: float) -> None:
         self.trace.line(f"{process.id}#{process.incarnation} hangs")
