@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import multiprocessing
 import re
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -303,14 +303,10 @@ def hunt(name: str, budget: int = BUDGET) -> Killed:
 
 def hunt_all(names: list[str], budget: int = BUDGET, jobs: int = 2) -> Iterator[Killed]:
     """Hunt every mutant in a process of its own. One that makes a seed endless is found, too."""
-
-    def one(name: str) -> Killed:
-        command = [sys.executable, __file__, "--one", "--budget", str(budget), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return Killed(**json.loads(done.stdout))
-
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(one, names)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flowray.testing.swarm", "flowray.testing.shrinking"])
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        yield from pool.imap(partial(hunt, budget=budget), names)
 
 
 def tell(killed: list[Killed], budget: int, path: Path) -> None:
@@ -350,11 +346,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="mutants; all by default")
     parser.add_argument("--summary", type=Path, help="what `flowray.testing --save` wrote; end with one line of JSON")
     parser.add_argument("--shrink", metavar="NAME", help="plant one mutant and make the first seed that finds it small")
-    parser.add_argument("--one", action="store_true", help="hunt one mutant in this process, print JSON")
     options = parser.parse_args()
-    if options.one:
-        sys.stdout.write(json.dumps(asdict(hunt(options.names[0], options.budget))))
-        return 0
     if options.shrink:
         MUTANTS[options.shrink]()
         failing = next(seed for seed in range(options.budget) if run_seed(seed).violation)
