@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 Reply = Callable[[Command], None]
 Watcher = Callable[[Outcome | None], None]
-SNAPSHOT_EVERY = (15, 50, 150)  # groups; small, so that recovery from snapshot and journal is common
 
 
 class CoordinatorProcess:
@@ -102,8 +101,7 @@ class CoordinatorProcess:
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (groups on disk, what to do then)
         self._watchers: dict[TaskId, list[Watcher]] = {}
         self._tick_at: float | None = None
-        self._snapshot_every = Random(f"{world.seed}/snapshots").choice(SNAPSHOT_EVERY)
-        self._next_snapshot = self._snapshot_every - world.disk.groups  # those of earlier lives count
+        self._next_snapshot = world.snapshot_every - world.disk.groups  # those of earlier lives count
         self._schedule_tick()
 
     @property
@@ -266,7 +264,7 @@ class CoordinatorProcess:
         if acknowledge is not None:
             self._when_synced(acknowledge)
         if self.writer.appended >= self._next_snapshot:
-            self._next_snapshot = self.writer.appended + self._snapshot_every
+            self._next_snapshot = self.writer.appended + world.snapshot_every
             self.writer.offer(self.core.snapshot())
         world.observer.handled(self, event, commands)
         self._schedule_tick()
@@ -340,29 +338,29 @@ class CoordinatorProcess:
 
     def _perform(self, command: Command, reply: Reply | None) -> None:
         kind = type(command)
-        if isinstance(command, RequestEstimates):
+        if type(command) is RequestEstimates:
             self.world.router.ask(self, command)
-        elif isinstance(command, ResolveTask):
+        elif type(command) is ResolveTask:
             for watcher in self._watchers.pop(command.outcome.task_id, ()):
                 watcher(command.outcome)
-        elif isinstance(command, AnswerStep):
+        elif type(command) is AnswerStep:
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
                 stream.down(partial(stream.agent.step_answered, command))
-        elif isinstance(command, CancelAttempt):
+        elif type(command) is CancelAttempt:
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
                 token = command.task_id, command.attempt, command.epoch
                 stream.down(partial(stream.agent.cancel, stream, token))
-        elif isinstance(command, StartAgent):
+        elif type(command) is StartAgent:
             spec = self.core.book.specs[command.spec_name]
             self.world.start_agent(spec, command.agent_id, command.incarnation)
-        elif isinstance(command, StopAgent):
+        elif type(command) is StopAgent:
             self.streams.pop((command.agent_id, command.incarnation), None)
             self.world.stop_agent(command.agent_id, command.incarnation)
         elif reply is not None and kind in (AcceptTask, KnownTask, RefuseTask, AddAgents, GradeTask):
             reply(command)
-        elif reply is not None and isinstance(command, AnswerCancel):
+        elif reply is not None and type(command) is AnswerCancel:
             outcome = self.world.disk.outcomes.get(command.task_id)
             reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else None))
 

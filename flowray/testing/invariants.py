@@ -70,8 +70,9 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
-CHECK_LEAST = 20  # events between two looks at the whole core, on average and at least
-CHECK_SHARE = 2  # or as many as so many times its tasks and agents; what an event touched is looked at after each
+CHECK_LEAST = 30  # events between two looks at the whole core, on average and at least
+CHECK_SHARE = 3  # or as many as so many times its tasks and agents; what an event touched is looked at after each
+COMPARED = 0.003  # share of the events after which the core is rebuilt from the journal and compared
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
 
@@ -135,40 +136,40 @@ class Observer:
         if epoch != newest:
             raise Violation("3", f"epoch {epoch} wrote to the journal of epoch {newest}")
         for command in group:
-            at = command.outcome.resolved_at if isinstance(command, ResolveTask) else command.at
+            at = command.outcome.resolved_at if type(command) is ResolveTask else command.at  # type: ignore[union-attr]
             if at < self._last_at:
                 raise Violation("T1", f"the journal goes from {self._last_at} back to {at}: {command!r}")
             self._last_at = at
-            if isinstance(command, AcceptTask):
+            if type(command) is AcceptTask:
                 self._accept(command, epoch)
-            elif isinstance(command, StartAttempt):
+            elif type(command) is StartAttempt:
                 self._start(command, epoch)
-            elif isinstance(command, RequeueTask):
+            elif type(command) is RequeueTask:
                 self._requeue(command)
-            elif isinstance(command, ResolveTask):
+            elif type(command) is ResolveTask:
                 self._resolve(command, epoch)
-            elif isinstance(command, RecordStep):
+            elif type(command) is RecordStep:
                 self._record(command)
             else:
-                if isinstance(command, WakeTask):
+                if type(command) is WakeTask:
                     early = self.book.open[command.task_id].not_before - command.at
                     if early > _EPSILON:
                         raise Violation("P7", f"{command.task_id} was tried again {early:.3f} s too early")
-                elif isinstance(command, StartAgent):
+                elif type(command) is StartAgent:
                     highest = self.book.incarnations.get(command.agent_id, 0)
                     if command.incarnation <= highest:
                         raise Violation("3", f"incarnation {command.incarnation} after {highest}")
                     self._agent_start(command, epoch)
-                elif isinstance(command, AddAgents):
+                elif type(command) is AddAgents:
                     self._starts.clear()
-                elif isinstance(command, GradeTask):
+                elif type(command) is GradeTask:
                     outcome = self.resolved.get(command.task_id)
                     answered = outcome is not None and outcome.state is TaskState.SUCCEEDED
                     if not answered:
                         raise Violation("G1", f"{command.task_id} was graded and has no answer")
                     self.graded[command.task_id] = command
                 self._apply(command)
-                if isinstance(command, WakeTask):
+                if type(command) is WakeTask:
                     self._wait(command.task_id)
 
     def _agent_start(self, command: StartAgent, epoch: int) -> None:
@@ -229,12 +230,12 @@ class Observer:
             if command.epoch >= epoch:
                 raise Violation("3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
         else:
-            best = min(lane.values(), default=None)
             routed = self._world.policy.routing.enabled  # then tasks wait for estimates, and for different classes
             # With fallbacks they do so as well: the last attempt of one waits for a class of its own.
-            routed = routed or command.beside or any(self.book.open[other].task.fallback for other in lane)
-            if not (routed or best == lane.get(task.id)):
-                raise Violation("O3", f"{name} was started before {best}")
+            if not (routed or command.beside or any(self.book.open[other].task.fallback for other in lane)):
+                best = min(lane.values(), default=None)
+                if best != lane.get(task.id):
+                    raise Violation("O3", f"{name} was started before {best}")
             if command.epoch != epoch:
                 raise Violation("3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
         if command.attempt <= entry.attempts:
@@ -421,11 +422,11 @@ class Observer:
 
     def answered(self, epoch: int, command: Command, task: Task | None = None) -> None:
         """A coordinator sends this to a caller, about the task that it submitted."""
-        if isinstance(command, AcceptTask):
+        if type(command) is AcceptTask:
             if command.task.id not in self.accepted:
                 raise Violation("4", f"{command.task.id} was acknowledged and is not on disk")
             self.acknowledged[command.task.id] = None
-        elif isinstance(command, KnownTask):
+        elif type(command) is KnownTask:
             if command.task_id not in self.accepted:
                 raise Violation("4", f"{command.task_id} is called known and is not on disk")
             if task is not None and command.task_id != task.id:
@@ -436,16 +437,16 @@ class Observer:
                         "7", f"{task.id} is called a repeat of {command.task_id} and asks for something else"
                     )
             self.acknowledged[command.task_id] = None
-        elif isinstance(command, RefuseTask):
+        elif type(command) is RefuseTask:
             taken = self.accepted.get(command.task_id)
             if taken not in (None, epoch):
                 raise Violation("4", f"{command.task_id} was refused by epoch {epoch}, accepted by {taken}")
-        elif isinstance(command, AnswerCancel):
+        elif type(command) is AnswerCancel:
             self._cancel_answered(command)
-        elif isinstance(command, GradeTask):
+        elif type(command) is GradeTask:
             if command.task_id not in self.graded:
                 raise Violation("4", f"a grade of {command.task_id} was acknowledged, not on disk")
-        elif isinstance(command, AddAgents):
+        elif type(command) is AddAgents:
             name = command.spec.name
             if name not in self.book.specs:
                 raise Violation("4", f"agents {name} were acknowledged and are not on disk")
@@ -493,7 +494,7 @@ class Observer:
     def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
         """The core is about to be told this: note the races worth having seen."""
         note, core = self._world.note, coordinator.core
-        if isinstance(event, AttemptFinished):
+        if type(event) is AttemptFinished:
             entry = core.book.open.get(event.task_id)
             if entry is None and event.failure is None:
                 outcome = self.resolved.get(event.task_id)
@@ -505,10 +506,10 @@ class Observer:
                 note("commit arrived after re-queue")
             elif ("adoption", attempt_key(event.task_id, event.attempt)) in core.timers:
                 note("answer before the report")
-        elif isinstance(event, EstimatesReady):
+        elif type(event) is EstimatesReady:
             if not any(core.asking.is_asked(task_id) for task_id, _ in event.answers):
                 note("estimates came too late")
-        elif isinstance(event, AgentReady):
+        elif type(event) is AgentReady:
             for one in event.running:
                 if ("adoption", attempt_key(one.task_id, one.attempt)) in core.timers:
                     note("attempt confirmed after restart")
@@ -518,7 +519,7 @@ class Observer:
         world = self._world
         world.trace.step(coordinator.epoch, event, commands)
         for command in commands:
-            if isinstance(command, StartAttempt):
+            if type(command) is StartAttempt:
                 self._count_second(coordinator.epoch, command)
                 if command.reason != "first":
                     world.note(f"{command.reason} attempt")
@@ -529,18 +530,18 @@ class Observer:
                 elif command.choice.policy == "recent":
                     world.note("kept with few agents")
                 self._note_routing(command.choice)
-            elif isinstance(command, RequeueTask) and command.arrow == "outlived":
+            elif type(command) is RequeueTask and command.arrow == "outlived":
                 world.note("an attempt was outlived by the one beside it")
-            elif isinstance(command, ResolveTask):
+            elif type(command) is ResolveTask:
                 self._note_end(coordinator, command.outcome)
-            elif isinstance(command, RefuseTask):
+            elif type(command) is RefuseTask:
                 world.note(f"refused: {command.reason}")
-            elif isinstance(command, RequeueTask) and command.arrow == "held_back":
+            elif type(command) is RequeueTask and command.arrow == "held_back":
                 world.note("held back")
-            elif isinstance(command, KnownTask) and command.task_id != command.submitted_id:
+            elif type(command) is KnownTask and command.task_id != command.submitted_id:
                 world.note("repeat recognised by its key")
         core = coordinator.core
-        if isinstance(event, AttemptFinished):
+        if type(event) is AttemptFinished:
             agent = core.registry.agent(event.agent_id)
             token = event.task_id, event.attempt, event.epoch
             leaked = agent is not None and token in agent.stopping
@@ -553,7 +554,7 @@ class Observer:
             core.check()
         else:
             check_touched(core, *touched(event, commands))
-        if self._rng.random() < 0.004:
+        if self._rng.random() < COMPARED:
             self.compare(coordinator)
 
     def _count_second(self, epoch: int, command: StartAttempt) -> None:

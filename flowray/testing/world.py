@@ -42,6 +42,7 @@ from flowray.testing.strikes import Strikes
 from flowray.testing.trace import Trace
 
 F = TypeVar("F", bound=Fault)
+SNAPSHOT_EVERY = (15, 50, 150)  # groups; small, so that recovery from snapshot and journal is common
 STANDIN_S = 2.0  # a coordinator that cannot read its journal tries again
 
 
@@ -70,6 +71,7 @@ class World:
         self.sometimes: Counter[str] = Counter()
         self.observer = Observer(self, thorough=thorough)
         self.disk = Disk(self.observer.written)
+        self.snapshot_every = Random(f"{seed}/snapshots").choice(SNAPSHOT_EVERY)
         self.network = Network(self.clock, Random(f"{seed}/network"), self.faults)
         self.router = SimulatedRouter(seed)
         self.processes: dict[tuple[str, int], AgentProcess] = {}  # alive, hung or not
