@@ -97,7 +97,7 @@ class Ledger:
 
     def next_seed(self, first: int) -> int:
         """The first that it has not, from `first` on."""
-        return max([first, *(line["first"] + line["seeds"] for line in read_ledger(self._path))])
+        return max([first, *(int(line["first"]) + int(line["seeds"]) for line in read_ledger(self._path))])
 
     def virtual_s(self) -> float:
         """What is in it so far."""
