@@ -264,7 +264,8 @@ class CoordinatorProcess:
         if acknowledge is not None:
             self._when_synced(acknowledge)
         if self.writer.appended >= self._next_snapshot:
-            self._next_snapshot = self.writer.appended + world.snapshot_every
+            # As in production: the more there is to write, the more rarely.
+            self._next_snapshot = self.writer.appended + max(world.snapshot_every, len(self.core.book.open))
             self.writer.offer(self.core.snapshot())
         world.observer.handled(self, event, commands)
         self._schedule_tick()
