@@ -92,9 +92,14 @@ class Stream:
         if link.broken:
             return
         if world.partitions.is_cut(self.agent, way):
-            world.partitions.hold(self.agent, deliver, link)
-        elif not world.network.send(deliver, link):
-            world.note("stream broken")
+            world.partitions.hold(deliver, link, self)
+        else:
+            self.send(deliver, link)
+
+    def send(self, deliver: Callable[[], None], link: Link) -> None:
+        """What nothing holds back: when it is lost, both sides learn that the stream is over."""
+        if not self.agent.world.network.send(deliver, link):
+            self.agent.world.note("stream broken")
             self.give_up()
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SILENCE_S = 10.0  # of a stream, before it is given up
 DECLARED_DEAD_S = 4.0  # of a node that is cut off both ways, as measured
 UP, DOWN = 1, 2
-Held = tuple[Callable[[], None], "Link"]
+Held = tuple[Callable[[], None], "Link", "Stream"]
 
 
 class Partitions:
@@ -58,9 +58,10 @@ class Partitions:
         """Does nothing get through, any of these ways?"""
         return bool(self._cut) and bool(self._cut.get((process.id, process.incarnation), 0) & ways)
 
-    def hold(self, process: AgentProcess, deliver: Callable[[], None], link: Link) -> None:
+    def hold(self, deliver: Callable[[], None], link: Link, stream: Stream) -> None:
         """Keep a message until its way is open."""
-        self._held.setdefault((process.id, process.incarnation), []).append((deliver, link))
+        process = stream.agent
+        self._held.setdefault((process.id, process.incarnation), []).append((deliver, link, stream))
 
     def heal(self) -> None:
         """Everybody reaches everybody."""
@@ -107,7 +108,7 @@ class Partitions:
         declared = self._declared.pop(key, None)
         if declared is not None:
             self._world.clock.after(self._world.rng.uniform(0.0, 5.0), partial(self._world.crash, declared))
-        for deliver, link in self._held.pop(key, ()):
+        for deliver, link, stream in self._held.pop(key, ()):
             if not link.broken:
                 self._world.note("held by a partition, then delivered")
-                self._world.network.send(deliver, link)
+                stream.send(deliver, link)

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from flowray.testing.__main__ import main
-from flowray.testing.swarm import SOMETIMES, draw_options, run_seed
+from flowray.testing.special import draw_options
+from flowray.testing.swarm import SOMETIMES, run_seed
 
 from .mutants import MUTANTS, TABLE, hunt_all
 
