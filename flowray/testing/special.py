@@ -1,4 +1,4 @@
-"""Which world a seed is: most are drawn from everything there is, one in eight is hard on one thing.
+"""Which world a seed is: most are drawn from everything there is, three in sixteen are hard on one thing.
 
 Bugs that need three rare things at once are found in few of the former; each of the latter has a subject, and draws
 little else.
@@ -33,7 +33,7 @@ from flowray.testing.faults import (
     SlowDisk,
 )
 
-EVERY = 16  # seeds, of which two are such worlds
+EVERY = 16  # seeds, of which three are such worlds
 
 
 def draw_options(seed: int) -> Options:
@@ -153,4 +153,52 @@ def draw_leaving(seed: int) -> Options:
     )
 
 
-_SUBJECTS: dict[int, Callable[[int], Options]] = {9: draw_effects, 13: draw_leaving}
+def draw_late(seed: int) -> Options:
+    """Hard on what agents still have of attempts that the journal never had: a tail that is lost, epochs that follow
+    one another, and agents that were silent meanwhile."""
+    rng = Random(f"{seed}/late")
+    safety_s, killers = 20.0, rng.choice((0.0, 0.1, 0.4))
+    plans = [
+        Plan(
+            task=Task(
+                id=TaskId(f"t{number:02d}"),
+                attempt_timeout_s=rng.choice((None, None, 4.0)),
+                max_attempts=5,
+                labels={"kills": "yes"} if rng.random() < killers else {},
+            ),
+            at_s=rng.uniform(0.5, safety_s * 0.7),
+        )
+        for number in range(rng.choice((20, 60)))
+    ]
+    possible: tuple[Fault, ...] = (
+        Crash(rate_per_s=0.3, notice_s=rng.choice((0.05, 10.0))),
+        Hang(rate_per_s=0.5, lasts_s=8.0),
+        Drop(ratio=rng.choice((0.02, 0.1))),
+        Delay(max_s=5.0, ratio=0.1),
+        Partition(share=0.5, rate_per_s=0.2, lasts_s=6.0, one_way=rng.random() < 0.5, staggered=True),
+        CoordinatorZombie(rate_per_s=0.1, pause_s=3.0, replaced_after_s=1.0),
+    )
+    return Options(
+        seed=seed,
+        specs=(AgentSpec(name="reader", tier="primary", count=rng.randint(2, 4), slots=rng.choice((1, 2))),),
+        plans=tuple(plans),
+        rescales=(),
+        faults=(
+            CoordinatorCrash(rate_per_s=rng.choice((0.2, 0.6)), down_s=0.1),
+            LostTail(ratio=1.0),
+            SlowDisk(sync_s=rng.choice((1.5, 5.0))),
+            *(fault for fault in possible if rng.random() < 0.7),
+        ),
+        policy=CorePolicy(
+            retry=RetryPolicy(backoff_s=rng.choice((0.1, 2.0)), max_losses=30, poison_kills=6),
+            restart=RestartPolicy(delay_s=0.1, delay_max_s=1.0),
+            cancel_grace_s=rng.choice((0.3, 5.0)),
+            adoption_s=rng.choice((0.3, 2.0)),
+            fence_s=3.0,
+        ),
+        safety_s=safety_s,
+        median_s=rng.choice((0.2, 1.0)),
+    )
+
+
+_SUBJECTS: dict[int, Callable[[int], Options]] = {5: draw_late, 9: draw_effects, 13: draw_leaving}
