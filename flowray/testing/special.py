@@ -25,6 +25,7 @@ from flowray.testing.faults import (
     Drop,
     FalseDeath,
     Fault,
+    FullDisk,
     Hang,
     LostTail,
     Partition,
@@ -157,13 +158,13 @@ def draw_late(seed: int) -> Options:
     """Hard on what agents still have of attempts that the journal never had: a tail that is lost, epochs that follow
     one another, and agents that were silent meanwhile."""
     rng = Random(f"{seed}/late")
-    safety_s, killers = 20.0, rng.choice((0.0, 0.1, 0.4))
+    safety_s, killers, timeout_s = 20.0, rng.choice((0.0, 0.1, 0.4)), rng.choice((None, 0.5, 4.0))
     plans = [
         Plan(
             task=Task(
                 id=TaskId(f"t{number:02d}"),
-                attempt_timeout_s=rng.choice((None, None, 4.0)),
-                max_attempts=5,
+                attempt_timeout_s=timeout_s,
+                max_attempts=30,
                 labels={"kills": "yes"} if rng.random() < killers else {},
             ),
             at_s=rng.uniform(0.5, safety_s * 0.7),
@@ -177,6 +178,7 @@ def draw_late(seed: int) -> Options:
         Delay(max_s=5.0, ratio=0.1),
         Partition(share=0.5, rate_per_s=0.2, lasts_s=6.0, one_way=rng.random() < 0.5, staggered=True),
         CoordinatorZombie(rate_per_s=0.1, pause_s=3.0, replaced_after_s=1.0),
+        FullDisk(rate_per_s=0.15, lasts_s=20.0),
     )
     return Options(
         seed=seed,
@@ -191,13 +193,14 @@ def draw_late(seed: int) -> Options:
         ),
         policy=CorePolicy(
             retry=RetryPolicy(backoff_s=rng.choice((0.1, 2.0)), max_losses=30, poison_kills=6),
+            placement=PlacementPolicy(prefetch_s=rng.choice((0.0, 2.0)), max_prefetch=8),
             restart=RestartPolicy(delay_s=0.1, delay_max_s=1.0),
             cancel_grace_s=rng.choice((0.3, 5.0)),
             adoption_s=rng.choice((0.3, 2.0)),
             fence_s=3.0,
         ),
         safety_s=safety_s,
-        median_s=rng.choice((0.2, 1.0)),
+        median_s=rng.choice((0.05, 0.2, 1.0)),
     )
 
 
