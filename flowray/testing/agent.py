@@ -164,14 +164,14 @@ class AgentProcess:
 
     # ── connecting ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def redial(self, broken: Stream | None = None) -> None:
-        """Connect (again) in a moment, unless that has happened already."""
+    def redial(self, broken: Stream | None = None, late_s: float = 0.0) -> None:
+        """Connect (again) in a moment, or later than that, unless it has happened already."""
 
         def dial() -> None:
             if broken is None or self.stream is broken:
                 self.dial()
 
-        self.world.clock.after(self.world.rng.uniform(0.02, 0.3), lambda: self._do(dial))
+        self.world.clock.after(late_s + self.world.rng.uniform(0.02, 0.3), lambda: self._do(dial))
 
     def dial(self) -> None:
         """Connect to the coordinator there is: the answers kept, then what is held."""

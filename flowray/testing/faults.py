@@ -212,3 +212,10 @@ class BitFlip(Fault):
     """A coordinator that starts reads one wrong bit of the journal, with this probability."""
 
     ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateNews(Fault):
+    """Agents hear of a new coordinator up to `max_s` late, and stay with the one that they know until then."""
+
+    max_s: float = 15.0

@@ -32,6 +32,7 @@ RARER_POINTS = (
     "declared dead while cut off",
     "disk full",
     "ended task found in the store",
+    "heard late of a new coordinator",
     "held by a partition, then delivered",
     "kept with few agents",
     "recovered from a snapshot",

@@ -27,6 +27,7 @@ from flowray.testing.faults import (
     Fault,
     FullDisk,
     Hang,
+    LateNews,
     LostTail,
     Partition,
     Reorder,
@@ -70,6 +71,7 @@ def draw_effects(seed: int) -> Options:
         CoordinatorZombie(rate_per_s=0.1, pause_s=rng.choice((3.0, 8.0)), replaced_after_s=1.0),
         LostTail(ratio=1.0),
         SlowDisk(sync_s=rng.choice((0.1, 1.5, 5.0))),
+        LateNews(max_s=15.0),
     )
     faults = tuple(fault for fault in possible if rng.random() < 0.7)
     if rng.random() < 0.5:
@@ -179,6 +181,7 @@ def draw_late(seed: int) -> Options:
         Partition(share=0.5, rate_per_s=0.2, lasts_s=6.0, one_way=rng.random() < 0.5, staggered=True),
         CoordinatorZombie(rate_per_s=0.1, pause_s=3.0, replaced_after_s=1.0),
         FullDisk(rate_per_s=0.15, lasts_s=20.0),
+        LateNews(max_s=10.0),
     )
     return Options(
         seed=seed,

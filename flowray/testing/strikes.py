@@ -13,6 +13,7 @@ from flowray.testing.faults import (
     CrashMidway,
     Duplicate,
     FullDisk,
+    LateNews,
     SyncError,
     TornWrite,
 )
@@ -79,6 +80,14 @@ class Strikes:
         if fault is not None and self._rng.random() < fault.ratio:
             world.note("coordinator crashed again")
             world.clock.after(self._rng.uniform(0.0, fault.within_s), lambda: world.crash_coordinator(0.2))
+
+    def news_late_s(self) -> float:
+        """How long an agent does not hear of the coordinator that was just started."""
+        fault = self._world.fault(LateNews)
+        if fault is None:
+            return 0.0
+        self._world.note("heard late of a new coordinator")
+        return self._rng.uniform(0.0, fault.max_s)
 
     def agent_up(self, process: AgentProcess) -> None:
         """It may end again at once."""

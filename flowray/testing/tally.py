@@ -19,6 +19,7 @@ _POINTS = {  # fault -> the points that a world comes by when it strikes
     "FalseDeath": ("reported dead and lives on",),
     "FullDisk": ("disk full",),
     "Hang": ("agent hung",),
+    "LateNews": ("heard late of a new coordinator",),
     "LostTail": ("tail lost",),
     "SyncError": ("sync failed",),
     "TornWrite": ("torn write dropped",),

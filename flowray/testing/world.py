@@ -149,7 +149,7 @@ class World:
         self._up()
         self.observer.recovered(self.leader)
         for process in list(self.processes.values()):
-            process.redial()
+            process.redial(late_s=self.strikes.news_late_s())
         self.strikes.coordinator_started()
 
     def crash_coordinator(self, down_s: float) -> None:
