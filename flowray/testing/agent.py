@@ -115,6 +115,8 @@ class AgentProcess:
         self.alive = True
         self.hung = False
         self.epoch_seen = 0
+        self.away_until = 0.0  # whoever is new does not reach it before
+        self.ending = False  # it will be ended as soon as it is reached
         self.stream: Stream | None = None
         self.queue: dict[Token, tuple[StartAttempt, Task, Given]] = {}  # not begun, oldest first
         self.running: dict[Token, Run] = {}
@@ -171,6 +173,7 @@ class AgentProcess:
             if broken is None or self.stream is broken:
                 self.dial()
 
+        self.away_until = max(self.away_until, self.world.clock.now + late_s)
         self.world.clock.after(late_s + self.world.rng.uniform(0.02, 0.3), lambda: self._do(dial))
 
     def dial(self) -> None:

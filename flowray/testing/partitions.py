@@ -58,6 +58,10 @@ class Partitions:
         """Does nothing get through, any of these ways?"""
         return bool(self._cut) and bool(self._cut.get((process.id, process.incarnation), 0) & ways)
 
+    def is_away(self, process: AgentProcess) -> bool:
+        """Does nothing get through, either way?"""
+        return bool(self._cut) and self._cut.get((process.id, process.incarnation), 0) == UP | DOWN
+
     def hold(self, deliver: Callable[[], None], link: Link, stream: Stream) -> None:
         """Keep a message until its way is open."""
         process = stream.agent

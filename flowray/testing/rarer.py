@@ -24,6 +24,7 @@ RARER_POINTS = (
     "clock ahead",
     "clock behind",
     "coordinator crashed again",
+    "could not be ended yet",
     "crashed between two effects",
     "cut off",
     "cut off one way",

@@ -68,7 +68,7 @@ def draw_effects(seed: int) -> Options:
         Drop(ratio=0.02),
         Delay(max_s=10.0, ratio=0.1),
         CoordinatorCrash(rate_per_s=0.15, down_s=rng.choice((0.1, 6.0))),
-        CoordinatorZombie(rate_per_s=0.1, pause_s=rng.choice((3.0, 8.0)), replaced_after_s=1.0),
+        CoordinatorZombie(rate_per_s=0.1, pause_s=rng.choice((1.0, 1.0, 3.0, 8.0)), replaced_after_s=1.0),
         LostTail(ratio=1.0),
         SlowDisk(sync_s=rng.choice((0.1, 1.5, 5.0))),
         LateNews(max_s=15.0),

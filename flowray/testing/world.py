@@ -43,6 +43,8 @@ from flowray.testing.trace import Trace
 
 F = TypeVar("F", bound=Fault)
 SNAPSHOT_EVERY = (15, 50, 150)  # groups; small, so that recovery from snapshot and journal is common
+REPLACED_ENDS_S = 5.0  # after the faults stopped: whoever replaced a coordinator has its process ended
+END_AGAIN_S = 0.25  # a process on a node that nobody reaches is asked to end again
 STANDIN_S = 2.0  # a coordinator that cannot read its journal tries again
 
 
@@ -219,7 +221,9 @@ class World:
     def reach(self) -> CoordinatorProcess | None:
         """The coordinator that a caller reaches: now and then an old one that is still there."""
         if len(self.coordinators) > 1 and self.rng.random() < 0.3:
-            return self.rng.choice(self.coordinators)
+            found = self.rng.choice(self.coordinators)
+            if found.alive:  # else it is refused at once, and asks the other
+                return found
         return self.leader
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,10 +257,20 @@ class World:
         self.strikes.agent_up(process)
 
     def stop_agent(self, agent_id: AgentId, incarnation: int) -> None:
-        """Ray is asked to end a process; that works for a hung one too."""
+        """Ray is asked to end a process; that works for a hung one too, and for one that is cut off when it is not."""
         process = self.processes.get((agent_id, incarnation))
         if process is not None:
-            self.clock.after(self.rng.uniform(0.001, 0.1), lambda: self.crash(process))
+            self.clock.after(self.rng.uniform(0.001, 0.1), partial(self._end, process))
+
+    def _end(self, process: AgentProcess) -> None:
+        away = self.clock.now < process.away_until or self.partitions.is_away(process)
+        if process.alive and away and not self.healed:
+            if not process.ending:
+                self.note("could not be ended yet")
+            process.ending = True
+            self.clock.at(max(process.away_until, self.clock.now + END_AGAIN_S), partial(self._end, process))
+        else:
+            self.crash(process)
 
     def crash(self, process: AgentProcess, notice_s: float = 0.05) -> None:
         """A process ends; the coordinator hears of it later."""
@@ -362,3 +376,10 @@ class World:
             self._resume(coordinator)
         if self.leader is None or not self.leader.alive:
             self.start_coordinator()
+        self.clock.after(REPLACED_ENDS_S, self._end_replaced)
+
+    def _end_replaced(self) -> None:
+        """One that has nothing to write does not notice by itself that it was replaced."""
+        for coordinator in self.coordinators:
+            if coordinator is not self.leader:
+                self.lose_coordinator(coordinator, 0.0)
