@@ -7,6 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 SEEDS  ?= 3000
 # Of `make chaos-long`: 15 make the nightly counts of agents, coordinators and nodes.
 ROUNDS ?= 15
+HOURS  ?= 50000
 OUT    ?= out/audit
 # What `make demo` audits: the standard library of the Python it runs on (without its own test suites).
 INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
@@ -15,7 +16,7 @@ INPUT  ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdl
 DATA        ?= ../shared/data
 ROUTER_DATA := $(foreach set,llmrouter_mix mmlu_pro_matrix routellm_pairs intent_clinc150,--data $(DATA)/$(set))
 
-.PHONY: demo test test-fast test-ray chaos chaos-long crash-points check format sim mutants journals bench router docs clean help
+.PHONY: demo test test-fast test-ray chaos chaos-long crash-points check format sim hours mutants journals bench router docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +77,10 @@ router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its
 sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutants
 	$(BIN)/python -m flowray.testing --seeds $(SEEDS) --save out/sim.json
 	$(BIN)/python tests/simulation/mutants.py --summary out/sim.json
+
+hours: $(VENV)/.dev  ## simulate HOURS virtual hours, going on where an earlier run was ended, and write tests/simulation/HOURS.md
+	$(BIN)/python -m flowray.testing --hours $(HOURS) --ledger out/hours.jsonl
+	$(BIN)/python tests/simulation/hours.py out/hours.jsonl
 
 mutants: $(VENV)/.dev  ## hunt the bugs planted in the core and write tests/simulation/KILLS.md
 	$(BIN)/python tests/simulation/mutants.py

@@ -176,6 +176,17 @@ class Queue:
         """Tasks waiting in all lanes."""
         return sum(len(lane) for lane in self._lanes.values())
 
+    def holding(self, task_id: TaskId) -> int:
+        """How many lanes have this task: one or none, or something is wrong."""
+        return len([lane for lane in self._lanes.values() if task_id in lane._waiting])
+
+    def in_vain(self) -> Lane | None:
+        """A lane where tasks wait beside an idle agent that could do them, which is wrong."""
+        for lane in self._lanes.values():
+            if lane._waiting and lane.free:
+                return lane
+        return None
+
     def lanes(self) -> list[Lane]:
         """All lanes, oldest first."""
         return list(self._lanes.values())

@@ -18,6 +18,7 @@ nobody's output has followed from it, and every process that may have applied it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, structs
@@ -36,7 +37,7 @@ from flowray.core.commands import (
 )
 from flowray.core.events import AgentReady, AttemptFinished, OutputGiven, SnapshotMade, StateRefused
 from flowray.core.inboxes import Inbox
-from flowray.core.model import AgentId, AgentSpec, Failure, StateSnapshot, Task
+from flowray.core.model import AgentId, AgentSpec, Failure, StateSnapshot, Task, TaskId
 from flowray.core.queueing import Lane, LaneKey
 from flowray.core.states import AgentState, TaskState
 from flowray.errors import ConfigError
@@ -78,6 +79,12 @@ def other_seat(agent_id: str, spec: AgentSpec) -> str:
         return ""
     name, _, number = agent_id.rpartition("-")
     return f"{spec.stateful.of or name + STANDBY}-{number}"
+
+
+def _seated_at(agent_id: AgentId) -> AgentId:
+    """The instance that an agent of a stateful class has a seat of."""
+    name, _, number = agent_id.rpartition("-")
+    return AgentId(f"{name.removesuffix(STANDBY)}-{number}")
 
 
 class Seat:
@@ -127,6 +134,21 @@ class Stateful:
     def instances(self) -> list[Instance]:
         """All of them."""
         return list(self._instances.values())
+
+    def instances_of(self, agent_ids: Iterable[AgentId]) -> list[Instance]:
+        """Of these agents, each once."""
+        if not self._instances:
+            return []
+        found: dict[AgentId, Instance] = {}
+        for agent_id in agent_ids:
+            instance = self._instances.get(_seated_at(agent_id))
+            if instance is not None:
+                found[instance.inbox.agent_id] = instance
+        return list(found.values())
+
+    def holding(self, task_id: TaskId) -> int:
+        """How many instances have this task wait for a number: one or none, or something is wrong."""
+        return len([instance for instance in self._instances.values() if task_id in instance.lane])
 
     def is_logged(self, entry: Entry) -> bool:
         """Has this task a number already?"""
@@ -461,8 +483,7 @@ class Stateful:
 
     def _seated(self, agent_id: AgentId) -> Instance | None:
         """The instance that this agent has a seat of."""
-        name, _, number = agent_id.rpartition("-")
-        found = AgentId(f"{name.removesuffix(STANDBY)}-{number}")
+        found = _seated_at(agent_id)
         return self._instance(found) if self._core.book.inboxes.get(found) is not None else None
 
     def _agents(self, instance: Instance) -> list[Agent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from flowray.core.states import AgentState, TaskState
@@ -14,13 +15,18 @@ if TYPE_CHECKING:
 
 def check_stateful(core: Coordination) -> None:
     """Raise InvariantBroken, with what is wrong, if the state of an instance contradicts itself."""
-    numbered = 0
-    for instance in core.stateful.instances():
-        _check_log(core, instance)
-        _check_seats(core, instance)
-        numbered += len(instance.inbox.unanswered)
+    instances = core.stateful.instances()
+    check_instances(core, instances)
+    numbered = sum(len(instance.inbox.unanswered) for instance in instances)
     running = sum(core.stateful.is_logged(entry) for entry in core.book.open.values())
     _hold(running == numbered, f"{running} inputs are open, {numbered} are in an inbox")
+
+
+def check_instances(core: Coordination, instances: Iterable[Instance]) -> None:
+    """The same for these instances alone."""
+    for instance in instances:
+        _check_log(core, instance)
+        _check_seats(core, instance)
 
 
 def _hold(condition: bool, what: str) -> None:
@@ -40,8 +46,10 @@ def _check_log(core: Coordination, instance: Instance) -> None:
     _hold(len(inbox.unanswered) <= policy.window, f"{name}: {len(inbox.unanswered)} inputs without an outcome")
     for task_id, seq in inbox.unanswered.items():
         logged, entry = inbox.inputs.get(seq), core.book.open.get(task_id)
-        _hold(logged is not None and logged.task.id == task_id, f"{name}: input {seq} of {task_id} is not there")
-        _hold(entry is not None and entry.state is TaskState.RUNNING, f"{name}: {task_id} does not run")
+        if logged is None or logged.task.id != task_id:
+            raise InvariantBroken(f"{name}: input {seq} of {task_id} is not there")
+        if entry is None or entry.state is not TaskState.RUNNING:
+            raise InvariantBroken(f"{name}: {task_id} does not run")
     looked_at = ("inbox", name) in core.timers
     waits = len(instance.lane) and core.stateful.has_room(instance)
     _hold(not waits or looked_at, f"{name}: {len(instance.lane)} tasks wait for a number, and there is room")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from flowray.testing.shrinking import shrink
-from flowray.testing.swarm import SOMETIMES, SeedReport, collect_rarely, run_seed
+from flowray.testing.swarm import SeedReport, collect_never, run_seed
+from flowray.testing.totals import Ledger, Totals
 
-MAX_SHOWN = 5  # failing seeds described in full
-BLOCK = 256  # seeds handed out at once
+BLOCK = 256  # seeds handed out at once,
+CHUNK = 8  # so many of them together to one process,
+CHUNKS = 32  # of which each takes so many such parts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,16 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _replay(options.seed, trace=options.trace)
     if options.twice:
         return _twice(options.start, options.seeds)
-    totals = Totals(options.start)
-    with _pool(options.jobs) as run:
-        while not totals.enough(options.seeds, options.hours):
-            first = options.start + totals.seeds
-            left = BLOCK if options.hours is not None else min(BLOCK, options.seeds - totals.seeds)
-            for report in run(range(first, first + left)):
-                totals.add(report)
-                if totals.enough(options.seeds, options.hours):
-                    break
-    summary = totals.summary()
+    began = perf_counter()
+    totals = _run(options)
+    summary = totals.summary(perf_counter() - began)
     if options.save is not None:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         options.save.write_text(json.dumps(summary, indent=2) + "\n")
@@ -60,11 +54,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hours", type=float, help="instead: as many seeds as make so many virtual hours")
     parser.add_argument("--twice", action="store_true", help="run the seeds in two processes that hash otherwise")
     parser.add_argument("--save", type=Path, help="write the summary as JSON to this file, too")
+    parser.add_argument("--ledger", type=Path, help="add each slice of seeds to this file, and go on from its last")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--seed", type=int, help="replay this one seed, checking after every event")
     parser.add_argument("--shrink", action="store_true", help="with --seed: the smallest world that fails like it")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event and command")
     return parser
+
+
+def _run(options: argparse.Namespace) -> Totals:
+    """As many seeds as are asked for. With a ledger only those that it has not; of what it has it says nothing."""
+    ledger = Ledger(options.ledger) if options.ledger is not None else None
+    first = options.start if ledger is None else ledger.next_seed(options.start)
+    seeds, hours = options.start + options.seeds - first, options.hours
+    if ledger is not None and hours is not None:
+        hours -= ledger.virtual_s() / 3600.0
+    totals = Totals(first)
+    with _pool(options.jobs) as run:
+        while not totals.enough(seeds, hours):
+            begin, part = first + totals.seeds, Totals(first + totals.seeds)
+            for report in run(range(begin, begin + (BLOCK if hours is not None else min(BLOCK, seeds - totals.seeds)))):
+                totals.add(report)
+                part.add(report)
+                if totals.enough(seeds, hours):
+                    break
+            if ledger is not None:
+                ledger.add(part)
+    return totals
 
 
 @contextmanager
@@ -73,8 +89,10 @@ def _pool(jobs: int) -> Iterator[Callable[[range], Iterable[SeedReport]]]:
     if jobs <= 1:
         yield partial(map, run_seed)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, collect_rarely) as pool:
-        yield lambda seeds: pool.imap(run_seed, seeds, chunksize=8)
+    context = multiprocessing.get_context("forkserver")  # new processes cost nothing: they have everything imported
+    context.set_forkserver_preload(["flowray.testing.swarm"])
+    with context.Pool(jobs, collect_never, maxtasksperchild=CHUNKS) as pool:
+        yield lambda seeds: pool.imap(run_seed, seeds, chunksize=CHUNK)
 
 
 def _replay(seed: int, *, trace: bool) -> int:
@@ -109,72 +127,22 @@ def _twice(start: int, seeds: int) -> int:
     return 0 if len(set(digests)) == 1 else 1
 
 
-class Totals:
-    """Of many reports; only of those that fail more than sums is kept."""
-
-    def __init__(self, first: int) -> None:
-        self.seeds = 0
-        self.virtual_s = 0.0
-        self.failing: list[SeedReport] = []  # the first of them
-        self._first = first
-        self._events = self._steps = 0
-        self._violations: list[int] = []  # seeds
-        self._invariants: Counter[str] = Counter()
-        self._sometimes: Counter[str] = Counter()
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._began = perf_counter()
-
-    def enough(self, seeds: int, hours: float | None) -> bool:
-        """So many seeds; where hours are given, so many of these instead."""
-        return self.seeds >= seeds if hours is None else self.virtual_s >= hours * 3600.0
-
-    def add(self, report: SeedReport) -> None:
-        """One more."""
-        self.seeds += 1
-        self.virtual_s += report.virtual_s
-        self._events += report.events
-        self._steps += report.steps
-        self._sometimes.update(report.sometimes)
-        self._digest.update(report.digest.encode())
-        if report.violation:
-            self._violations.append(report.seed)
-            self._invariants[report.invariant] += 1
-            if len(self.failing) < MAX_SHOWN:
-                self.failing.append(report)
-
-    def summary(self) -> dict[str, object]:
-        """As JSON can hold it."""
-        wall_s = perf_counter() - self._began
-        return {
-            "seeds": self.seeds,
-            "first": self._first,
-            "virtual_hours": round(self.virtual_s / 3600.0, 2),
-            "events": self._events,
-            "steps": self._steps,
-            "wall_s": round(wall_s, 1),
-            "events_per_s": round(self._events / wall_s),
-            "violations": self._violations,
-            "invariants": dict(self._invariants),
-            "sometimes": {point: self._sometimes[point] for point in sorted({*SOMETIMES, *self._sometimes})},
-            "never": [point for point in SOMETIMES if not self._sometimes[point]],
-            "digest": self._digest.hexdigest(),  # equal for equal runs
-        }
-
-
-def _print(summary: dict[str, object], failing: Sequence[SeedReport]) -> None:
+def _print(summary: dict[str, Any], failing: Sequence[SeedReport]) -> None:
     for report in failing:
         _say(f"seed {report.seed} broke invariant {report.invariant}:\n{report.violation.rstrip()}\n{report.options}")
         _say(f"  replay: python -m flowray.testing --seed {report.seed} --trace")
         _say(f"  make it small: python -m flowray.testing --seed {report.seed} --shrink\n")
-    points, violations = summary["sometimes"], summary["violations"]
-    assert isinstance(violations, list)
+    each = summary["per_virtual_hour"]
     _say(
         f"{summary['seeds']} seeds from {summary['first']}, {summary['virtual_hours']} virtual hours, "
-        f"{summary['events']} events of the core ({summary['steps']} steps), {summary['wall_s']} s, "
-        f"{summary['events_per_s']} events/s, {len(violations)} violations"
+        f"{summary['tasks']} tasks, {summary['events']} events of the core ({summary['steps']} steps), "
+        f"{summary['wall_s']} s, {summary['events_per_s']} events/s, "
+        f"{summary['virtual_hours_per_core_hour']} virtual hours for each hour of a core, "
+        f"{len(summary['violations'])} violations"
     )
-    assert isinstance(points, dict)
-    for point, count in sorted(points.items(), key=lambda item: -item[1]):
+    _say(f"a virtual hour holds {each['tasks']} tasks, {each['events']} events and {each['faults']} faults, of these:")
+    _say("  " + ", ".join(f"{kind} {count}" for kind, count in summary["faults"].items()))
+    for point, count in sorted(summary["sometimes"].items(), key=lambda item: -item[1]):
         _say(f"  {count:8}  {point}" + ("   <- never: the generator does not get there" if not count else ""))
 
 

@@ -96,9 +96,14 @@ class Stream:
         if link.broken:
             return
         if world.partitions.is_cut(self.agent, way):
-            world.partitions.hold(self.agent, deliver, link)
-        elif not world.network.send(deliver, link):
-            world.note("stream broken")
+            world.partitions.hold(deliver, link, self)
+        else:
+            self.send(deliver, link)
+
+    def send(self, deliver: Callable[[], None], link: Link) -> None:
+        """What nothing holds back: when it is lost, both sides learn that the stream is over."""
+        if not self.agent.world.network.send(deliver, link):
+            self.agent.world.note("stream broken")
             self.give_up()
 
 
@@ -114,6 +119,8 @@ class AgentProcess:
         self.alive = True
         self.hung = False
         self.epoch_seen = 0
+        self.away_until = 0.0  # whoever is new does not reach it before
+        self.ending = False  # it will be ended as soon as it is reached
         self.stream: Stream | None = None
         self.queue: dict[Token, tuple[StartAttempt, Task, Given, int]] = {}  # not begun, oldest first
         self.running: dict[Token, Run] = {}
@@ -164,14 +171,15 @@ class AgentProcess:
 
     # ── connecting ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def redial(self, broken: Stream | None = None) -> None:
-        """Connect (again) in a moment, unless that has happened already."""
+    def redial(self, broken: Stream | None = None, late_s: float = 0.0) -> None:
+        """Connect (again) in a moment, or later than that, unless it has happened already."""
 
         def dial() -> None:
             if broken is None or self.stream is broken:
                 self.dial()
 
-        self.world.clock.after(self.world.rng.uniform(0.02, 0.3), lambda: self._do(dial))
+        self.away_until = max(self.away_until, self.world.clock.now + late_s)
+        self.world.clock.after(late_s + self.world.rng.uniform(0.02, 0.3), lambda: self._do(dial))
 
     def dial(self) -> None:
         """Connect to the coordinator there is: the answers kept, then what is held."""
@@ -206,29 +214,28 @@ class AgentProcess:
 
     def start(self, stream: Stream, command: StartAttempt, task: Task, steps: Given, cursor: int) -> None:
         """A StartAttempt."""
-        self._do(lambda: self._start(stream, command, task, steps, cursor))
+        self._do(partial(self._start, stream, command, task, steps, cursor))
 
     def step_answered(self, answer: AnswerStep) -> None:
         """What became of a step."""
-        self._do(lambda: self._go_on(answer))
+        self._do(partial(self._go_on, answer))
 
     def chunks_answered(self, answer: AnswerChunks) -> None:
         """What became of a batch of chunks."""
+        self._do(partial(self._chunks_answered, answer))
 
-        def tell() -> None:
-            outlet = self._outlets.get((answer.task_id, answer.attempt, answer.epoch))
-            if outlet is not None:
-                outlet.answered(answer)
-
-        self._do(tell)
+    def _chunks_answered(self, answer: AnswerChunks) -> None:
+        outlet = self._outlets.get((answer.task_id, answer.attempt, answer.epoch))
+        if outlet is not None:
+            outlet.answered(answer)
 
     def cancel(self, stream: Stream, token: Token) -> None:
         """A CancelAttempt."""
-        self._do(lambda: self._cancel(stream, token))
+        self._do(partial(self._cancel, stream, token))
 
     def acknowledged(self, token: Token) -> None:
         """An answer is on the coordinator's disk."""
-        self._do(lambda: self._forget(token))
+        self._do(partial(self._forget, token))
 
     def _accepts(self, stream: Stream) -> bool:
         if stream.coordinator.epoch < self.epoch_seen:

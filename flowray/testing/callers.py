@@ -141,13 +141,15 @@ class Caller:
         self.world.network.send(partial(self._seen, outcome))
 
     def _told(self, command: Command) -> None:
-        if isinstance(command, AcceptTask | KnownTask):
-            self._accepted(command.task.id if isinstance(command, AcceptTask) else command.task_id)
-        elif isinstance(command, RefuseTask):
+        if type(command) is AcceptTask:
+            self._accepted(command.task.id)
+        elif type(command) is KnownTask:
+            self._accepted(command.task_id)
+        elif type(command) is RefuseTask:
             self._refused(command)
-        elif isinstance(command, AnswerCancel):
+        elif type(command) is AnswerCancel:
             self.cancel_answer = command
-        elif isinstance(command, GradeTask):
+        elif type(command) is GradeTask:
             self.graded = command
 
     def _accepted(self, task_id: TaskId) -> None:

@@ -187,9 +187,9 @@ class ChunkObserver:
     restarts has the beginning of the version of that number, and nothing else: that is invariant 13.
     """
 
-    def __init__(self, world: World, hold: Callable[[bool, str, str], None]) -> None:
+    def __init__(self, world: World, violation: Callable[[str, str], Exception]) -> None:
         self._world = world
-        self._hold = hold
+        self._violation = violation
         self._versions: dict[TaskId, list[list[Piece]]] = {}
         self._recorded: dict[TaskId, int] = {}
         self._gives: dict[tuple[TaskId, int, int], tuple[Sequence[Piece], int]] = {}  # token -> pieces, its first
@@ -209,15 +209,19 @@ class ChunkObserver:
         name = f"chunk {command.first} of {command.task_id} attempt {command.attempt}"
         entry = book.open.get(command.task_id)
         running = entry is not None and is_running(entry, command.attempt, command.epoch)
-        self._hold(running, "13", f"{name} of epoch {command.epoch} is not of a running attempt")
+        if not running:
+            raise self._violation("13", f"{name} of epoch {command.epoch} is not of a running attempt")
         versions = self._versions.setdefault(command.task_id, [[]])
         now, first = versions[-1], command.first
-        self._hold(first <= len(now), "13", f"{name} comes after {len(now)}")
+        if first > len(now):
+            raise self._violation("13", f"{name} comes after {len(now)}")
         token = command.task_id, command.attempt, command.epoch
         gives, _ = self._gives.get(token, ((), 0))  # one that gives none may withdraw all
         added = decode_chunks(command.body)[command.skip :] if command.body else []
-        self._hold(len(added) == len(command.digests) // DIGEST_BYTES, "13", f"{name}: {len(added)} chunks, {command}")
-        self._hold(added == list(gives[first : first + len(added)]), "13", f"{name}: its attempt gave something else")
+        if len(added) != len(command.digests) // DIGEST_BYTES:
+            raise self._violation("13", f"{name}: {len(added)} chunks, {command}")
+        if added != list(gives[first : first + len(added)]):
+            raise self._violation("13", f"{name}: its attempt gave something else")
         if first < len(now):
             self._restarted(command, book, now, added, name)
             versions.append(now[:first])
@@ -225,7 +229,8 @@ class ChunkObserver:
         now.extend(added)
         recorded = self._recorded[command.task_id] = self._recorded.get(command.task_id, 0) + len(added)
         bound = self._world.policy.streaming.max_chunks
-        self._hold(recorded <= bound, "11", f"{command.task_id} has recorded {recorded} chunks, {bound} are allowed")
+        if recorded > bound:
+            raise self._violation("11", f"{command.task_id} has recorded {recorded} chunks, {bound} are allowed")
         self._world.note("chunks recorded")
 
     def _restarted(
@@ -234,14 +239,16 @@ class ChunkObserver:
         if not added:
             self._world.note("chunks withdrawn at the end")
             return
-        self._hold(added[0] != now[command.first], "13", f"{name}: a restart without a difference")
+        if added[0] == now[command.first]:
+            raise self._violation("13", f"{name}: a restart without a difference")
         self._world.note("restarted in the middle" if command.first else "restarted from the beginning")
         stream = book.open[command.task_id].stream
         leads = stream is not None and any(
             (held.attempt, held.epoch) == (stream.attempt, stream.epoch) != (command.attempt, command.epoch)
             for held in book.open[command.task_id].running()
         )
-        self._hold(not leads, "13", f"{name}: withdraws what a running attempt has given")
+        if leads:
+            raise self._violation("13", f"{name}: withdraws what a running attempt has given")
 
     def acknowledged(self, batch: ChunksMade) -> None:
         """An agent may forget these."""
@@ -249,25 +256,31 @@ class ChunkObserver:
         stood = any(
             version[first : first + len(pieces)] == pieces for version in self._versions.get(batch.task_id, [[]])
         )
-        self._hold(stood, "4", f"chunk {first} of {batch.task_id} was acknowledged and is not on disk")
+        if not stood:
+            raise self._violation("4", f"chunk {first} of {batch.task_id} was acknowledged and is not on disk")
 
     def resolved(self, outcome: Outcome, answering: Token | None) -> None:
         """A task has ended."""
         versions = self._versions.get(outcome.task_id, [[]])
         now, told = versions[-1], (outcome.chunks, len(outcome.restarts))
-        self._hold(told == (len(now), len(versions) - 1), "13", f"{outcome.task_id} ended with {told}, not {len(now)}")
+        if told != (len(now), len(versions) - 1):
+            raise self._violation("13", f"{outcome.task_id} ended with {told}, not {len(now)}")
         if outcome.state is TaskState.SUCCEEDED and answering in self._gives:
             gives, first = self._gives[answering]
             whole = now[first:] == list(gives[first:]) and len(now) == max(first, len(gives))
-            self._hold(whole, "13", f"{outcome.task_id}: {len(now)} chunks stand, not the {len(gives)} of its answer")
+            if not whole:
+                detail = f"{outcome.task_id}: {len(now)} chunks stand, not the {len(gives)} of its answer"
+                raise self._violation("13", detail)
         self._ends[outcome.task_id] = tuple(now)
 
     def withdrawn(self, task_id: TaskId, reader: Reader, page: Shown) -> None:
         """A reader is about to take a page in: is it told of a restart when it does not know of it, and only then?"""
         known = reader.restarts is not None and page.restarts == reader.restarts
-        self._hold(not (known and page.withdrawn), "13", f"a reader of {task_id} was told twice of a restart")
+        if known and page.withdrawn:
+            raise self._violation("13", f"a reader of {task_id} was told twice of a restart")
         fits = page.seq < len(reader.has) if page.withdrawn else page.seq == len(reader.has)
-        self._hold(fits, "13", f"a reader of {task_id} with {len(reader.has)} chunks was shown {page.seq}")
+        if not fits:
+            raise self._violation("13", f"a reader of {task_id} with {len(reader.has)} chunks was shown {page.seq}")
 
     def read(self, task_id: TaskId, reader: Reader, page: Shown) -> None:
         """A reader has taken a page in."""
@@ -275,13 +288,18 @@ class ChunkObserver:
         version = versions[page.restarts] if page.restarts < len(versions) else []
         shown = [(at, piece) for at, piece in enumerate(reader.has) if piece is not None]
         right = all(at < len(version) and version[at] == piece for at, piece in shown)
-        self._hold(right, "13", f"a reader of {task_id} has {reader.has}, after {page.restarts} restarts: {version}")
+        if not right:
+            detail = f"a reader of {task_id} has {reader.has}, after {page.restarts} restarts: {version}"
+            raise self._violation("13", detail)
         if page.ended:
-            self._hold(task_id in self._ends, "4", f"the end of {task_id} was shown and is not on disk")
+            if task_id not in self._ends:
+                raise self._violation("4", f"the end of {task_id} was shown and is not on disk")
             whole = len(reader.has) >= len(self._ends[task_id])
-            self._hold(whole, "13", f"a reader of {task_id} was told the end after {len(reader.has)} chunks")
+            if not whole:
+                raise self._violation("13", f"a reader of {task_id} was told the end after {len(reader.has)} chunks")
 
     def finish(self) -> None:
         """Everything had its time."""
         for task_id, reader in self._readers:
-            self._hold(reader.ended, "17", f"a reader of {task_id} still waits, with {len(reader.has)} chunks")
+            if not reader.ended:
+                raise self._violation("17", f"a reader of {task_id} still waits, with {len(reader.has)} chunks")

@@ -5,9 +5,9 @@ Two entries of the same moment run in the order in which they were made, so a ru
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from random import Random
 from typing import Protocol
 
@@ -26,29 +26,33 @@ class VirtualClock:
     def at(self, when: float, do: Callable[[], None]) -> None:
         """Do something at a time; at once (but not before this returns) when that has passed."""
         self._number += 1
-        heapq.heappush(self._heap, (max(when, self.now), self._number, do))
+        heappush(self._heap, (when if when > self.now else self.now, self._number, do))
 
     def after(self, delay_s: float, do: Callable[[], None]) -> None:
         """Do something `delay_s` from now."""
-        self.at(self.now + delay_s, do)
+        self._number += 1
+        heappush(self._heap, (self.now + delay_s if delay_s > 0.0 else self.now, self._number, do))
 
     def step(self, until: float = float("inf")) -> bool:
         """Run the next entry if it is due by `until`; False when there is none."""
         if not self._heap or self._heap[0][0] > until:
             return False
-        self.now, _, do = heapq.heappop(self._heap)
+        self.now, _, do = heappop(self._heap)
         self.steps += 1
         do()
         return True
 
     def run(self, until: float, done: Callable[[], bool] | None = None) -> bool:
         """Run entries until `done()` or until the time `until`, where `now` then stands. True when done."""
-        while True:
-            if done is not None and done():
-                return True
-            if not self.step(until):
+        heap = self._heap
+        while done is None or not done():
+            if not heap or heap[0][0] > until:
                 self.now = max(self.now, until)
                 return done is not None and done()
+            self.now, _, do = heappop(heap)
+            self.steps += 1
+            do()
+        return True
 
 
 class Distribution(Protocol):

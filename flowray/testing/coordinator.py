@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from flowray.core.book import is_running
 from flowray.core.commands import (
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 
 Reply = Callable[[Command], None]
 Watcher = Callable[[Outcome | None], None]
-SNAPSHOT_EVERY = (15, 50, 150)  # groups; small, so that recovery from snapshot and journal is common
+TO_SEAT = frozenset(get_args(ToSeat))
 
 
 class CoordinatorProcess:
@@ -119,8 +119,7 @@ class CoordinatorProcess:
             if entry.stream is not None
         }
         self._tick_at: float | None = None
-        self._snapshot_every = Random(f"{world.seed}/snapshots").choice(SNAPSHOT_EVERY)
-        self._next_snapshot = self._snapshot_every
+        self._next_snapshot = world.snapshot_every - world.disk.groups  # those of earlier lives count
         self._schedule_tick()
 
     @property
@@ -132,23 +131,23 @@ class CoordinatorProcess:
 
     def submit(self, task: Task, reply: Reply) -> None:
         """A caller hands in a task."""
-        self._receive(lambda: self._submit(task, reply))
+        self._receive(partial(self._submit, task, reply))
 
     def cancel(self, task_id: TaskId, reply: Reply) -> None:
         """A caller no longer wants a task."""
-        self._receive(lambda: self._handle(CancelRequested(task_id), reply))
+        self._receive(partial(self._handle, CancelRequested(task_id), reply))
 
     def grade(self, task_id: TaskId, quality: float, reply: Reply) -> None:
         """A caller says what an answer was worth. Who grades what has no answer hears nothing."""
-        self._receive(lambda: self._grade(task_id, quality, reply))
+        self._receive(partial(self._grade, task_id, quality, reply))
 
     def add(self, spec: AgentSpec, reply: Reply) -> None:
         """The team shall have these agents."""
-        self._receive(lambda: self._handle(AgentsAdded(spec), reply))
+        self._receive(partial(self._handle, AgentsAdded(spec), reply))
 
     def watch(self, task_id: TaskId, watcher: Watcher) -> None:
         """A caller wants the outcome: it gets it once, or None when no task has this id."""
-        self._receive(lambda: self._watch(task_id, watcher))
+        self._receive(partial(self._watch, task_id, watcher))
 
     def ready(self, event: AgentReady, stream: Stream) -> None:
         """An agent says that it is there and what it holds."""
@@ -166,7 +165,7 @@ class CoordinatorProcess:
         """An agent answers."""
         if self.writer.fenced:
             self.world.note("zombie was told an answer")
-        self._receive(lambda: self._handle(event, acknowledge=acknowledge))
+        self._receive(partial(self._handle, event, None, acknowledge))
 
     def step(self, event: StepFinished, stream: Stream) -> None:
         """An agent wants a step recorded."""
@@ -194,7 +193,7 @@ class CoordinatorProcess:
 
     def show(self, task_id: TaskId, first: int, restarts: int | None, show: Callable[[Shown | None], None]) -> None:
         """A reader wants what comes after the chunks that it has."""
-        self._receive(lambda: self._show(task_id, first, restarts, show))
+        self._receive(partial(self._show, task_id, first, restarts, show))
 
     def lease(self, agent_id: AgentId, incarnation: int, grant: Callable[[], None]) -> None:
         """An agent asks whether it may go on with exclusive attempts."""
@@ -207,7 +206,7 @@ class CoordinatorProcess:
 
     def hear(self, event: Event) -> None:
         """Anything that nobody waits for: notices of death, attempts handed back."""
-        self._receive(lambda: self._handle(event))
+        self._receive(partial(self._handle, event))
 
     def _receive(self, do: Callable[[], None]) -> None:
         if not self.alive:
@@ -306,7 +305,7 @@ class CoordinatorProcess:
             show(Shown(stands, len(restarts), stands < first, tuple(pieces), ended and whole))
         else:
             waiting = self._readers.setdefault(task_id, [])
-            waiting.append(lambda: self._show(task_id, first, seen, show))
+            waiting.append(partial(self._show, task_id, first, seen, show))
             del waiting[:-8]  # readers ask again
 
     def _wake_readers(self, task_id: TaskId) -> None:
@@ -322,6 +321,20 @@ class CoordinatorProcess:
         world = self.world
         world.observer.told(self, event)
         commands = self.core.handle(event, self.now)
+        if commands and not self._carry_out(commands, reply):
+            return
+        if acknowledge is not None:
+            self._when_synced(acknowledge)
+        if self.writer.appended >= self._next_snapshot:
+            # As in production: the more there is to write, the more rarely.
+            self._next_snapshot = self.writer.appended + max(world.snapshot_every, len(self.core.book.open))
+            self.writer.offer(self.core.snapshot())
+        world.observer.handled(self, event, commands)
+        self._schedule_tick()
+
+    def _carry_out(self, commands: list[Command], reply: Reply | None) -> bool:
+        """What the core said, in order; False when the process ends between two effects."""
+        world = self.world
         durable = [command for command in commands if command.durable]
         if durable:
             self.writer.append(durable)  # type: ignore[arg-type]
@@ -329,25 +342,22 @@ class CoordinatorProcess:
                 self._when_synced(partial(self.core.admission.on_disk, self.core.admission.ended))
         for command in commands:
             if world.cuts_short(self):
-                return
-            do = partial(self._perform, command, reply)
-            if isinstance(command, StartAttempt):
+                return False
+            if type(command) is StartAttempt:
                 do = partial(self._start_attempt, command, self._given(command), self._cursor(command))
-            if command.waits or type(command) is RefuseTask or self._starts_late(command):
-                self._when_synced(do)
+                if command.waits or self._starts_late(command):
+                    self._when_synced(do)
+                else:
+                    do()
+            elif command.waits or type(command) is RefuseTask:
+                self._when_synced(partial(self._perform, command, reply))
             else:
-                do()
-        if acknowledge is not None:
-            self._when_synced(acknowledge)
-        if self.writer.appended >= self._next_snapshot:
-            self._next_snapshot = self.writer.appended + self._snapshot_every
-            self.writer.offer(self.core.snapshot())
-        world.observer.handled(self, event, commands)
-        self._schedule_tick()
+                self._perform(command, reply)
+        return True
 
-    def _starts_late(self, command: Command) -> bool:
+    def _starts_late(self, command: StartAttempt) -> bool:
         """An attempt that must not start before everything that led to it is on disk."""
-        entry = self.core.book.open.get(command.task_id) if isinstance(command, StartAttempt) else None
+        entry = self.core.book.open.get(command.task_id)
         return entry is not None and (entry.task.exclusive or bool(entry.steps) or entry.stream is not None)
 
     def _given(self, command: StartAttempt) -> Given:
@@ -380,7 +390,7 @@ class CoordinatorProcess:
             when = due - self.ahead_s
             while when + self.ahead_s < due:  # rounding: a tick must not come before what is due
                 when = math.nextafter(when, math.inf)
-            self.world.clock.at(when, lambda: self._receive(lambda: self._tick(due)))
+            self.world.clock.at(when, partial(self._receive, partial(self._tick, due)))
 
     def _tick(self, at: float) -> None:
         if self._tick_at != at:
@@ -396,47 +406,50 @@ class CoordinatorProcess:
 
     def _perform(self, command: Command, reply: Reply | None) -> None:
         kind = type(command)
-        if isinstance(command, RequestEstimates):
+        if type(command) is RequestEstimates:
             self.world.router.ask(self, command)
-        elif isinstance(command, ResolveTask):
+        elif type(command) is ResolveTask:
             for watcher in self._watchers.pop(command.outcome.task_id, ()):
                 watcher(command.outcome)
             self._streams.pop(command.outcome.task_id, None)
             self._wake_readers(command.outcome.task_id)
-        elif isinstance(command, RecordChunks):
+        elif type(command) is RecordChunks:
             count, restarts = self._streams.get(command.task_id, (0, ()))
             restarts = (*restarts, command.first) if command.first < count else restarts
             self._streams[command.task_id] = command.first + len(command.digests) // DIGEST_BYTES, restarts
             self._wake_readers(command.task_id)
-        elif isinstance(command, AnswerChunks):
+        elif type(command) is AnswerChunks:
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
                 stream.down(partial(stream.agent.chunks_answered, command))
-        elif isinstance(command, AnswerStep):
+        elif type(command) is AnswerStep:
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
                 stream.down(partial(stream.agent.step_answered, command))
-        elif isinstance(command, ToSeat):
-            stream = self.streams.get((command.agent_id, command.incarnation))
-            if stream is not None:
-                assert isinstance(stream.agent, StatefulProcess)
-                stream.down(partial(stream.agent.take, stream, command))
-        elif isinstance(command, CancelAttempt):
+        elif kind in TO_SEAT:
+            self._to_seat(command)  # type: ignore[arg-type]
+        elif type(command) is CancelAttempt:
             stream = self.streams.get((command.agent_id, command.incarnation))
             if stream is not None:
                 token = command.task_id, command.attempt, command.epoch
                 stream.down(partial(stream.agent.cancel, stream, token))
-        elif isinstance(command, StartAgent):
+        elif type(command) is StartAgent:
             spec = self.core.book.specs[command.spec_name]
             self.world.start_agent(spec, command.agent_id, command.incarnation)
-        elif isinstance(command, StopAgent):
+        elif type(command) is StopAgent:
             self.streams.pop((command.agent_id, command.incarnation), None)
             self.world.stop_agent(command.agent_id, command.incarnation)
         elif reply is not None and kind in (AcceptTask, KnownTask, RefuseTask, AddAgents, GradeTask):
             reply(command)
-        elif reply is not None and isinstance(command, AnswerCancel):
+        elif reply is not None and type(command) is AnswerCancel:
             outcome = self.world.disk.outcomes.get(command.task_id)
             reply(AnswerCancel(command.task_id, outcome.state if outcome is not None else command.state))
+
+    def _to_seat(self, command: ToSeat) -> None:
+        stream = self.streams.get((command.agent_id, command.incarnation))
+        if stream is not None:
+            assert isinstance(stream.agent, StatefulProcess)
+            stream.down(partial(stream.agent.take, stream, command))
 
     def _start_attempt(self, command: StartAttempt, steps: Given, cursor: int) -> None:
         if command.reason == "adopted":

@@ -226,3 +226,10 @@ class SnapshotFailure(Fault):
     """A snapshot of a stateful agent fails, with this probability."""
 
     ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateNews(Fault):
+    """Agents hear of a new coordinator up to `max_s` late, and stay with the one that they know until then."""
+
+    max_s: float = 15.0

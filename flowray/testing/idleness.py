@@ -43,9 +43,12 @@ def _look_again(world: World, waiting: Waiting, idle: Idle) -> None:
     routed = world.policy.routing.enabled  # then a task may wait for another class that is better
     for task_id in [name for name, attempt in waiting.items() if now_waiting.get(name) == attempt]:
         task = book.open[task_id].task
+        if task.fallback:  # it may have been given to that while nobody else was there, and waits for it
+            continue
         for (agent_id, incarnation), since in idle.items():
-            still = now_idle.get((agent_id, incarnation)) == since
-            if still and _serves(book.specs[class_of(agent_id)], task) and (task.agent or not routed):
+            still, spec = now_idle.get((agent_id, incarnation)) == since, book.specs[class_of(agent_id)]
+            leaves = int(agent_id.rpartition("-")[2]) >= spec.count  # it may still have an attempt, and gets no other
+            if still and not leaves and _serves(spec, task) and (task.agent or not routed):
                 raise Violation("17", f"{task_id} waits and {agent_id} is idle, long after the faults stopped")
 
 

@@ -34,7 +34,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,12 @@ from flowray.core.commands import (
 from flowray.core.coordination import Coordination
 from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
 from flowray.core.fencing import fence_of
-from flowray.core.model import Choice, Outcome, Payload, Task, TaskId
+from flowray.core.inboxes import Inbox
+from flowray.core.invariants import check_touched
+from flowray.core.model import AgentId, Choice, Outcome, Payload, Task, TaskId
 from flowray.core.naming import attempt_key, class_of
 from flowray.core.states import TaskState
+from flowray.core.streaming import Stream
 from flowray.errors import InvariantBroken
 from flowray.testing.chunks import ChunkObserver
 from flowray.testing.stateful import StatefulJudge
@@ -74,8 +78,9 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 LATE_S = 1.0  # a task may end this long after its deadline or, if that is later, after a coordinator came back
-CHECK_LEAST = 5  # events between two looks at the whole core
-CHECK_SHARE = 2  # the core is checked whole once in so many events as this part of its tasks and agents, or at each
+CHECK_LEAST = 30  # events between two looks at the whole core, on average and at least
+CHECK_SHARE = 3  # or as many as so many times its tasks and agents; what an event touched is looked at after each
+COMPARED = 0.003  # share of the events after which the core is rebuilt from the journal and compared
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
 
@@ -114,7 +119,7 @@ class Observer:
         self.acknowledged: dict[TaskId, None] = {}  # a caller was told that it is accepted
         self.graded: dict[TaskId, GradeTask] = {}  # on disk, the newest
         self.started: dict[tuple[str, int], None] = {}  # agent processes ever asked for
-        self.chunks = ChunkObserver(world, hold)
+        self.chunks = ChunkObserver(world, Violation)
         self.stateful = StatefulJudge(world, self.book)
         self._world = world
         self._thorough = thorough
@@ -138,45 +143,49 @@ class Observer:
     def written(self, epoch: int, group: Sequence[DurableCommand]) -> None:
         """A group is on disk."""
         newest = self._world.disk.epoch
-        hold(epoch == newest, "3", f"epoch {epoch} wrote to the journal of epoch {newest}")
+        if epoch != newest:
+            raise Violation("3", f"epoch {epoch} wrote to the journal of epoch {newest}")
         for command in group:
-            at = command.outcome.resolved_at if isinstance(command, ResolveTask) else command.at
+            at = command.outcome.resolved_at if type(command) is ResolveTask else command.at  # type: ignore[union-attr]
             if at < self._last_at:
                 raise Violation("T1", f"the journal goes from {self._last_at} back to {at}: {command!r}")
             self._last_at = at
-            if isinstance(command, AcceptTask):
+            if type(command) is AcceptTask:
                 self._accept(command, epoch)
-            elif isinstance(command, StartAttempt):
+            elif type(command) is StartAttempt:
                 self._start(command, epoch)
-            elif isinstance(command, RequeueTask):
+            elif type(command) is RequeueTask:
                 self._requeue(command)
-            elif isinstance(command, ResolveTask):
+            elif type(command) is ResolveTask:
                 self._resolve(command, epoch)
-            elif isinstance(command, RecordStep):
+            elif type(command) is RecordStep:
                 self._record(command)
-            elif isinstance(command, RecordChunks):
+            elif type(command) is RecordChunks:
                 self.chunks.written(command, self.book)
                 self._apply(command)
             else:
-                if isinstance(command, WakeTask):
+                if type(command) is WakeTask:
                     early = self.book.open[command.task_id].not_before - command.at
-                    hold(early <= _EPSILON, "P7", f"{command.task_id} was tried again {early:.3f} s too early")
-                elif isinstance(command, StartAgent):
+                    if early > _EPSILON:
+                        raise Violation("P7", f"{command.task_id} was tried again {early:.3f} s too early")
+                elif type(command) is StartAgent:
                     highest = self.book.incarnations.get(command.agent_id, 0)
-                    hold(command.incarnation > highest, "3", f"incarnation {command.incarnation} after {highest}")
+                    if command.incarnation <= highest:
+                        raise Violation("3", f"incarnation {command.incarnation} after {highest}")
                     self._agent_start(command, epoch)
-                elif isinstance(command, AddAgents):
+                elif type(command) is AddAgents:
                     self._starts.clear()
-                elif isinstance(command, GradeTask):
+                elif type(command) is GradeTask:
                     outcome = self.resolved.get(command.task_id)
                     answered = outcome is not None and outcome.state is TaskState.SUCCEEDED
-                    hold(answered, "G1", f"{command.task_id} was graded and has no answer")
+                    if not answered:
+                        raise Violation("G1", f"{command.task_id} was graded and has no answer")
                     self.graded[command.task_id] = command
-                elif isinstance(command, LogInput):
+                elif type(command) is LogInput:
                     self._leave(command.task_id)
                 self.stateful.written(command)
                 self._apply(command)
-                if isinstance(command, WakeTask):
+                if type(command) is WakeTask:
                     self._wait(command.task_id)
 
     def _agent_start(self, command: StartAgent, epoch: int) -> None:
@@ -188,7 +197,8 @@ class Observer:
         if len(starts) >= 2 and command.at - starts[-2] < policy.window_s:
             waited_s = command.at - starts[-1]
             enough = waited_s >= policy.delay_s - _EPSILON
-            hold(enough, "P7", f"{command.agent_id} was started again after {waited_s} s, for the third time")
+            if not enough:
+                raise Violation("P7", f"{command.agent_id} was started again after {waited_s} s, for the third time")
         starts.append(command.at)
         del starts[:-2]
 
@@ -200,17 +210,20 @@ class Observer:
 
     def _accept(self, command: AcceptTask, epoch: int) -> None:
         task = command.task
-        hold(task.id not in self.accepted, "7", f"{task.id} was accepted twice")
+        if task.id in self.accepted:
+            raise Violation("7", f"{task.id} was accepted twice")
         if task.key:
             owner = self._keys.get(task.key)
-            hold(owner is None, "7", f"{task.id} and {owner.id if owner else ''} share the key {task.key}")
+            if owner is not None:
+                raise Violation("7", f"{task.id} and {owner.id if owner else ''} share the key {task.key}")
             self._keys[task.key] = task
         self.accepted[task.id] = epoch
         if task.deadline_s is not None:
             self._deadlines[task.id] = command.at + task.deadline_s
         self._apply(command)
         bound = self._world.policy.admission.max_open_tasks
-        hold(len(self.book.open) <= bound, "11", f"{len(self.book.open)} tasks are open, {bound} are allowed")
+        if len(self.book.open) > bound:
+            raise Violation("11", f"{len(self.book.open)} tasks are open, {bound} are allowed")
         self._wait(task.id)
 
     def _wait(self, task_id: TaskId) -> None:
@@ -221,7 +234,8 @@ class Observer:
 
     def _start(self, command: StartAttempt, epoch: int) -> None:
         entry = self.book.open.get(command.task_id)
-        hold(entry is not None, "2", f"{command.task_id} was started and is not open")
+        if entry is None:
+            raise Violation("2", f"{command.task_id} was started and is not open")
         assert entry is not None
         task, name = entry.task, f"{command.task_id} attempt {command.attempt}"
         lane = self._lanes.setdefault((task.tier, task.agent, task.needs), {})
@@ -229,22 +243,28 @@ class Observer:
         if command.beside:
             self._join(command, entry, name)
         if adopted:
-            hold(command.epoch < epoch, "3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
+            if command.epoch >= epoch:
+                raise Violation("3", f"{name} was adopted from epoch {command.epoch} in epoch {epoch}")
         else:
-            best = min(lane.values(), default=None)
             routed = self._world.policy.routing.enabled  # then tasks wait for estimates, and for different classes
             # With fallbacks they do so as well: the last attempt of one waits for a class of its own.
-            routed = routed or command.beside or any(self.book.open[other].task.fallback for other in lane)
-            hold(routed or best == lane.get(task.id), "O3", f"{name} was started before {best}")
-            hold(command.epoch == epoch, "3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
-        hold(command.attempt > entry.attempts, "3", f"{name} was started after attempt {entry.attempts}")
+            if not (routed or command.beside or any(self.book.open[other].task.fallback for other in lane)):
+                best = min(lane.values(), default=None)
+                if best != lane.get(task.id):
+                    raise Violation("O3", f"{name} was started before {best}")
+            if command.epoch != epoch:
+                raise Violation("3", f"{name} was started for epoch {command.epoch} in epoch {epoch}")
+        if command.attempt <= entry.attempts:
+            raise Violation("3", f"{name} was started after attempt {entry.attempts}")
         if not adopted and (task.id in self._deadlines or command.remaining_s is not None):
             left_s = max(0.0, self._deadlines.get(task.id, math.inf) - command.at)
             told = command.remaining_s is not None and abs(command.remaining_s - left_s) <= _EPSILON
-            hold(told, "9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
+            if not told:
+                raise Violation("9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
         fence = fence_of(command.epoch, command.attempt)
         last = self._fences.get(task.id, 0)
-        hold(fence > last, "S4", f"{name} of epoch {command.epoch} has fence {fence:#x}, the one before {last:#x}")
+        if fence <= last:
+            raise Violation("S4", f"{name} of epoch {command.epoch} has fence {fence:#x}, the one before {last:#x}")
         self._fences[task.id] = fence
         if not (adopted and task.idempotent):  # begun long ago, beside one that has recorded steps since
             self._due[task.id, fence] = frozenset(self._steps.get(task.id, ()))
@@ -253,36 +273,44 @@ class Observer:
         fits = fits and task.agent in ("", spec.name)
         if command.choice.policy == "fallback" or adopted:
             fits = fits or task.fallback == spec.name
-        hold(fits, "5", f"{name} went to {command.agent_id}, which cannot do it")
+        if not fits:
+            raise Violation("5", f"{name} went to {command.agent_id}, which cannot do it")
         lane.pop(task.id, None)
         self._apply(command)
         held = self._holds[command.agent_id] = self._holds.get(command.agent_id, 0) + 1
         placement = self._world.policy.placement
         bound = spec.slots + (placement.max_prefetch if placement.prefetch_s else 0)
-        hold(held <= bound or adopted, "5", f"{command.agent_id} holds {held} attempts, {bound} are allowed")
+        if not (held <= bound or adopted):
+            raise Violation("5", f"{command.agent_id} holds {held} attempts, {bound} are allowed")
 
     def _join(self, command: StartAttempt, entry: Entry, name: str) -> None:
         """A second attempt beside one that runs."""
         allowed = entry.task.idempotent and not entry.task.exclusive
-        hold(allowed, "C1", f"{name} runs beside another one, and running it twice may do harm")
+        if not allowed:
+            raise Violation("C1", f"{name} runs beside another one, and running it twice may do harm")
         runs_on = [held.agent_id for held in entry.running()] if entry.state is TaskState.RUNNING else []
-        hold(len(runs_on) == 1, "C1", f"{name} was started beside the attempts on {runs_on}")
-        hold(command.agent_id not in runs_on, "C1", f"{name} was started on {runs_on}, which is at it already")
+        if len(runs_on) != 1:
+            raise Violation("C1", f"{name} was started beside the attempts on {runs_on}")
+        if command.agent_id in runs_on:
+            raise Violation("C1", f"{name} was started on {runs_on}, which is at it already")
 
     def _record(self, command: RecordStep) -> None:
         name = f"step {command.name} of {command.task_id} attempt {command.attempt}"
         entry = self.book.open.get(command.task_id)
         current = entry is not None and is_running(entry, command.attempt, command.epoch)
-        hold(current, "S2", f"{name} of epoch {command.epoch} is not of a running attempt")
+        if not current:
+            raise Violation("S2", f"{name} of epoch {command.epoch} is not of a running attempt")
         steps = self._steps.setdefault(command.task_id, {})
-        hold(command.name not in steps, "S1", f"{name} was recorded twice")
+        if command.name in steps:
+            raise Violation("S1", f"{name} was recorded twice")
         steps[command.name] = command.value
         self._apply(command)
         self._world.note("step recorded")
 
     def _leave(self, task_id: TaskId) -> None:
         entry = self.book.open.get(task_id)
-        hold(entry is not None, "2", f"{task_id} changed and is not open (ended: {task_id in self.resolved})")
+        if entry is None:
+            raise Violation("2", f"{task_id} changed and is not open (ended: {task_id in self.resolved})")
         assert entry is not None
         if entry.state is TaskState.RUNNING:
             for held in entry.running():
@@ -295,29 +323,36 @@ class Observer:
         before = self.book.open.get(command.task_id)
         if command.arrow == "outlived" and before is not None:
             over = [held.agent_id for held in before.running() if held.attempt == command.attempt]
-            hold(len(over) == 1 and before.extra is not None, "C1", f"{command.task_id}: nothing outlives {command}")
+            if not (len(over) == 1 and before.extra is not None):
+                raise Violation("C1", f"{command.task_id}: nothing outlives {command}")
             self._holds[over[0]] -= 1
             self._starts.pop(over[0], None)
         else:
             alone = before is None or before.extra is None
-            hold(alone, "C1", f"{command.task_id} waits again while an attempt of it goes on")
+            if not alone:
+                raise Violation("C1", f"{command.task_id} waits again while an attempt of it goes on")
             self._leave(command.task_id)
         self._apply(command)
         entry, retry = self.book.open[command.task_id], self._world.policy.retry
         name = command.task_id
         if command.arrow == "failed":
             retryable = command.failure is not None and command.failure.retryable
-            hold(retryable, "P7", f"{name} is tried again after {command.failure}")
-        hold(entry.failures < entry.task.max_attempts, "P7", f"{name} goes on after {entry.failures} failures")
-        hold(entry.losses < retry.max_losses, "P7", f"{name} goes on after {entry.losses} losses")
-        hold(entry.kills < retry.poison_kills, "P7", f"{name} goes on after killing {entry.kills} agents")
+            if not retryable:
+                raise Violation("P7", f"{name} is tried again after {command.failure}")
+        if entry.failures >= entry.task.max_attempts:
+            raise Violation("P7", f"{name} goes on after {entry.failures} failures")
+        if entry.losses >= retry.max_losses:
+            raise Violation("P7", f"{name} goes on after {entry.losses} losses")
+        if entry.kills >= retry.poison_kills:
+            raise Violation("P7", f"{name} goes on after killing {entry.kills} agents")
         if entry.state is TaskState.QUEUED:
             self._wait(command.task_id)
 
     def _resolve(self, command: ResolveTask, epoch: int) -> None:
         outcome = command.outcome
         name = outcome.task_id
-        hold(name not in self.resolved, "2", f"{name} ended twice")
+        if name in self.resolved:
+            raise Violation("2", f"{name} ended twice")
         self._leave(name)
         entry = self.book.open[name]
         answering: tuple[TaskId, int, int] | None = None
@@ -325,35 +360,40 @@ class Observer:
         if outcome.state is TaskState.SUCCEEDED and not self.stateful.is_numbered(name):
             where = (outcome.story[-1].attempt, outcome.agent_id)
             answered = [held for held in entry.running() if where == (held.attempt, held.agent_id)]
-            hold(len(answered) == 1, "3", f"{name}: {where} answered, which is not running")
+            if len(answered) != 1:
+                raise Violation("3", f"{name}: {where} answered, which is not running")
             one = answered[0]
             answering = name, one.attempt, one.epoch
             token = value_of(name, one.attempt, one.epoch, one.agent_id, one.incarnation)
             data = outcome.value.data if outcome.value is not None else None
-            if data is not None and data.startswith(b"answer|"):
-                hold(data == token, "3", f"{name}: the value is {data!r}, the answering attempt's is {token!r}")
+            if data is not None and data.startswith(b"answer|") and data != token:
+                raise Violation("3", f"{name}: the value is {data!r}, the answering attempt's is {token!r}")
         if outcome.state is TaskState.DEAD:
             kind = outcome.failure.kind if outcome.failure is not None else ""
-            hold(kind in _REASONS_TO_DIE, "8", f"{name} is a dead letter because of {kind!r}")
+            if kind not in _REASONS_TO_DIE:
+                raise Violation("8", f"{name} is a dead letter because of {kind!r}")
             over = entry.extra is None or kind in ("poison", "agent_lost")
-            hold(over, "C1", f"{name} is a dead letter because of {kind!r} while {entry.running()} go on")
+            if not over:
+                raise Violation("C1", f"{name} is a dead letter because of {kind!r} while {entry.running()} go on")
         deadline_at = self._deadlines.get(name)
-        if outcome.state is TaskState.EXPIRED:
-            hold(deadline_at is not None, "9", f"{name} expired and has no deadline")
+        if outcome.state is TaskState.EXPIRED and deadline_at is None:
+            raise Violation("9", f"{name} expired and has no deadline")
         if deadline_at is not None:
             late_s = outcome.resolved_at - deadline_at
             hold(
                 outcome.state is not TaskState.EXPIRED or late_s >= -_EPSILON, "9", f"{name} expired {-late_s} s early"
             )
             late_s -= max(0.0, self._world.up_since(outcome.resolved_at, epoch) - deadline_at)
-            hold(late_s <= LATE_S, "9", f"{name} ended {late_s:.3f} s after its deadline")
+            if late_s > LATE_S:
+                raise Violation("9", f"{name} ended {late_s:.3f} s after its deadline")
         told = outcome.choices == tuple(entry.choices)
         if len(entry.story) < STORY_LINES:  # a longer one has lost its middle
             told = told and outcome.story[:-1] == tuple(entry.story)
         if not told:
             raise Violation("15", f"{name} ended with another story than the journal tells: {outcome.story}")
         failures = entry.failures + (outcome.failure is not None and outcome.failure.kind in ("application", "quality"))
-        hold(failures <= entry.task.max_attempts, "P7", f"{name} failed {failures} times")
+        if failures > entry.task.max_attempts:
+            raise Violation("P7", f"{name} failed {failures} times")
         self._apply(command)
         self.resolved[name] = outcome
         self.chunks.resolved(outcome, answering)
@@ -365,12 +405,15 @@ class Observer:
         name = f"{command.task_id} attempt {command.attempt} of epoch {command.epoch}"
         fence = command.task_id, fence_of(command.epoch, command.attempt)
         here = process.id, process.incarnation
-        hold(self._ran.setdefault(fence, here) == here, "S4", f"{name} runs on {here} and on {self._ran[fence]}")
+        if self._ran.setdefault(fence, here) != here:
+            raise Violation("S4", f"{name} runs on {here} and on {self._ran[fence]}")
         on_disk = self._steps.get(command.task_id, {})
         for step, value in steps.items():
-            hold(step in on_disk and on_disk[step] == value, "S1", f"{name} was given {step}, which is not on disk")
-        missing = self._due.get(fence, frozenset()) - steps.keys()
-        hold(not missing, "S3", f"{name} was not given {sorted(missing)}")
+            if not (step in on_disk and on_disk[step] == value):
+                raise Violation("S1", f"{name} was given {step}, which is not on disk")
+        missing = [step for step in self._due.get(fence, ()) if step not in steps]
+        if missing:
+            raise Violation("S3", f"{name} was not given {sorted(missing)}")
         if steps:
             self._world.note("step given to a later attempt")
 
@@ -381,61 +424,80 @@ class Observer:
         for other in self._world.processes.values():
             if other is not process and not other.hung:
                 beside = [one for one in other.running if one[0] == token[0]]
-                hold(not beside, "X1", f"{token} runs on {process.id} beside {beside} on {other.id}")
-        hold(sum(one[0] == token[0] for one in process.running) == 1, "X1", f"{token} runs twice on {process.id}")
+                if beside:
+                    raise Violation("X1", f"{token} runs on {process.id} beside {beside} on {other.id}")
+        if sum(one[0] == token[0] for one in process.running) != 1:
+            raise Violation("X1", f"{token} runs twice on {process.id}")
 
     def step_taken(self, answer: AnswerStep, value: Payload | None) -> None:
         """An attempt goes on after a step, with this result."""
         name = f"step {answer.name} of {answer.task_id} attempt {answer.attempt}"
         steps = self._steps.get(answer.task_id, {})
-        hold(answer.name in steps, "S1", f"{name} went on and is not on disk")
-        hold(steps[answer.name] == value, "S1", f"{name} went on with another result than is on disk")
+        if answer.name not in steps:
+            raise Violation("S1", f"{name} went on and is not on disk")
+        if steps[answer.name] != value:
+            raise Violation("S1", f"{name} went on with another result than is on disk")
 
     # ── what callers are told ────────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, epoch: int, command: Command, task: Task | None = None) -> None:
         """A coordinator sends this to a caller, about the task that it submitted."""
-        if isinstance(command, AcceptTask):
-            hold(command.task.id in self.accepted, "4", f"{command.task.id} was acknowledged and is not on disk")
+        if type(command) is AcceptTask:
+            if command.task.id not in self.accepted:
+                raise Violation("4", f"{command.task.id} was acknowledged and is not on disk")
             self.acknowledged[command.task.id] = None
-        elif isinstance(command, KnownTask):
-            hold(command.task_id in self.accepted, "4", f"{command.task_id} is called known and is not on disk")
+        elif type(command) is KnownTask:
+            if command.task_id not in self.accepted:
+                raise Violation("4", f"{command.task_id} is called known and is not on disk")
             if task is not None and command.task_id != task.id:
                 owner = self._keys[task.key]
                 same = (owner.id, owner.fingerprint) == (command.task_id, task.fingerprint)
-                hold(same, "7", f"{task.id} is called a repeat of {command.task_id} and asks for something else")
+                if not same:
+                    raise Violation(
+                        "7", f"{task.id} is called a repeat of {command.task_id} and asks for something else"
+                    )
             self.acknowledged[command.task_id] = None
-        elif isinstance(command, RefuseTask):
+        elif type(command) is RefuseTask:
             taken = self.accepted.get(command.task_id)
-            hold(taken in (None, epoch), "4", f"{command.task_id} was refused by epoch {epoch}, accepted by {taken}")
-        elif isinstance(command, AnswerCancel):
+            if taken not in (None, epoch):
+                raise Violation("4", f"{command.task_id} was refused by epoch {epoch}, accepted by {taken}")
+        elif type(command) is AnswerCancel:
             self._cancel_answered(command)
-        elif isinstance(command, GradeTask):
-            hold(command.task_id in self.graded, "4", f"a grade of {command.task_id} was acknowledged, not on disk")
-        elif isinstance(command, AddAgents):
+        elif type(command) is GradeTask:
+            if command.task_id not in self.graded:
+                raise Violation("4", f"a grade of {command.task_id} was acknowledged, not on disk")
+        elif type(command) is AddAgents:
             name = command.spec.name
-            hold(name in self.book.specs, "4", f"agents {name} were acknowledged and are not on disk")
+            if name not in self.book.specs:
+                raise Violation("4", f"agents {name} were acknowledged and are not on disk")
 
     def _cancel_answered(self, command: AnswerCancel) -> None:
         outcome = self.resolved.get(command.task_id)
         if command.state is None:
             lost = command.task_id in self.acknowledged
-            hold(not lost, "1", f"{command.task_id} is accepted and a cancel was answered with: no such task")
+            if lost:
+                raise Violation("1", f"{command.task_id} is accepted and a cancel was answered with: no such task")
         elif command.state is TaskState.RUNNING:
-            numbered = self.stateful.is_numbered(command.task_id)
-            hold(numbered, "8", f"a cancel of {command.task_id} was answered with running, and it has no number")
+            if not self.stateful.is_numbered(command.task_id):
+                detail = f"a cancel of {command.task_id} was answered with running, and it has no number"
+                raise Violation("8", detail)
         else:
-            hold(outcome is not None, "4", f"cancel of {command.task_id} was answered and its end is not on disk")
+            if outcome is None:
+                raise Violation("4", f"cancel of {command.task_id} was answered and its end is not on disk")
             assert outcome is not None
-            hold(outcome.state is command.state, "8", f"{command.task_id} is {outcome.state}, told {command.state}")
+            if outcome.state is not command.state:
+                raise Violation("8", f"{command.task_id} is {outcome.state}, told {command.state}")
 
     def shown(self, task_id: TaskId, outcome: Outcome | None) -> None:
         """A coordinator sends this outcome to a caller; None: it knows no such task."""
         if outcome is None:
-            hold(task_id not in self.acknowledged, "1", f"{task_id} was acknowledged and is unknown now")
+            if task_id in self.acknowledged:
+                raise Violation("1", f"{task_id} was acknowledged and is unknown now")
         else:
-            hold(task_id in self.resolved, "4", f"the outcome of {task_id} was shown and is not on disk")
-            hold(self.resolved[task_id] == outcome, "2", f"{task_id} was shown another outcome than is on disk")
+            if task_id not in self.resolved:
+                raise Violation("4", f"the outcome of {task_id} was shown and is not on disk")
+            if self.resolved[task_id] != outcome:
+                raise Violation("2", f"{task_id} was shown another outcome than is on disk")
 
     def acknowledged_answer(self, answer: AttemptFinished) -> None:
         """A coordinator tells an agent that it may forget this answer."""
@@ -449,14 +511,15 @@ class Observer:
 
     def agent_started(self, agent_id: str, incarnation: int) -> None:
         """A process is asked for."""
-        hold((agent_id, incarnation) not in self.started, "3", f"{agent_id}#{incarnation} was started twice")
+        if (agent_id, incarnation) in self.started:
+            raise Violation("3", f"{agent_id}#{incarnation} was started twice")
         self.started[agent_id, incarnation] = None
 
     def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
         """The core is about to be told this: note the races worth having seen."""
         note, core = self._world.note, coordinator.core
         self.stateful.told(core, coordinator.epoch, event)
-        if isinstance(event, AttemptFinished):
+        if type(event) is AttemptFinished:
             entry = core.book.open.get(event.task_id)
             if entry is None and event.failure is None:
                 outcome = self.resolved.get(event.task_id)
@@ -468,10 +531,10 @@ class Observer:
                 note("commit arrived after re-queue")
             elif ("adoption", attempt_key(event.task_id, event.attempt)) in core.timers:
                 note("answer before the report")
-        elif isinstance(event, EstimatesReady):
+        elif type(event) is EstimatesReady:
             if not any(core.asking.is_asked(task_id) for task_id, _ in event.answers):
                 note("estimates came too late")
-        elif isinstance(event, AgentReady):
+        elif type(event) is AgentReady:
             for one in event.running:
                 if ("adoption", attempt_key(one.task_id, one.attempt)) in core.timers:
                     note("attempt confirmed after restart")
@@ -481,7 +544,7 @@ class Observer:
         world = self._world
         world.trace.step(coordinator.epoch, event, commands)
         for command in commands:
-            if isinstance(command, StartAttempt):
+            if type(command) is StartAttempt:
                 self._count_second(coordinator.epoch, command)
                 if command.reason != "first":
                     world.note(f"{command.reason} attempt")
@@ -492,30 +555,34 @@ class Observer:
                 elif command.choice.policy == "recent":
                     world.note("kept with few agents")
                 self._note_routing(command.choice)
-            elif isinstance(command, RequeueTask) and command.arrow == "outlived":
+            elif type(command) is RequeueTask and command.arrow == "outlived":
                 world.note("an attempt was outlived by the one beside it")
                 if command.failure is not None and command.failure.kind == "diverged":
                     world.note("stopped for giving other chunks")
-            elif isinstance(command, ResolveTask):
+            elif type(command) is ResolveTask:
                 self._note_end(coordinator, command.outcome)
-            elif isinstance(command, RefuseTask):
+            elif type(command) is RefuseTask:
                 world.note(f"refused: {command.reason}")
-            elif isinstance(command, RequeueTask) and command.arrow == "held_back":
+            elif type(command) is RequeueTask and command.arrow == "held_back":
                 world.note("held back")
-            elif isinstance(command, KnownTask) and command.task_id != command.submitted_id:
+            elif type(command) is KnownTask and command.task_id != command.submitted_id:
                 world.note("repeat recognised by its key")
         core = coordinator.core
         self.stateful.handled(core, event, commands)
-        if isinstance(event, AttemptFinished):
+        if type(event) is AttemptFinished:
             agent = core.registry.agent(event.agent_id)
             token = event.task_id, event.attempt, event.epoch
             leaked = agent is not None and token in agent.stopping
-            hold(not leaked, "20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
+            if leaked:
+                raise Violation("20", f"{event.agent_id} answered {token} and holds a slot for it all the same")
         self._until_check -= 1
         if self._thorough or self._until_check <= 0:
-            self._until_check = max(CHECK_LEAST, (len(core.book.open) + len(world.processes)) // CHECK_SHARE)
+            usual = max(CHECK_LEAST, CHECK_SHARE * (len(core.book.open) + len(world.processes)))
+            self._until_check = int(2 * usual * self._rng.random())
             core.check()
-        if self._rng.random() < 0.004:
+        else:
+            check_touched(core, *touched(event, commands))
+        if self._rng.random() < COMPARED:
             self.compare(coordinator)
 
     def _count_second(self, epoch: int, command: StartAttempt) -> None:
@@ -528,7 +595,8 @@ class Observer:
         ):
             allowed = burst + share * started[epoch, "one"] if share else 0.0
             count = started[epoch, reason]
-            hold(count <= allowed + _EPSILON, "C1", f"{count} attempts were started as {reason}, {allowed} are allowed")
+            if count > allowed + _EPSILON:
+                raise Violation("C1", f"{count} attempts were started as {reason}, {allowed} are allowed")
 
     def _note_routing(self, choice: Choice) -> None:
         note, receipt = self._world.note, choice.receipt
@@ -542,8 +610,10 @@ class Observer:
         note(choice.policy if choice.policy == "routed" else "taken over from a class that was waited for")
         chosen = [estimate.candidate for estimate in receipt.estimates].index(receipt.chosen)
         if choice.policy == "routed":
-            hold(abs(sum(receipt.propensities) - 1.0) < 1e-9, "R1", f"propensities {receipt.propensities}")
-            hold(receipt.propensities[chosen] > 0, "R1", f"{receipt.chosen} was chosen and could not be: {receipt}")
+            if abs(sum(receipt.propensities) - 1.0) >= 1e-9:
+                raise Violation("R1", f"propensities {receipt.propensities}")
+            if receipt.propensities[chosen] <= 0:
+                raise Violation("R1", f"{receipt.chosen} was chosen and could not be: {receipt}")
         if receipt.explored:
             note("explored")
 
@@ -572,17 +642,15 @@ class Observer:
             commands=commands,
         )
         rebuilt.check()
-        hold(
-            rebuilt.book.snapshot(now) == core.book.snapshot(now), "15", "recovery gives another book than the live one"
-        )
+        if not same_books(rebuilt.book, core.book):
+            raise Violation("15", "recovery gives another book than the live one")
 
     def recovered(self, coordinator: CoordinatorProcess) -> None:
         """A new coordinator stands on what the disk has."""
         coordinator.core.check()
-        now = coordinator.core.now
-        same = coordinator.core.book.snapshot(now) == self.book.snapshot(now)
-        hold(same, "15", "a new coordinator's book is not what the journal says")
-
+        same = same_books(coordinator.core.book, self.book)
+        if not same:
+            raise Violation("15", "a new coordinator's book is not what the journal says")
         book = coordinator.core.book.open.values()
         if self._world.disk.snapshot is not None:
             self._world.note("recovered from a snapshot")
@@ -617,6 +685,55 @@ class Observer:
         there_are = set(self._world.processes)
         hold(wanted == there_are, "20", f"processes {sorted(there_are ^ wanted)[:5]} are on one side only")
         self.stateful.finish(core)
+
+
+def same_books(one: Book, other: Book) -> bool:
+    """Do two books have the same in them, in the same order?"""
+    return (
+        list(one.open) == list(other.open)
+        and one.next_seq == other.next_seq
+        and one.specs == other.specs
+        and one.incarnations == other.incarnations
+        and one.routers == other.routers
+        and all(_same_entries(entry, other.open[task_id]) for task_id, entry in one.open.items())
+        and [_of_inbox(inbox) for inbox in one.inboxes.all()] == [_of_inbox(inbox) for inbox in other.inboxes.all()]
+    )
+
+
+def _same_entries(one: Entry, other: Entry) -> bool:
+    if one.stream is None or other.stream is None:
+        same = one.stream is other.stream
+    else:
+        same = _of_stream(one.stream) == _of_stream(other.stream)
+    return same and _of_entry(one) == _of_entry(other)
+
+
+def _everything(owner: type, *, apart: str = "") -> Callable[[object], tuple[object, ...]]:
+    """All that such an object has, whatever that is, but for what is compared apart: not what it can do."""
+    names = [name for name in dir(owner) if name[0] != "_" and not callable(getattr(owner, name)) and name != apart]
+    return attrgetter(*names)
+
+
+_of_entry, _of_stream, _of_inbox = _everything(Entry, apart="stream"), _everything(Stream), _everything(Inbox)
+
+
+def touched(event: Event, commands: Sequence[Command]) -> tuple[dict[TaskId, None], dict[AgentId, None]]:
+    """The tasks and agents that an event and what came of it name."""
+    task_ids: dict[TaskId, None] = {}
+    agent_ids: dict[AgentId, None] = {}
+    for one in (event, *commands):
+        kind = type(one)
+        if kind is ResolveTask:
+            task_ids[one.outcome.task_id] = None  # type: ignore[union-attr]
+        elif kind is AcceptTask:
+            task_ids[one.task.id] = None  # type: ignore[union-attr]
+        else:
+            task_id, agent_id = getattr(one, "task_id", None), getattr(one, "agent_id", None)
+            if task_id is not None:
+                task_ids[task_id] = None
+            if agent_id:
+                agent_ids[agent_id] = None
+    return task_ids, agent_ids
 
 
 def value_of(task_id: str, attempt: int, epoch: int, agent_id: str, incarnation: int) -> bytes:

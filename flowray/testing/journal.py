@@ -32,7 +32,7 @@ class Disk:
     def __init__(self, on_synced: Callable[[int, Group], None]) -> None:
         self.epoch = 0
         self.commands: list[DurableCommand] = []  # after the snapshot
-        self.snapshot: Snapshot | None = None
+        self.groups = 0  # written since then, by whomever
         self.outcomes: dict[TaskId, Outcome] = {}
         self.keys: dict[str, TaskId] = {}  # of outcomes
         self.grades: dict[TaskId, GradeTask] = {}  # the newest of each outcome
@@ -40,6 +40,15 @@ class Disk:
         self.last_at = 0.0  # the highest time in it
         self.torn: Group = ()  # a part of a group, at its end
         self.on_synced = on_synced
+        self._snapshot: Snapshot | bytes | None = None  # bytes until somebody reads it
+        self._read: list[DurableCommand] = []  # of the commands, what their bytes say; as many as were read so far
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest one, through the same encoding as the real store's."""
+        if isinstance(self._snapshot, bytes):
+            self._snapshot = _snapshot.decode(self._snapshot)
+        return self._snapshot
 
     def begin(self) -> int:
         """A new coordinator takes over; from now on no other may write."""
@@ -48,6 +57,7 @@ class Disk:
 
     def write(self, epoch: int, group: Group) -> None:
         """One group is on disk now. The caller has checked the fence."""
+        self.groups += 1
         self.commands.extend(group)
         for command in group:
             at = command.outcome.resolved_at if type(command) is ResolveTask else command.at  # type: ignore[union-attr]
@@ -67,24 +77,29 @@ class Disk:
 
     def keep(self, snapshot: Snapshot) -> None:
         """Everything so far is in the snapshot."""
-        self.snapshot = _snapshot.decode(msgspec.msgpack.encode(snapshot))
+        self._snapshot = msgspec.msgpack.encode(snapshot)
         self.last_at = max(self.last_at, snapshot.at)
         self.commands.clear()
+        self._read.clear()
+        self.groups = 0
 
     def recall(self, flips: Random | None = None) -> tuple[Snapshot | None, list[DurableCommand]]:
         """What a new coordinator reads, through the same encoding as the real store's; with `flips`, one bit wrong.
 
+        What was read before is the same now, so only what is new is decoded: commands cannot be changed.
+
         Raises StoreCorrupt when the bytes are not what was written.
         """
         self.torn = ()  # its checksum says that it is not whole, so it was never promised to anyone
-        body = msgspec.msgpack.encode(self.commands)
-        checksum = zlib.crc32(body)
         if flips is not None:
-            bit = flips.randrange(8 * len(body))
+            body = msgspec.msgpack.encode(self.commands)
+            checksum, bit = zlib.crc32(body), int(8 * len(body) * flips.random())
             body = body[: bit // 8] + bytes((body[bit // 8] ^ 1 << bit % 8,)) + body[bit // 8 + 1 :]
-        if zlib.crc32(body) != checksum:
-            raise StoreCorrupt("the journal does not match its checksum")
-        return self.snapshot, _commands.decode(body)
+            if zlib.crc32(body) != checksum:
+                raise StoreCorrupt("the journal does not match its checksum")
+            return self.snapshot, _commands.decode(body)
+        self._read += _commands.decode(msgspec.msgpack.encode(self.commands[len(self._read) :]))
+        return self.snapshot, self._read.copy()
 
 
 class Writer:

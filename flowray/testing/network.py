@@ -24,9 +24,10 @@ class Network:
 
     def __init__(self, clock: VirtualClock, rng: Random, faults: Iterable[Fault], latency_s: float = 0.0005) -> None:
         self._clock = clock
-        self._rng = rng
+        self._random = rng.random
         self._latency_s = latency_s
         self._drop = self._duplicate = self._reorder = self._delay = self._delay_max_s = 0.0
+        self.dropped = self.duplicated = self.delayed = self.reordered = 0  # messages
         for fault in faults:
             if isinstance(fault, Drop):
                 self._drop = fault.ratio
@@ -45,21 +46,29 @@ class Network:
         """Deliver later. False when the message is lost; a lost message breaks its link."""
         if link is not None and link.broken:
             return False
-        if self._drop and self._rng.random() < self._drop:
+        if self._drop and self._random() < self._drop:
+            self.dropped += 1
             if link is not None:
                 link.broken = True
             return False
         self._deliver(deliver, link)
-        if self._duplicate and self._rng.random() < self._duplicate:
+        if self._duplicate and self._random() < self._duplicate:
+            self.duplicated += 1
             self._deliver(deliver, None)
         return True
 
     def _deliver(self, deliver: Callable[[], None], link: Link | None) -> None:
-        rng = self._rng
-        delay_s = self._latency_s * (0.5 + rng.random())
-        if self._delay and rng.random() < self._delay:
-            delay_s += self._delay_max_s * rng.random() ** 4
+        random = self._random
+        delay_s = self._latency_s * (0.5 + random())
+        if self._delay and random() < self._delay:
+            self.delayed += 1
+            delay_s += self._delay_max_s * random() ** 4
         at = self._clock.now + delay_s
-        if link is not None and not (self._reorder and rng.random() < self._reorder):
-            at = link.last_at = max(at, link.last_at)
+        if link is not None:
+            if self._reorder and random() < self._reorder:
+                self.reordered += 1
+            elif at < link.last_at:
+                at = link.last_at
+            else:
+                link.last_at = at
         self._clock.at(at, deliver)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SILENCE_S = 10.0  # of a stream, before it is given up
 DECLARED_DEAD_S = 4.0  # of a node that is cut off both ways, as measured
 UP, DOWN = 1, 2
-Held = tuple[Callable[[], None], "Link"]
+Held = tuple[Callable[[], None], "Link", "Stream"]
 
 
 class Partitions:
@@ -34,7 +34,7 @@ class Partitions:
         self._number: dict[tuple[str, int], int] = {}  # -> of its cut: an older one ends without effect
         self._held: dict[tuple[str, int], list[Held]] = {}
         self._declared: dict[tuple[str, int], AgentProcess] = {}  # dead, as its node will learn when it is heard again
-        self._cuts = 0
+        self.cuts = 0  # so far
 
     def strike(self, fault: Partition) -> None:
         """Cut a share of the agents off, for a while."""
@@ -56,11 +56,16 @@ class Partitions:
 
     def is_cut(self, process: AgentProcess, ways: int = UP | DOWN) -> bool:
         """Does nothing get through, any of these ways?"""
-        return bool(self._cut.get((process.id, process.incarnation), 0) & ways)
+        return bool(self._cut) and bool(self._cut.get((process.id, process.incarnation), 0) & ways)
 
-    def hold(self, process: AgentProcess, deliver: Callable[[], None], link: Link) -> None:
+    def is_away(self, process: AgentProcess) -> bool:
+        """Does nothing get through, either way?"""
+        return bool(self._cut) and self._cut.get((process.id, process.incarnation), 0) == UP | DOWN
+
+    def hold(self, deliver: Callable[[], None], link: Link, stream: Stream) -> None:
         """Keep a message until its way is open."""
-        self._held.setdefault((process.id, process.incarnation), []).append((deliver, link))
+        process = stream.agent
+        self._held.setdefault((process.id, process.incarnation), []).append((deliver, link, stream))
 
     def heal(self) -> None:
         """Everybody reaches everybody."""
@@ -71,16 +76,16 @@ class Partitions:
         if self._world.healed or not process.alive:
             return
         key = process.id, process.incarnation
-        self._cuts += 1
-        self._cut[key], self._number[key] = ways, self._cuts
+        self.cuts += 1
+        self._cut[key], self._number[key] = ways, self.cuts
         self._world.trace.line(
             f"{process.id}#{process.incarnation} is cut off ({('up', 'down', 'both ways')[ways - 1]})"
         )
-        self._world.clock.after(lasts_s, partial(self._end, key, self._cuts))
+        self._world.clock.after(lasts_s, partial(self._end, key, self.cuts))
         if lasts_s > SILENCE_S and process.stream is not None:
-            self._world.clock.after(SILENCE_S, partial(self._give_up, process, process.stream, self._cuts))
+            self._world.clock.after(SILENCE_S, partial(self._give_up, process, process.stream, self.cuts))
         if ways == UP | DOWN and lasts_s > DECLARED_DEAD_S and self._world.rng.random() < 0.7:
-            self._world.clock.after(DECLARED_DEAD_S, partial(self._declare_dead, process, self._cuts))
+            self._world.clock.after(DECLARED_DEAD_S, partial(self._declare_dead, process, self.cuts))
 
     def _is_now(self, process: AgentProcess, number: int) -> bool:
         return process.alive and self._number.get((process.id, process.incarnation)) == number
@@ -107,9 +112,7 @@ class Partitions:
         declared = self._declared.pop(key, None)
         if declared is not None:
             self._world.clock.after(self._world.rng.uniform(0.0, 5.0), partial(self._world.crash, declared))
-        process = self._world.processes.get(key)
-        for deliver, link in self._held.pop(key, ()):
+        for deliver, link, stream in self._held.pop(key, ()):
             if not link.broken:
                 self._world.note("held by a partition, then delivered")
-                if not self._world.network.send(deliver, link) and process is not None and process.stream is not None:
-                    process.stream.give_up()  # or it would wait for ever on a stream that is broken
+                stream.send(deliver, link)

@@ -16,7 +16,9 @@ from msgspec import Struct, structs
 from flowray.core.model import AgentSpec, Task
 from flowray.core.policy import CorePolicy
 from flowray.testing.callers import Plan
-from flowray.testing.swarm import Options, SeedReport, draw_options, run_options
+from flowray.testing.drawing import Options
+from flowray.testing.special import draw_options
+from flowray.testing.swarm import SeedReport, run_options
 
 T = TypeVar("T")
 MOST_RUNS = 300  # worlds tried

@@ -99,22 +99,22 @@ class StatefulProcess(AgentProcess):
 
     def take(self, stream: Stream, command: ToSeat) -> None:
         """A message for a seat."""
-        self._do(lambda: self._take(stream, command))
+        self._do(partial(self._take, stream, command))
 
     def _take(self, stream: Stream, command: ToSeat) -> None:
         if not self._accepts(stream):
             return
-        if isinstance(command, ActivateSeat):
+        if type(command) is ActivateSeat:
             self._activate(command)
-        elif isinstance(command, RestoreState):
+        elif type(command) is RestoreState:
             seq = command.snapshot.seq if command.snapshot is not None else 0
             if self.received < 0 or self.received < seq:
                 self.received = seq
                 self._todo.append(command)
-        elif isinstance(command, DemandSnapshot):
+        elif type(command) is DemandSnapshot:
             if command.seq == self.received:
                 self._todo.append(command)
-        elif command.seq > self.received and len(self._early) < EARLY:
+        elif type(command) is DeliverInput and command.seq > self.received and len(self._early) < EARLY:
             self.world.observer.stateful.delivered(self, command)
             self._early[command.after] = command
         while (following := self._early.pop(self.received, None)) is not None:
@@ -144,16 +144,16 @@ class StatefulProcess(AgentProcess):
             return
         self._busy = True
         command = self._todo.popleft()
-        took_s = self.factor * min(1.0, self._rng.expovariate(50.0)) if isinstance(command, DeliverInput) else 0.001
+        took_s = self.factor * min(1.0, self._rng.expovariate(50.0)) if type(command) is DeliverInput else 0.001
         self.world.clock.after(took_s, partial(self._do, partial(self._done, command, took_s)))
 
     def _done(self, command: ToSeat, took_s: float) -> None:
         self._busy = False
-        if isinstance(command, RestoreState):
+        if type(command) is RestoreState:
             self._restore(command)
-        elif isinstance(command, DemandSnapshot):
+        elif type(command) is DemandSnapshot:
             self._snapshot(command)
-        elif isinstance(command, DeliverInput):
+        elif type(command) is DeliverInput:
             if command.task.labels.get("kills"):
                 self.world.crash(self)
                 return
@@ -200,7 +200,7 @@ class StatefulProcess(AgentProcess):
             self._say(self.stream, said)
         if not self._again:
             self._again = True
-            self.world.clock.after(RESEND_S, lambda: self._do(self._say_all))
+            self.world.clock.after(RESEND_S, partial(self._do, self._say_all))
 
     def _say(self, stream: Stream, said: OutputGiven | SnapshotMade) -> None:
         stream.up(partial(stream.coordinator.finished, said, partial(self._heard, stream, said)))
@@ -216,7 +216,7 @@ class StatefulProcess(AgentProcess):
     def _say_all(self) -> None:
         self._again = bool(self._unsaid)
         if self._again:
-            self.world.clock.after(RESEND_S, lambda: self._do(self._say_all))
+            self.world.clock.after(RESEND_S, partial(self._do, self._say_all))
             if self.stream is not None:
                 self.say_again(self.stream)
 
@@ -242,28 +242,30 @@ class StatefulJudge:
     def written(self, command: DurableCommand) -> None:
         """A command is on disk, and the book does not have it yet."""
         note = self._world.note
-        if isinstance(command, LogInput):
+        if type(command) is LogInput:
             self._log(command)
-        elif isinstance(command, Promote):
+        elif type(command) is Promote:
             inbox = self._book.inboxes[command.agent_id]
             _hold(command.term == inbox.term + 1, f"{command.agent_id}: term {command.term} after {inbox.term}")
             self._terms[command.agent_id, command.term] = command.seat, command.seat_incarnation
             if command.term > 1:
                 note("promoted with open inputs" if inbox.unanswered else "promoted")
-        elif isinstance(command, KeepSnapshot):
+        elif type(command) is KeepSnapshot:
             self._keep(command)
-        elif isinstance(command, SkipInput):
+        elif type(command) is SkipInput:
             self._skipped.setdefault(command.agent_id, set()).add(command.seq)
             del self._states.setdefault(command.agent_id, [b""])[command.seq :]
             note("input left out")
-        elif isinstance(command, RecordMismatch):
+        elif type(command) is RecordMismatch:
             note("mismatch found")
 
     def _log(self, command: LogInput) -> None:
         inputs = self._inputs.setdefault(command.agent_id, {})
         last = next(reversed(inputs), 0)
-        _hold(command.seq == last + 1, f"{command.agent_id} numbers {command.task_id} {command.seq} after {last}")
-        _hold(command.task_id not in self._numbers, f"{command.task_id} is numbered twice")
+        if command.seq != last + 1:
+            raise _broken(f"{command.agent_id} numbers {command.task_id} {command.seq} after {last}")
+        if command.task_id in self._numbers:
+            raise _broken(f"{command.task_id} is numbered twice")
         inputs[command.seq] = command.task_id
         self._numbers[command.task_id] = command.agent_id, command.seq
 
@@ -292,11 +294,14 @@ class StatefulJudge:
             if outcome.failure is not None:
                 said = bytes.fromhex(outcome.failure.message)
             right = said == self.state_after(name, seq)
-            _hold(right, f"the output of {outcome.task_id}, input {seq} of {name}, is of another state")
+            if not right:
+                raise _broken(f"the output of {outcome.task_id}, input {seq} of {name}, is of another state")
             event = self._given.pop((epoch, outcome.task_id))
             term = self._book.inboxes[name].term
             there = event.term == term and self._terms.get((name, term)) == (event.agent_id, event.incarnation)
-            _hold(there, f"an output of {event.agent_id}#{event.incarnation} in term {event.term} counts in {term}")
+            if not there:
+                where = f"{event.agent_id}#{event.incarnation} in term {event.term}"
+                raise _broken(f"an output of {where} counts in {term}")
 
     def state_after(self, name: AgentId, seq: int) -> bytes:
         """By the journal alone."""
@@ -304,7 +309,8 @@ class StatefulJudge:
         inputs = self._inputs.get(name, {})
         while len(states) <= seq:
             number = len(states)
-            _hold(number in inputs, f"{name} has no input {number} on disk")
+            if number not in inputs:
+                raise _broken(f"{name} has no input {number} on disk")
             states.append(states[-1] if number in skipped else fold(states[-1], inputs[number]))
         return states[seq]
 
@@ -314,7 +320,8 @@ class StatefulJudge:
         """A process is given an input."""
         name = instance_of(process.id)
         on_disk = self._inputs.get(name, {}).get(command.seq) == command.task.id
-        _hold(on_disk, f"{process.id} is given {command.task.id} as input {command.seq}, which is not on disk")
+        if not on_disk:
+            raise _broken(f"{process.id} is given {command.task.id} as input {command.seq}, which is not on disk")
 
     def restored(self, process: StatefulProcess) -> None:
         """A process has taken a state over."""
@@ -329,16 +336,17 @@ class StatefulJudge:
 
     def acknowledged(self, said: OutputGiven | SnapshotMade) -> None:
         """A process may forget this."""
-        if isinstance(said, SnapshotMade) or said.task_id not in self._numbers:
+        if type(said) is not OutputGiven or said.task_id not in self._numbers:
             return
         inbox = self._book.inboxes[instance_of(said.agent_id)]
         counts = (inbox.term, inbox.seat) == (said.term, said.agent_id)
         waited_for = counts and said.task_id in inbox.unanswered
-        _hold(not waited_for, f"the output of {said.task_id} was acknowledged and is not on disk")
+        if waited_for:
+            raise _broken(f"the output of {said.task_id} was acknowledged and is not on disk")
 
     def told(self, core: Coordination, epoch: int, event: Event) -> None:
         """The core is about to be told this."""
-        if isinstance(event, OutputGiven):
+        if type(event) is OutputGiven:
             waited_for = core.book.inboxes[instance_of(event.agent_id)].unanswered.get(event.task_id)
             if waited_for == event.seq:  # of those told, the last one before its outcome is what that is made of
                 self._given[epoch, event.task_id] = event
@@ -346,14 +354,14 @@ class StatefulJudge:
     def handled(self, core: Coordination, event: Event, commands: Sequence[Command]) -> None:
         """The core has been told this and answered that."""
         note = self._world.note
-        if isinstance(event, OutputGiven):
+        if type(event) is OutputGiven:
             if event.term < core.book.inboxes[instance_of(event.agent_id)].term:
                 note("output of an earlier term")
-        elif isinstance(event, SnapshotMade):
-            kept = any(isinstance(one, KeepSnapshot) for one in commands)
+        elif type(event) is SnapshotMade:
+            kept = any(type(one) is KeepSnapshot for one in commands)
             if not kept and event.term and event.term < core.book.inboxes[instance_of(event.agent_id)].term:
                 note("snapshot raced with a loss")
-        elif isinstance(event, TaskSubmitted) and core.stateful.has(event.task):
+        elif type(event) is TaskSubmitted and core.stateful.has(event.task):
             waits = any(len(one.lane) and one.active is not None for one in core.stateful.instances())
             if waits:
                 note("input waits for a number")
@@ -382,4 +390,8 @@ class StatefulJudge:
 
 def _hold(condition: bool, what: str) -> None:
     if not condition:
-        raise InvariantBroken(f"12: {what}")
+        raise _broken(what)
+
+
+def _broken(what: str) -> InvariantBroken:
+    return InvariantBroken(f"12: {what}")

@@ -13,6 +13,7 @@ from flowray.testing.faults import (
     CrashMidway,
     Duplicate,
     FullDisk,
+    LateNews,
     SyncError,
     TornWrite,
 )
@@ -29,6 +30,11 @@ class Strikes:
         self._world = world
         self._rng = Random(f"{world.seed}/strikes")
         self._full_until = 0.0
+        self._midway, self._failing_sync = world.fault(CrashMidway), world.fault(SyncError)  # asked for all the time
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._midway = self._failing_sync = None
 
     def flips(self) -> Random | None:
         """A source of wrong bits, when there shall be one in what a coordinator reads."""
@@ -51,7 +57,7 @@ class Strikes:
 
     def sync_fails(self) -> bool:
         """Does the sync that is about to end fail?"""
-        fault = self._world.fault(SyncError)
+        fault = self._failing_sync
         return fault is not None and self._rng.random() < fault.ratio
 
     def full(self, fault: FullDisk) -> None:
@@ -65,7 +71,7 @@ class Strikes:
 
     def down_midway_s(self) -> float | None:
         """For how long the coordinator is gone when it ends right now; None when it goes on."""
-        fault = self._world.fault(CrashMidway)
+        fault = self._midway
         return fault.down_s if fault is not None and self._rng.random() < fault.ratio else None
 
     def coordinator_started(self) -> None:
@@ -74,6 +80,14 @@ class Strikes:
         if fault is not None and self._rng.random() < fault.ratio:
             world.note("coordinator crashed again")
             world.clock.after(self._rng.uniform(0.0, fault.within_s), lambda: world.crash_coordinator(0.2))
+
+    def news_late_s(self) -> float:
+        """How long an agent does not hear of the coordinator that was just started."""
+        fault = self._world.fault(LateNews)
+        if fault is None:
+            return 0.0
+        self._world.note("heard late of a new coordinator")
+        return self._rng.uniform(0.0, fault.max_s)
 
     def agent_up(self, process: AgentProcess) -> None:
         """It may end again at once."""

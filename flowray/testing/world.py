@@ -43,6 +43,9 @@ from flowray.testing.strikes import Strikes
 from flowray.testing.trace import Trace
 
 F = TypeVar("F", bound=Fault)
+SNAPSHOT_EVERY = (15, 50, 150)  # groups; small, so that recovery from snapshot and journal is common
+REPLACED_ENDS_S = 5.0  # after the faults stopped: whoever replaced a coordinator has its process ended
+END_AGAIN_S = 0.25  # a process on a node that nobody reaches is asked to end again
 STANDIN_S = 2.0  # a coordinator that cannot read its journal tries again
 
 
@@ -71,6 +74,7 @@ class World:
         self.sometimes: Counter[str] = Counter()
         self.observer = Observer(self, thorough=thorough)
         self.disk = Disk(self.observer.written)
+        self.snapshot_every = Random(f"{seed}/snapshots").choice(SNAPSHOT_EVERY)
         self.network = Network(self.clock, Random(f"{seed}/network"), self.faults)
         self.router = SimulatedRouter(seed)
         self.processes: dict[tuple[str, int], AgentProcess] = {}  # alive, hung or not
@@ -78,6 +82,8 @@ class World:
         self.coordinators: list[CoordinatorProcess] = []  # alive, the leader last
         self.downtime: list[tuple[float, float]] = []  # (from, until) without a working coordinator
         self.healed = False
+        self.crashes = self.slowed = self.slow_syncs = 0  # by a fault: processes ended, processes slow, syncs
+        self._slow_disk = self.fault(SlowDisk)
         self.strikes = Strikes(self)
         self.partitions = Partitions(self)
         # The coordinator asks for these at each turn.
@@ -108,7 +114,8 @@ class World:
 
     def sync_s(self) -> float:
         """How long the next sync takes."""
-        slow = self.fault(SlowDisk)
+        slow = self._slow_disk
+        self.slow_syncs += slow is not None
         return self.strikes.until_room_s() + self.rng.uniform(0.0005, slow.sync_s if slow is not None else 0.004)
 
     @property
@@ -145,7 +152,7 @@ class World:
         self._up()
         self.observer.recovered(self.leader)
         for process in list(self.processes.values()):
-            process.redial()
+            process.redial(late_s=self.strikes.news_late_s())
         self.strikes.coordinator_started()
 
     def crash_coordinator(self, down_s: float) -> None:
@@ -180,6 +187,7 @@ class World:
         if leader is None or not leader.alive or leader.paused:
             return
         self.trace.line("coordinator is paused")
+        self.note("coordinator paused")
         self._down()
         leader.pause()
         self.clock.after(replaced_after_s, self.start_coordinator)
@@ -214,7 +222,9 @@ class World:
     def reach(self) -> CoordinatorProcess | None:
         """The coordinator that a caller reaches: now and then an old one that is still there."""
         if len(self.coordinators) > 1 and self.rng.random() < 0.3:
-            return self.rng.choice(self.coordinators)
+            found = self.rng.choice(self.coordinators)
+            if found.alive:  # else it is refused at once, and asks the other
+                return found
         return self.leader
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -231,6 +241,7 @@ class World:
         elif broken is None or self.rng.random() >= broken.hang_ratio:
             slow = self.fault(Slow)
             factor = slow.factor if slow is not None and self.rng.random() < slow.share else 1.0
+            self.slowed += factor > 1.0
             kind = AgentProcess if spec.stateful is None else StatefulProcess
             process = kind(self, spec, agent_id, incarnation, factor)
             self.clock.after(took_s, partial(self._agent_up, process))
@@ -248,10 +259,20 @@ class World:
         self.strikes.agent_up(process)
 
     def stop_agent(self, agent_id: AgentId, incarnation: int) -> None:
-        """Ray is asked to end a process; that works for a hung one too."""
+        """Ray is asked to end a process; that works for a hung one too, and for one that is cut off when it is not."""
         process = self.processes.get((agent_id, incarnation))
         if process is not None:
-            self.clock.after(self.rng.uniform(0.001, 0.1), lambda: self.crash(process))
+            self.clock.after(self.rng.uniform(0.001, 0.1), partial(self._end, process))
+
+    def _end(self, process: AgentProcess) -> None:
+        away = self.clock.now < process.away_until or self.partitions.is_away(process)
+        if process.alive and away and not self.healed:
+            if not process.ending:
+                self.note("could not be ended yet")
+            process.ending = True
+            self.clock.at(max(process.away_until, self.clock.now + END_AGAIN_S), partial(self._end, process))
+        else:
+            self.crash(process)
 
     def crash(self, process: AgentProcess, notice_s: float = 0.05) -> None:
         """A process ends; the coordinator hears of it later."""
@@ -298,7 +319,7 @@ class World:
 
     def _strike(self, fault: Fault) -> Callable[[bool], None] | None:
         if isinstance(fault, Crash):
-            return lambda once: self._befall(fault.share, once, partial(self.crash, notice_s=fault.notice_s))
+            return lambda once: self._befall(fault.share, once, partial(self._crash, notice_s=fault.notice_s))
         if isinstance(fault, Hang):
             return lambda once: self._befall(fault.share, once, partial(self._hang, lasts_s=fault.lasts_s))
         if isinstance(fault, Partition):
@@ -318,6 +339,10 @@ class World:
         count = round(share * len(alive)) if once else min(1, len(alive))
         for process in self.rng.sample(alive, count):
             strike(process)
+
+    def _crash(self, process: AgentProcess, notice_s: float) -> None:
+        self.crashes += 1
+        self.crash(process, notice_s)
 
     def _hang(self, process: AgentProcess, lasts_s: float) -> None:
         self.trace.line(f"{process.id}#{process.incarnation} hangs")
@@ -340,6 +365,8 @@ class World:
         """Faults stop: what hangs wakes up or is ended, and a paused coordinator goes on."""
         self.trace.line("faults stop")
         self.healed = True
+        self._slow_disk = None
+        self.strikes.heal()
         self.network.heal()
         self.partitions.heal()
         for process in list(self.processes.values()):
@@ -351,3 +378,10 @@ class World:
             self._resume(coordinator)
         if self.leader is None or not self.leader.alive:
             self.start_coordinator()
+        self.clock.after(REPLACED_ENDS_S, self._end_replaced)
+
+    def _end_replaced(self) -> None:
+        """One that has nothing to write does not notice by itself that it was replaced."""
+        for coordinator in self.coordinators:
+            if coordinator is not self.leader:
+                self.lose_coordinator(coordinator, 0.0)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import multiprocessing
 import re
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -191,7 +191,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "found: claim outlives its answer": swap(C, "_attempt_over", "self._unclaim(task.id, attempt, agent_id)", "pass"),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
-    "found: draining agents are not kept": swap(C, "_on_agents_added", "agent not in surplus", "False"),
+    "found: draining agents are not kept": swap(C, "_add_agents", "agent not in surplus", "False"),
     "found: a late report revives the dead": swap(C, "_on_agent_ready", "or over or", "or"),
     "found: drained by a report, never stopped": swap(
         C, "_on_agent_ready", "agent.state is AgentState.DRAINING and", "False and"
@@ -341,14 +341,10 @@ def hunt(name: str, budget: int = BUDGET) -> Killed:
 
 def hunt_all(names: list[str], budget: int = BUDGET, jobs: int = 2) -> Iterator[Killed]:
     """Hunt every mutant in a process of its own. One that makes a seed endless is found, too."""
-
-    def one(name: str) -> Killed:
-        command = [sys.executable, __file__, "--one", "--budget", str(budget), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return Killed(**json.loads(done.stdout))
-
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(one, names)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flowray.testing.swarm", "flowray.testing.shrinking"])
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(partial(hunt, budget=budget), names)  # a slow one holds up no other
 
 
 def tell(killed: list[Killed], budget: int, path: Path) -> None:
@@ -388,11 +384,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="mutants; all by default")
     parser.add_argument("--summary", type=Path, help="what `flowray.testing --save` wrote; end with one line of JSON")
     parser.add_argument("--shrink", metavar="NAME", help="plant one mutant and make the first seed that finds it small")
-    parser.add_argument("--one", action="store_true", help="hunt one mutant in this process, print JSON")
     options = parser.parse_args()
-    if options.one:
-        sys.stdout.write(json.dumps(asdict(hunt(options.names[0], options.budget))))
-        return 0
     if options.shrink:
         MUTANTS[options.shrink]()
         failing = next(seed for seed in range(options.budget) if run_seed(seed).violation)

@@ -1,4 +1,5 @@
-"""Worlds with stateful agents and nothing else, many in little time. (Beside others they are in every fifth seed.)"""
+"""Worlds with stateful agents and nothing else, many in little time. (Beside others they are in every fifth
+seed that is drawn from everything there is.)"""
 
 from __future__ import annotations
 
@@ -7,15 +8,16 @@ from dataclasses import replace
 
 import pytest
 
+from flowray.testing.drawing import Options, draw_anything
 from flowray.testing.stateful_worlds import EVERY, STATEFUL_POINTS
-from flowray.testing.swarm import Options, draw_options, run_options
+from flowray.testing.swarm import run_options
 
 SEEDS = 120
 
 
 def options(number: int) -> Options:
     """A world of the swarm without its other agents and tasks."""
-    drawn = draw_options(EVERY * number + EVERY - 1)
+    drawn = draw_anything(EVERY * number + EVERY - 1)
     specs = tuple(spec for spec in drawn.specs if spec.stateful is not None)
     plans = tuple(plan for plan in drawn.plans if plan.task.agent == specs[0].name)
     return replace(drawn, specs=specs, plans=plans, rescales=())

@@ -23,7 +23,8 @@ from flowray.core.coordination import Coordination
 from flowray.core.states import TERMINAL, TaskState
 from flowray.store import SqliteStore, StoreConfig
 from flowray.store.recovery import Recovery
-from flowray.testing.swarm import RandomWork, draw_options, safety
+from flowray.testing.special import draw_options
+from flowray.testing.swarm import RandomWork, safety
 from flowray.testing.world import World
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "journals"

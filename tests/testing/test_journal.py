@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
+
 from flowray.core.book import Book
 from flowray.core.commands import AcceptTask
 from flowray.core.model import Task
+from flowray.errors import StoreCorrupt
 from flowray.testing.clock import VirtualClock
 from flowray.testing.journal import Disk, Writer
 
@@ -78,3 +81,31 @@ def test_a_snapshot_counts_only_when_everything_before_it_is_on_disk():
     snapshot, commands = store.disk.recall()
     assert [one.task.id for one in snapshot.tasks] == ["a", "b"]
     assert [command.task.id for command in commands] == ["c"]
+
+
+def test_what_was_read_before_is_not_what_is_written_afterwards():
+    store = Store()
+    writer = store.writer()
+    for name in "ab":
+        writer.append([accept(name)])
+        store.clock.run(store.clock.now + 2.0)
+        commands = store.disk.recall()[1]
+        commands.clear()  # it is the reader's own
+    assert [command.task.id for command in store.disk.recall()[1]] == ["a", "b"]
+    with pytest.raises(StoreCorrupt, match="checksum"):
+        store.disk.recall(Random(1))
+    assert [command.task.id for command in store.disk.recall()[1]] == ["a", "b"]
+
+
+def test_groups_are_counted_from_the_snapshot_on_over_all_lives():
+    store = Store()
+    for name in "ab":
+        store.writer().append([accept(name)])
+        store.clock.run(store.clock.now + 2.0)
+    writer = store.writer()
+    assert store.disk.groups == 2
+    writer.offer(Book().snapshot(0.0))
+    writer.append([accept("c")])
+    writer.offer(Book().snapshot(0.0))
+    store.clock.run(store.clock.now + 2.0)
+    assert (store.disk.groups, store.disk.recall()) == (0, (Book().snapshot(0.0), []))
