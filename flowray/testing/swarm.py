@@ -261,14 +261,15 @@ def _liveness(world: World, options: Options, operator: Operator, callers: list[
     clock = world.clock
     world.heal()
     clock.after(BUSY_AGAIN_S, lambda: look_for_idleness(world))
+    waiting = list(callers)
 
     def ended() -> bool:
         leader = world.leader
         if leader is None or leader.core.book.open or not operator.done:
             return False
-        while callers and callers[-1].done:
-            callers.pop()
-        return not callers
+        while waiting and waiting[-1].done:
+            waiting.pop()
+        return not waiting
 
     slots = sum(spec.slots for spec in options.specs)  # of the smallest team there can be
     # All the work one after the other, and one task that meets a slow agent with every attempt.
@@ -279,8 +280,10 @@ def _liveness(world: World, options: Options, operator: Operator, callers: list[
         raise Violation("17", f"{bound_s:.0f} s after the faults stopped callers still wait: {stuck[:5]}")
     for _ in range(LATE_ROUNDS):
         clock.run(clock.now + SETTLE_S)
+        # A submit that was on its way for long came after its caller had its answer, a refusal: a task like any other,
+        # with an outcome and with readers that are waited for.
+        waiting[:] = callers
         if ended():
             break
-        # A submit that was on its way for long came after its caller had its answer, a refusal: a task like any other.
         clock.run(clock.now + bound_s, ended)
     world.observer.finish()

@@ -18,8 +18,9 @@ FOUND = """What long runs found. In seeds 3329, 4249, 4304, 4330 and 4399 a mess
 lost when it was sent on, and nobody gave its stream up, as any transport would. In 2566 a submit was on its way for so
 long that it came when its caller had been refused, and was accepted: that task was given no time to end. In 5331 an
 agent that was leaving, and therefore given nothing, was called idle. In 8747 a caller asked six times in 400 s,
-and each time one that had been a coordinator and was dead. All four are mistakes of the simulator, not of the core;
-they are mended, and these seeds are run by `tests/simulation/test_swarm.py`.
+and each time one that had been a coordinator and was dead. In 151 a task was accepted as late as in 2566, and nobody
+waited for those who read its chunks. All five are mistakes of the simulator, not of the core; they are mended, and
+these seeds are run by `tests/simulation/test_swarm.py`.
 """
 TABLE = Path(__file__).with_name("HOURS.md")
 LEAST = 10  # times that a large run must come by each point
