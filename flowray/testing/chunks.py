@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 Piece = tuple[str, bytes]  # codec and bytes of a chunk
 RESEND_S = 5.0  # a batch without an answer is sent again
 AGAIN_S = 0.1  # until a coordinator that has not heard of this agent yet is asked again
-READER_PATIENCE_S = 1.0  # without an answer for so long, a reader asks again
+READER_PATIENCE_S = 1.0  # without an answer for so long, a reader asks again, then after twice as long,
+READER_PATIENCE_MAX_S = 8.0  # and so on, up to this
 
 
 class Shown(NamedTuple):
@@ -147,9 +148,9 @@ class Reader:
     def ask(self) -> None:
         """For what comes next, and again as long as nobody answers."""
         self._asked += 1
-        self._ask(self._asked)
+        self._ask(self._asked, READER_PATIENCE_S)
 
-    def _ask(self, number: int) -> None:
+    def _ask(self, number: int, patience_s: float) -> None:
         if self.ended or number != self._asked:
             return
         coordinator = self._world.reach()
@@ -157,7 +158,8 @@ class Reader:
             show = partial(self._shown, coordinator.epoch, number)
             first = len(self.has)
             self._world.network.send(partial(coordinator.show, self._task_id, first, self.restarts, show))
-        self._world.clock.after(READER_PATIENCE_S, partial(self._ask, number))
+        again = partial(self._ask, number, min(2 * patience_s, READER_PATIENCE_MAX_S))
+        self._world.clock.after(patience_s, again)
 
     def _shown(self, epoch: int, number: int, page: Shown | None) -> None:
         self._world.network.send(partial(self._take, epoch, number, page))
