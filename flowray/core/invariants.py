@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flowray.core.book import Entry
     from flowray.core.coordination import Coordination
     from flowray.core.registry import Agent
+    from flowray.core.streaming import Stream
 
 
 def check_coordination(core: Coordination) -> None:
@@ -113,6 +114,8 @@ def _check_task(core: Coordination, task_id: TaskId, entry: Entry, in_lanes: int
         raise InvariantBroken(f"{task_id}: {entry.failures} failures and still open")
     if entry.extra is not None:
         _check_second_attempt(entry, runs_on)
+    if entry.stream is not None:
+        _check_stream(core, task_id, entry.stream)
     alone = len(runs_on) == 1 and task.idempotent
     if not alone and ("hedge", task_id) in timers:
         raise InvariantBroken(f"{task_id}: will be hedged, and runs on {runs_on}")
@@ -123,6 +126,16 @@ def _check_second_attempt(entry: Entry, runs_on: list[str]) -> None:
     _hold(len(runs_on) == 2, f"{name} {entry.state.value}: a second attempt and no first")
     _hold(entry.task.idempotent, f"{name} has two attempts and is not idempotent")
     _hold(runs_on[0] != runs_on[1], f"{name} has two attempts on {runs_on}")
+
+
+def _check_stream(core: Coordination, task_id: TaskId, stream: Stream) -> None:
+    policy, open_bytes = core.policy.streaming, core.streaming.open_bytes
+    if stream.count > stream.recorded:
+        raise InvariantBroken(f"{task_id}: {stream.count} chunks stand, {stream.recorded} were recorded")
+    if stream.recorded > policy.max_chunks or stream.size_bytes > policy.max_bytes:
+        raise InvariantBroken(f"{task_id}: {stream.recorded} chunks of {stream.size_bytes} bytes are more than allowed")
+    if not stream.size_bytes <= open_bytes <= policy.max_open_bytes:
+        raise InvariantBroken(f"{open_bytes} bytes of chunks counted, {stream.size_bytes} are of {task_id} alone")
 
 
 def _check_open_tasks(core: Coordination) -> None:
