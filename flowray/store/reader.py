@@ -29,7 +29,8 @@ WITH found AS (SELECT first AS number, length(body) AS size_bytes FROM chunks WH
     (SELECT max(first) FROM chunks WHERE task_id = ? AND first <= ?), 0) AND first + count > ? ORDER BY first LIMIT ?),
 sums AS (SELECT number, sum(size_bytes) OVER (ORDER BY number) - size_bytes AS before_bytes FROM found)
 SELECT {", ".join(records.CHUNK_COLUMNS)} FROM chunks WHERE task_id = ?
-    AND first IN (SELECT number FROM sums WHERE before_bytes < ?) ORDER BY first
+    AND first BETWEEN (SELECT min(number) FROM sums) AND (SELECT max(number) FROM sums WHERE before_bytes < ?)
+ORDER BY first
 """
 
 
