@@ -43,9 +43,6 @@ def stateful_mutants(swap: Callable[..., Plant], put: Callable[[type, str, Any],
         "found: outputs count after an input was left out": swap(
             Inboxes, "skipped", 'inbox.seat, inbox.seat_incarnation = AgentId(""), 0', "pass"
         ),
-        "found: a process that was not seen keeps what is left out": swap(
-            s, "_leave_out", "if seat in known and seat not in without", "if False"
-        ),
         "a poisonous input is never left out": swap(
             s, "_blame", "if kills < core.policy.retry.poison_kills:", "if True:"
         ),
