@@ -12,17 +12,22 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from flowray.errors import StoreCorrupt, StoreError
 from flowray.store import postgres_schema
 from flowray.store.config import StoreConfig
-from flowray.store.postgres_session import Session
+from flowray.store.postgres_session import Session, is_away
 
 _PIECE_BYTES = 1 << 20  # a row: the server holds it in memory several times over
 _PAGE_ROWS = 1_000  # names looked at in one statement of `delete_unused`
 _LOCK_S = 120  # another process may be writing the same payload
 
+_PATIENCE_S = 20.0  # with a server that is being restarted
+_AGAIN_S = 0.2
+
 Buffer = bytes | bytearray | memoryview
+T = TypeVar("T")
 
 
 class PostgresPayloads:
@@ -44,7 +49,8 @@ class PostgresPayloads:
         for view in views:
             digest.update(view)
         ref, size = f"sha256:{digest.hexdigest()}", sum(map(len, views))
-        with self._session() as session:
+
+        def write(session: Session) -> None:
             session.execute("BEGIN")
             session.execute("SELECT set_config('lock_timeout', ?, true)", (f"{_LOCK_S}s",))
             is_new = session.execute(
@@ -57,7 +63,9 @@ class PostgresPayloads:
                     session.execute(
                         "INSERT INTO payload_pieces (ref, number, body) VALUES (?, ?, ?)", (ref, number, piece)
                     )
-            session.execute("COMMIT")
+            session.commit()
+
+        self._done(write)
         return ref
 
     write = put
@@ -67,7 +75,8 @@ class PostgresPayloads:
 
     def get(self, ref: str) -> bytes:
         """Raises StoreCorrupt when the content does not match, StoreError when it is not there."""
-        with self._session() as session:
+
+        def read(session: Session) -> bytearray:
             row = session.execute("SELECT size_bytes FROM payloads WHERE ref = ?", (ref,)).fetchone()
             if row is None:
                 raise StoreError(f"payload {ref[:100]} is not in {session.place}: deleted, or never written there")
@@ -82,7 +91,9 @@ class PostgresPayloads:
                 data += piece[0]
             if f"sha256:{hashlib.sha256(data).hexdigest()}" != ref:
                 raise StoreCorrupt(f"payload {ref} in {session.place} does not match its digest")
-        return bytes(data)
+            return data
+
+        return bytes(self._done(read))
 
     def map(self, ref: str) -> memoryview:
         """The same as a view, which may be written to."""
@@ -109,6 +120,18 @@ class PostgresPayloads:
             idle, self._idle = self._idle, []
         for session in idle:
             session.close()
+
+    def _done(self, work: Callable[[Session], T]) -> T:
+        """Do it, and once more on another connection while the server is away: a payload is the same each time."""
+        give_up_at = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                with self._session() as session:
+                    return work(session)
+            except StoreError as error:
+                if not is_away(error) or time.monotonic() > give_up_at:
+                    raise
+                time.sleep(_AGAIN_S)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:

@@ -258,6 +258,13 @@ def is_taken(error: Exception) -> bool:
     return isinstance(error.__cause__, psycopg.errors.UniqueViolation)
 
 
+def is_away(error: Exception) -> bool:
+    """Was it the connection, or none to be had: may the server be back in a moment?"""
+    cause = error.__cause__
+    state = getattr(cause, "sqlstate", None) or ""
+    return isinstance(cause, psycopg.OperationalError) and (not state or state[:2] == "08" or state[:3] == "57P")
+
+
 def is_locked(error: Exception) -> bool:
     """Was it a lock that could not be had in time?"""
     return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)

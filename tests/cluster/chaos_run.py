@@ -236,6 +236,8 @@ class Chaos:
         """The one that lives in the head node, and dies with it."""
         self._readers += 1
         self._programs["read"] = self._start("read", HEAD, reader=f"reader{self._readers}")
+        file = self.directory / f"reader{self._readers}.jsonl"
+        self.until(lambda: file.exists() and file.stat().st_size, "the reader is at work")
 
     def _start(self, role: str, node: int, *, beside: bool = False, **more: str) -> Process:
         program = [sys.executable, str(HERE / "chaos_client.py"), role, json.dumps({**self._settings, **more})]

@@ -88,6 +88,8 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
         # Its process alone: it comes back, with its doors where they were or not.
         first = until(is_busy, "the clients are at work")
         reader = program(HEAD, "read")
+        history = directory / "reader.jsonl"
+        until(lambda _: history.exists() and history.stat().st_size, "another client reads")
         at = time.monotonic()
         os.kill(host_pid_of(cluster, first["pid"])[1], signal.SIGKILL)
         second = until(lambda line: line["epoch"] > 1, "another process of the coordinator")

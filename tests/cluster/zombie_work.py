@@ -41,7 +41,7 @@ def main(settings: dict[str, Any]) -> None:
         "tiers.primary.agents_per_block": 2,  # and a block's agents are on different nodes
         "tiers.primary.agents": 4,
         "core.fence_all": settings["fence_all"],
-        "tiers.primary.cpu_share": 0.5,
+        "tiers.primary.cpu_share": 0.25,
         "tiers.primary.memory_share": 0.1,
     }
     with fr.Runtime.start(overrides=overrides) as rt:

@@ -93,7 +93,7 @@ class Process(Shell):
 
     def report(self, message: Any) -> bool:
         if isinstance(message, Report):
-            for event in results_as_events("a-0", self._sent(message, Report).results):
+            for event in results_as_events("a-0", 1, self._sent(message, Report).results):
                 self.pump.put(event)
             self.host.acknowledged(message.last)
         elif isinstance(message, Emit):

@@ -17,6 +17,7 @@ from flowray.runtime.belongings import DIRECTORY, Belongings, fetched
 from flowray.runtime.places import shared_token
 from flowray.store.postgres import PostgresStore
 from flowray.store.postgres_payloads import PostgresPayloads
+from flowray.testing.postgres import PostgresServer
 
 from .builders import Answers
 from .places import PostgresPlace
@@ -51,6 +52,25 @@ def test_many_threads_may_put_the_same_payload(payloads: PostgresPayloads, postg
     assert len(refs) == 4 and len(set(refs)) == 1
     assert postgres_place.change("SELECT count(*) FROM payload_pieces") == [(2,)]
     assert payloads.get(refs[0]) == data
+
+
+def test_payloads_outlive_a_lost_connection_and_a_restarted_server(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Their keeper has connections that it does not know to be dead."""
+    place = PostgresPlace(tmp_path, own_postgres.url)
+    place.open().close()
+    payloads = PostgresPayloads(place.config())
+    ref = payloads.put(b"x" * 1000)
+    own_postgres.kill()
+    found: list[bytes] = []
+    reading = threading.Thread(target=lambda: found.extend((payloads.get(ref), payloads.get(payloads.put(b"y")))))
+    reading.start()
+    reading.join(0.5)  # it finds out that nobody is there
+    own_postgres.start()  # in this thread: the server goes with the one that started it
+    reading.join(60)
+    assert found == [b"x" * 1000, b"y"]
+    payloads.close()
 
 
 def test_damage_and_absence_are_said(payloads: PostgresPayloads, postgres_place: PostgresPlace) -> None:
