@@ -665,6 +665,8 @@ class Coordination:
             if not agent.stopping:
                 self.timers.clear("grace", agent.id)
         else:
+            if event.epoch < self.epoch:
+                agent.is_over(token)
             return
         if run_s is not None:
             assert isinstance(event, AttemptFinished)
@@ -974,7 +976,9 @@ class Coordination:
         # last one started was a second attempt, which has ended, its epoch is not known any more.
         fresh = entry is not None and one.attempt > entry.attempts == entry.attempt
         fresh = fresh and entry is not None and entry.epoch <= one.epoch < self.epoch
-        fresh = fresh and (one.task_id, one.attempt, one.epoch) not in agent.stopping  # it may have heard already
+        token = (one.task_id, one.attempt, one.epoch)
+        # It may have heard already that it shall stop, or have answered since: then this report is from before.
+        fresh = fresh and token not in agent.stopping and token not in agent.over
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
             self._tell_to_stop(agent, one)
             return

@@ -34,6 +34,9 @@ class RestartPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return 0.0 if losses <= 1 else min(self.delay_max_s, self.delay_s * 2.0 ** min(losses - 2, 30))
 
 
+MAX_OVER = 256  # attempts of earlier coordinators that one agent is remembered to be done with
+
+
 class Agent:
     """One agent over all its incarnations. Mutable; private to the core."""
 
@@ -48,6 +51,7 @@ class Agent:
         "last_lost_at",
         "losses",
         "outstanding",
+        "over",
         "prefetch",
         "resolved",
         "service_s",
@@ -66,6 +70,8 @@ class Agent:
         self.outstanding: dict[TaskId, int] = {}  # current attempts it holds, oldest first
         # (task, attempt, epoch) told to stop that still hold a slot -> when
         self.stopping: dict[tuple[TaskId, int, int], float] = {}
+        # (task, attempt, epoch) of earlier coordinators that it is done with: a report from before may name them still
+        self.over: dict[tuple[TaskId, int, int], None] = {}
         self.counted_held = 0  # of what it holds, what its class has counted
         self.counted_slots = 0  # and of its slots
         self.prefetch = 0  # attempts it may hold beyond its slots
@@ -76,6 +82,12 @@ class Agent:
         self.resolved = 0  # attempts it finished, ever
         self.failure: Failure | None = None  # why it last failed to start
         self.free_memory = 1.0  # 0..1 of its node's, as far as anybody said
+
+    def is_over(self, token: tuple[TaskId, int, int]) -> None:
+        """It is done with an attempt that an earlier coordinator started, and of which nothing is known here."""
+        self.over[token] = None
+        if len(self.over) > MAX_OVER:
+            del self.over[next(iter(self.over))]
 
     @property
     def held(self) -> int:

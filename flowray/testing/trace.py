@@ -26,6 +26,7 @@ from flowray.core.commands import (
     RecordChunks,
     RecordMismatch,
     RecordStep,
+    RecordVersion,
     RefuseTask,
     RequestEstimates,
     RequeueTask,
@@ -55,8 +56,9 @@ from flowray.core.events import (
     StateRefused,
     StepFinished,
     TaskSubmitted,
+    VersionDecided,
 )
-from flowray.core.model import Failure
+from flowray.core.model import Failure, RouterRecord
 from flowray.core.streaming import DIGEST_BYTES
 from flowray.testing.clock import VirtualClock
 
@@ -121,6 +123,8 @@ def event_text(event: Event) -> str:
         return f"{event.agent_id}#{event.incarnation} ready" + (f", holds {held}" if held else "")
     if isinstance(event, AgentLost):
         return f"{event.agent_id}#{event.incarnation} lost: {event.cause}"
+    if isinstance(event, VersionDecided):
+        return f"router {_version(event.record)}"
     if isinstance(event, GradeGiven):
         return f"{event.task_id} is graded {event.quality:g}"
     if isinstance(event, OutputGiven):
@@ -162,6 +166,8 @@ def command_text(command: Command) -> str:
         return f"resolve {outcome.task_id} {outcome.state.value}{why}"
     if isinstance(command, GradeTask):
         return f"grade {command.task_id} {command.quality:g}"
+    if isinstance(command, RecordVersion):
+        return f"record router {_version(command.record)}"
     if isinstance(command, RecordStep):
         return f"record step {command.name} of {command.task_id} attempt {command.attempt}"
     if isinstance(command, RecordChunks):
@@ -205,6 +211,11 @@ def _stateful_text(command: Command) -> str:
     if isinstance(command, DemandSnapshot):
         return f"demand snapshot after input {command.seq} of {command.agent_id}#{command.incarnation}"
     raise AssertionError(f"a command without a text: {command!r}")
+
+
+def _version(record: RouterRecord) -> str:
+    other = f", beside {record.other.version}" if record.other is not None else ""
+    return f"{record.arrow}: {record.stage.value}, {record.live.version} is in force{other}"
 
 
 def _failure(failure: Failure | None) -> str:

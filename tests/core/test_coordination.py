@@ -313,6 +313,19 @@ class TestRestarting:
         assert team.up("writer-0") == []
         assert team.tick(100.0) == []
 
+    def test_an_answer_that_overtakes_the_report_of_an_attempt_unheard_of(self):
+        """Nobody will answer for it again, so it is not adopted: the agent is asked to stop it (found by simulation)."""
+        team = Team()
+        team.ready()
+        team.submit("t")
+        del team.journal[-1]
+        team.restart()
+        assert team.answer("writer-0", "t", epoch=1) == []
+        stop = team.up("writer-0", ("t", 1, 1))[0]
+        assert (type(stop).__name__, stop.attempt, stop.epoch) == ("CancelAttempt", 1, 1)
+        (start,) = team.answer("writer-0", "t", epoch=1, failure=failure(kind="cancelled", retryable=False))
+        assert (start.attempt, start.epoch, start.reason) == (1, 2, "first")
+
     def test_an_attempt_stopped_for_a_reason_that_was_lost_is_tried_again(self):
         """The old coordinator's cancel was not on disk (found by simulation)."""
         team = Team()
