@@ -314,7 +314,7 @@ class TestRestarting:
         assert team.tick(100.0) == []
 
     def test_an_answer_that_overtakes_the_report_of_an_attempt_unheard_of(self):
-        """Nobody will answer for it again, so it is not adopted: the agent is asked to stop it (found by simulation)."""
+        """Nobody answers for it again: it is not adopted, the agent is told to stop it (found by simulation)."""
         team = Team()
         team.ready()
         team.submit("t")
