@@ -58,7 +58,7 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
             "url": server.url,
             "seed": 5,
         }
-        settings |= {"agents": 3, "open": 200, "wait_s": (0.005, 0.05), "drain_s": 60.0}
+        settings |= {"reader": "reader", "agents": 3, "open": 200, "wait_s": (0.005, 0.05), "drain_s": 60.0}
 
         def program(node: int, role: str) -> Process:
             command = [sys.executable, str(HERE / "moving_client.py"), role, json.dumps(settings)]
