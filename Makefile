@@ -46,7 +46,8 @@ chaos: $(VENV)/.dev  ## kill agents, coordinators, nodes and the head of a real 
 	rm -rf out/chaos && mkdir -p out/chaos
 	FLOWRAY_CHAOS_JSON=out/chaos/seed-1.json FLOWRAY_SERVE_JSON=out/chaos/serve-1.json \
 	FLOWRAY_ZOMBIES_JSON=out/chaos/zombies-1.json $(BIN)/pytest tests/cluster -m cluster --chaos-full -s
-	$(BIN)/pytest tests/mesh/test_namespaces.py tests/mesh/test_faults.py tests/runtime/test_head_on_ray.py --chaos-full -s
+	$(BIN)/pytest tests/mesh/test_namespaces.py tests/mesh/test_faults.py tests/runtime/test_head_on_ray.py \
+	tests/runtime/test_head_elsewhere_on_ray.py --chaos-full -s
 	$(BIN)/python tests/cluster/chaos_summary.py out/chaos
 
 chaos-long: $(VENV)/.dev  ## the same faults with ROUNDS seeds: hours, for a night (needs root)
