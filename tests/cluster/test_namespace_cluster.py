@@ -28,7 +28,7 @@ LISTEN = """
 import socket, sys
 port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 port.bind((sys.argv[1], 7001))
-port.settimeout(3.0)
+port.settimeout(1.5)
 print("listening", flush=True)
 try:
     port.recv(16)
@@ -131,7 +131,14 @@ def test_a_partition_one_way_lets_a_node_hear_and_not_speak(cluster: NamespaceCl
         assert not heard(1, 0)
     finally:
         cluster.heal(1)
-    assert heard(1, 0)
+    try:
+        again = heard(1, 0)
+    except ClusterFailed:
+        assert not cluster.lives(1), "on a busy machine that took so long that Ray gave the node up, and it left"
+        cluster.kill_node(1)
+        cluster.start_node(1)
+        again = heard(1, 0)
+    assert again
 
 
 def test_a_program_that_fails_says_so_with_its_output(cluster: NamespaceCluster) -> None:
