@@ -33,7 +33,7 @@ from flowray.core.acting import ActingPolicy, gains
 from flowray.core.hedging import Credits
 from flowray.core.model import Estimate, Receipt
 from flowray.core.naming import class_names
-from flowray.core.routing import RoutingPolicy, draw
+from flowray.core.routing import RoutingPolicy, draw, run_times
 from flowray.routing import data, estimator
 from flowray.routing.judge import filled_costs
 from flowray.routing.live import LiveRouter
@@ -120,7 +120,7 @@ class Decided(NamedTuple):
         free = ActingPolicy(apart=1.0)
         first, confidence, second, gain = [], [], [], []
         for row in estimates:
-            drawn = draw(row, [0.0] * len(row), None, SUCCESS_ALONE, random.Random(0))
+            drawn = draw(row, run_times(row), [0.0] * len(row), None, SUCCESS_ALONE, random.Random(0))
             receipt = _receipt(row, drawn.place, drawn.confidence)
             adds = gains(receipt, receipt.chosen, None, free, SUCCESS_ALONE)
             other = max(adds, key=adds.__getitem__)
@@ -191,7 +191,7 @@ class Decided(NamedTuple):
     def _thrifty(self, quality: float) -> Places:
         chosen = []
         for row in self.estimates:
-            drawn = draw(row, [0.0] * len(row), None, SUCCESS_ALONE, random.Random(0), quality=quality)
+            drawn = draw(row, run_times(row), [0.0] * len(row), None, SUCCESS_ALONE, random.Random(0), quality=quality)
             chosen.append(drawn.place)
         return np.array(chosen)
 
