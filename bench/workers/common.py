@@ -17,7 +17,7 @@ from bench.measure import SideAbsent
 from bench.processes import ABSENT
 
 
-def main(work: Callable[[dict[str, Any]], Mapping[str, float]]) -> None:
+def main(work: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
     """Run one side and print its figures. Whatever else prints goes to stderr: stdout is one JSON object."""
     answer = os.dup(1)
     os.dup2(2, 1)
