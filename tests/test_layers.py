@@ -22,6 +22,7 @@ PLAIN = {
     "tasks",
     "attempts",
     "outcomes",
+    "references",
 }  # what they are, without a runtime
 ABOVE = {"api", "cli", "notebook"}
 BELOW: dict[str, set[str]] = {
@@ -34,6 +35,7 @@ BELOW: dict[str, set[str]] = {
     "tasks": {"errors", "core"},
     "attempts": {"errors", "agents", "core"},
     "outcomes": {"errors", "core"},
+    "references": {"errors"},
     **{peer: {"core", *PLAIN} for peer in PEERS},
     "skills": {"errors", "agents", "jobs"},
     "config": {"core", *PLAIN, *PEERS},
