@@ -25,7 +25,7 @@ from flowray.core.retry import Rng
 from flowray.errors import ConfigError
 
 _NEVER = 1e6  # times the remaining time: as good as never, and its power is a number
-_SHORTEST_S = 0.001  # what is done sooner is not better
+SHORTEST_S = 0.001  # what is done sooner is not better
 _USUAL_S = 1.0  # a run, where nobody's is known
 
 
@@ -98,7 +98,7 @@ def run_times(estimates: Sequence[Estimate]) -> list[float]:
     found = [estimate.latency_s for estimate in estimates]
     if None not in found:
         return found  # type: ignore[return-value]
-    logs = [math.log(max(run_s, _SHORTEST_S)) for run_s in found if run_s is not None]
+    logs = [math.log(max(run_s, SHORTEST_S)) for run_s in found if run_s is not None]
     usual_s = math.exp(sum(logs) / len(logs)) if logs else _USUAL_S
     return [usual_s if run_s is None else run_s for run_s in found]
 
@@ -127,7 +127,7 @@ def value_of(
         worth
         + extra
         - policy.second * done_s
-        - policy.slowdown * math.log2(done_s if done_s > _SHORTEST_S else _SHORTEST_S)
+        - policy.slowdown * math.log2(done_s if done_s > SHORTEST_S else SHORTEST_S)
     )
 
 

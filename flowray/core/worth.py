@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from flowray.core.routing import RoutingPolicy
+from flowray.core.routing import SHORTEST_S, RoutingPolicy
 
 SEEN = 128  # decisions before which asking is taken to pay
 CLEARLY = 2.0  # times the gain that the cost must be
 _WEIGHT = 1.0 / 64.0  # of the newest decision
-_SHORTEST_S = 0.001  # what is done sooner is not better, as in `flowray.core.routing`
 
 
 class Worth:
@@ -56,7 +53,7 @@ class Worth:
             drawn += count * value
             places += count
         gain = chosen - drawn / places
-        cost = policy.second * took_s + policy.slowdown * math.log2(1.0 + took_s / max(done_s, _SHORTEST_S))
+        cost = policy.second * took_s + policy.slowdown * math.log2(1.0 + took_s / max(done_s, SHORTEST_S))
         weight = max(_WEIGHT, 1.0 / (self.seen + 1))
         self.gain += weight * (gain - self.gain)
         self.cost += weight * (cost - self.cost)

@@ -540,7 +540,7 @@ class AgentHost:
 
 
 class Fenced:
-    """The exclusive attempts of an agent, or its ordinary ones, and what ends them (`leases.Exclusive`)."""
+    """The exclusive attempts of an agent, or its ordinary ones, and what ends them (`leases.Fenceable`)."""
 
     def __init__(self, host: AgentHost, begin: Begin, around: Surroundings, *, ordinary: bool) -> None:
         self._host = host
@@ -554,19 +554,19 @@ class Fenced:
         )
 
     def held(self) -> bool:
-        """See `leases.Exclusive`."""
+        """See `leases.Fenceable`."""
         return self._host.held(self._exclusive)
 
     def stop(self) -> Tokens:
-        """See `leases.Exclusive`."""
+        """See `leases.Fenceable`."""
         return self._host.stop(self._exclusive)
 
     def runs(self, tokens: Tokens) -> bool:
-        """See `leases.Exclusive`."""
+        """See `leases.Fenceable`."""
         return self._host.runs(tokens)
 
     def release(self) -> None:
-        """See `leases.Exclusive`."""
+        """See `leases.Fenceable`."""
         self._host.release()
 
 

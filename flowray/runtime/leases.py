@@ -26,7 +26,7 @@ _GRACE_S = 0.8 * STOP_S  # from being told to stop until the process is ended
 Tokens = frozenset[tuple[str, int, int]]  # (task, attempt, epoch)
 
 
-class Exclusive(Protocol):
+class Fenceable(Protocol):
     """The exclusive attempts of an agent, or its ordinary ones. Any thread may ask."""
 
     def held(self) -> bool:
@@ -49,7 +49,7 @@ class Exclusive(Protocol):
 class SelfFence:
     """What to do when, for one thread; told the time."""
 
-    def __init__(self, lease: Lease, attempts: Exclusive, end: Callable[[], None]) -> None:
+    def __init__(self, lease: Lease, attempts: Fenceable, end: Callable[[], None]) -> None:
         """`end` ends the process."""
         self._lease = lease
         self._attempts = attempts
@@ -82,7 +82,7 @@ class LeaseKeeper:
     def __init__(
         self,
         lease_s: float,
-        attempts: Exclusive,
+        attempts: Fenceable,
         *,
         ask: Callable[[int], object],
         later: Callable[[float, Callable[[], None]], object],

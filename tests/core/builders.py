@@ -98,3 +98,12 @@ class Team:
 def kinds(commands: list[Command]) -> list[str]:
     """The commands' names, in order."""
     return [type(command).__name__ for command in commands]
+
+
+def at_work() -> Team:
+    """Two agents, of which the first is up and runs the task "t"."""
+    team = Team()
+    team.tell(AgentsAdded(spec(count=2)))
+    team.up("writer-0")
+    team.submit("t")
+    return team

@@ -19,7 +19,7 @@ from flowray.core.model import AgentId, Payload, Snapshot, TaskId
 from flowray.core.steps import INLINE_BYTES, MAX_NAME, MAX_STEPS
 from flowray.errors import InvalidTransition
 
-from .builders import Team, kinds, spec
+from .builders import Team, at_work, kinds, spec
 
 
 def payload(text: str) -> Payload:
@@ -39,11 +39,7 @@ def step(team: Team, agent: str, name: str, value: Any = "v", attempt: int = 1, 
 
 @pytest.fixture
 def team() -> Team:
-    team = Team()
-    team.tell(AgentsAdded(spec(count=2)))
-    team.up("writer-0")
-    team.submit("t")
-    return team
+    return at_work()
 
 
 def test_a_step_is_recorded_once_and_the_first_stands(team: Team) -> None:

@@ -19,7 +19,7 @@ from flowray.core.policy import CorePolicy
 from flowray.core.streaming import DIGEST_BYTES, Stream, StreamingPolicy, fit, standing
 from flowray.errors import ConfigError, InvalidTransition
 
-from .builders import Team, failure, kinds, spec
+from .builders import Team, at_work, failure, kinds, spec
 
 T = TaskId("t")
 
@@ -52,11 +52,7 @@ def stands(team: Team) -> str:
 
 @pytest.fixture
 def team() -> Team:
-    team = Team()
-    team.tell(AgentsAdded(spec(count=2)))
-    team.up("writer-0")
-    team.submit("t")
-    return team
+    return at_work()
 
 
 def test_a_chunk_is_recorded_once_and_shown_when_it_is_on_disk(team: Team) -> None:
