@@ -83,19 +83,19 @@ def make_task(
     marks = dict(labels or {})
     if any(not isinstance(k, str) or not isinstance(v, str) for k, v in marks.items()):
         raise InvalidTask("labels", "must map str to str")
-    _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted), labels="".join(marks))
-    _check_encodable(labels="".join(marks.values()))
-    offered = {"choices": _listed("choices", choices, "\n"), "tools": _listed("tools", tools, " ; ")}
-    _check_encodable(**offered)
+    _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted))
+    if marks:
+        _check_encodable(labels="".join((*marks, *marks.values())))
+    listed_choices = _listed("choices", choices, "\n") if choices != "" else ""
+    listed_tools = _listed("tools", tools, " ; ") if tools != "" else ""
     _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
     _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
     _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
-    weighed = _checked_weights(weights or {})
+    weighed = _checked_weights(weights) if weights else {}
     if not isinstance(idempotent, bool):
         raise InvalidTask("idempotent", f"must be True (running it twice does no harm) or False, got {idempotent!r}")
     if not isinstance(fallback, str):
         raise InvalidTask("fallback", f"must be the name of a class of agents, got {fallback!r}")
-    _check_encodable(fallback=fallback)
     if not isinstance(exclusive, bool):
         raise InvalidTask("exclusive", f"must be True or False, got {exclusive!r}")
     if exclusive and idempotent:
@@ -103,12 +103,12 @@ def make_task(
             "an idempotent task may have two attempts at the same time, an exclusive one may not: choose one of them"
         )
         raise InvalidTask("exclusive", problem)
-    origin = _checked_origin(builds_on)
+    origin = _checked_origin(builds_on) if builds_on != "" else ""
     if not isinstance(entity, str) or len(entity) > _MAX_ENTITY:
         raise InvalidTask("entity", f"must be a str of at most {_MAX_ENTITY} characters")
     if entity and not agent:
         raise InvalidTask("entity", "is what an input of a stateful agent is about: say which, by agent=")
-    _check_encodable(entity=entity)
+    _check_encodable(choices=listed_choices, tools=listed_tools, fallback=fallback, builds_on=origin, entity=entity)
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -122,12 +122,12 @@ def make_task(
         attempt_timeout_s=attempt_timeout_s,
         max_attempts=max_attempts,
         key=key,
-        fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, (*offered.values(), entity)))
+        fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, (listed_choices, listed_tools, entity)))
         if key
         else "",
         labels=marks,
-        choices=offered["choices"],
-        tools=offered["tools"],
+        choices=listed_choices,
+        tools=listed_tools,
         quality=quality,
         least_quality=least_quality,
         max_cost_usd=max_cost_usd,
@@ -157,9 +157,8 @@ def _checked_origin(builds_on: str) -> str:
     """The class of the agent."""
     if not isinstance(builds_on, str):
         raise InvalidTask("builds_on", f"must be the id of an agent, as outcomes have it, got {builds_on!r}")
-    _check_encodable(builds_on=builds_on)
     name, _, number = builds_on.rpartition("-")
-    if builds_on and not (name and number.isdecimal()):
+    if not (name and number.isdecimal()):
         raise InvalidTask("builds_on", f"{builds_on!r} is no agent's id, as outcomes have it: <class>-<number>")
     return name
 

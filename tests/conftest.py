@@ -24,11 +24,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --chaos-full the longest tests are not there. (Skipped, they would look as if something were missing.)"""
+    """Without --chaos-full the longest tests are not there. (Skipped, they would look as if something were missing.)
+
+    Spread over processes (`-n 2 --dist loadgroup`), all that starts Ray stays in one of them, and begins first: two
+    clusters at once would measure each other. What needs no Ray goes to the other.
+    """
     if not config.getoption("--chaos-full"):
         left_out = [item for item in items if item.get_closest_marker("chaos")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("chaos")]
+    for item in items:
+        if _starts_ray(item):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=_starts_ray, reverse=True)
+
+
+def _starts_ray(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(marker) for marker in ("ray", "cluster"))
 
 
 @pytest.hookimpl(wrapper=True)
