@@ -109,6 +109,7 @@ def make_task(
     if entity and not agent:
         raise InvalidTask("entity", "is what an input of a stateful agent is about: say which, by agent=")
     _check_encodable(choices=listed_choices, tools=listed_tools, fallback=fallback, builds_on=origin, entity=entity)
+    rare = (listed_choices, listed_tools, entity)
     packed = pack(payload, "payload")
     return Task(
         id=new_id(),
@@ -122,9 +123,7 @@ def make_task(
         attempt_timeout_s=attempt_timeout_s,
         max_attempts=max_attempts,
         key=key,
-        fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, (listed_choices, listed_tools, entity)))
-        if key
-        else "",
+        fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, rare)) if key else "",
         labels=marks,
         choices=listed_choices,
         tools=listed_tools,
