@@ -72,7 +72,7 @@ crash-points: $(VENV)/.dev  ## kill and fail the real journal at each of its sys
 	$(BIN)/python tests/store/crash_points.py
 
 router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its int8 form (four minutes on two idle cores)
-	$(BIN)/flowray router train $(ROUTER_DATA) -o out/router
+	$(BIN)/flowray router train --device cpu $(ROUTER_DATA) -o out/router
 	$(BIN)/flowray router quantize --model out/router $(ROUTER_DATA) -o models/router/v1
 
 sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutants

@@ -32,6 +32,9 @@ _Out = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where th
 _Model = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="A trained router. Left out: the newest that is shipped.")
 ]
+_Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="cpu, cuda, or auto: a GPU where torch finds one.")
+]
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random draw.")]
 
 
@@ -55,19 +58,24 @@ def train(
     out: _Out,
     more: _More = None,
     data: _Data = None,
+    device: _Device = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train a router on sets of outcomes: `train` tasks to learn from, `val` tasks to choose by."""
     _need_torch()
-    from flowray.routing import estimator, training
+    from flowray.routing import devices, estimator, training
 
+    on = devices.chosen(device, "--device")
     sets = _to_learn_from(data, more)
     screen = Screen(as_json=as_json)
-    trained = training.train(sets, training.TrainingConfig(seed=seed), report=partial(_tell, screen))
+    trained = training.train(sets, training.TrainingConfig(seed=seed, device=on), report=partial(_tell, screen))
     digest = estimator.save(out, trained)
-    document = {"model": str(out), "sha256": digest, "seconds": trained.seconds, "data": dict(trained.digests)}
-    screen.answer(f"{out}: trained on {len(sets)} sets in {trained.seconds:.0f} s", document)
+    document = {"model": str(out), "sha256": digest, "seconds": trained.seconds, "device": on}
+    screen.answer(
+        f"{out}: trained on {len(sets)} sets in {trained.seconds:.0f} s, on {on}",
+        {**document, "data": dict(trained.digests)},
+    )
 
 
 def prune(
@@ -76,6 +84,7 @@ def prune(
     more: _More = None,
     data: _Data = None,
     model: _Model = None,
+    device: _Device = "auto",
     seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -83,14 +92,15 @@ def prune(
     if not 0 < keep <= 1:
         raise ConfigError("--keep", f"is a share above 0 and at most 1, got {keep:g}")
     _need_torch()
-    from flowray.routing import estimator, pruning, training
+    from flowray.routing import devices, estimator, pruning, training
     from flowray.routing.features import featurise
 
+    how = training.TrainingConfig(seed=seed, device=devices.chosen(device, "--device"))
     sets = _to_learn_from(data, more)
     screen = Screen(as_json=as_json)
     whole = estimator.load(model or _shipped()).network
     small = pruning.pruned(whole, [featurise(one.split("train").tasks) for one in sets], keep)
-    trained = training.train(sets, training.TrainingConfig(seed=seed), start=small, report=partial(_tell, screen))
+    trained = training.train(sets, how, start=small, report=partial(_tell, screen))
     digest = estimator.save(out, trained, pruned={"keep": keep})
     sizes = [sum(values.numel() for values in network.parameters()) for network in (whole, trained.network)]
     document = {"model": str(out), "sha256": digest, "parameters_before": sizes[0], "parameters_after": sizes[1]}

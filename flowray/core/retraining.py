@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from flowray.errors import ConfigError
 
+DEVICES = ("auto", "cpu", "cuda")  # that training can be told to compute on; auto: a GPU where there is one
+
 
 class RetrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When and how the router in force is trained further on what its tasks came to."""
@@ -27,6 +29,7 @@ class RetrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     wait_s: float = 60.0  # after a failure, before the next attempt; doubles with each
     longest_wait_s: float = 3_600.0  # and no longer than this
     keep: int = 4  # candidates on disk, besides those in force or on trial
+    device: str = "cpu"  # that the weights are trained on: cpu, cuda, or auto for a GPU where there is one
     seed: int = 0  # of every random draw
 
     def __post_init__(self) -> None:
@@ -43,6 +46,8 @@ class RetrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in ("deadline_s", "wait_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"retrain.{name}", f"must be positive, got {getattr(self, name)}")
+        if self.device not in DEVICES:
+            raise ConfigError("retrain.device", f"must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if self.longest_wait_s < self.wait_s:
             raise ConfigError("retrain.longest_wait_s", f"must be at least wait_s, got {self.longest_wait_s}")
 

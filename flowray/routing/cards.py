@@ -43,6 +43,13 @@ LIMITS = (
 )
 
 
+# How exactly the same command makes the same weights again, by what they were trained on.
+REMADE: Mapping[str, str] = {
+    "cpu": "bit for bit with the same seed on the same machine; elsewhere sums are rounded otherwise",
+    "cuda": "to rounding: a GPU adds in another order each time; bit for bit on the CPU alone",
+}
+
+
 def described(trained: Trained) -> dict[str, Any]:
     """The header of an artifact, and its card."""
     network = trained.network
@@ -50,6 +57,7 @@ def described(trained: Trained) -> dict[str, Any]:
         "network": network.config.as_dict(),
         "parameters": sum(values.numel() for values in network.parameters()),
         "training": asdict(trained.config),
+        "remade": REMADE[trained.config.device],
         "data": {
             name: {"sha256": digest, **LICENCES.get(name, {"licence": "of its owner"})}
             for name, digest in trained.digests.items()

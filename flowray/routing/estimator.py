@@ -28,6 +28,7 @@ from flowray.routing.kernels import bound
 from flowray.routing.leads import foretold, leader_of, margin_of, tempered
 from flowray.routing.lessons import shares_of, views_of
 from flowray.routing.memory import Views, recent
+from flowray.routing.naming import Naming
 from flowray.routing.network import NetworkConfig, RoutingNetwork
 from flowray.routing.quantization import Fidelity
 from flowray.routing.records import Records
@@ -50,6 +51,7 @@ class Acquaintance:
     trust: float  # 0..1 how far the network's residual held on these agents' past
     leader: int  # the agent with the best past
     margin: float  # of success, by which another's estimate must exceed the leader's to be believed
+    naming: Naming | None  # None where the past says nothing of the labels that the network knows
 
 
 class RouterEstimator:
@@ -99,7 +101,7 @@ class RouterEstimator:
             latency_s=np.exp(recalled.log_latency),
             cost_usd=np.exp(recalled.log_cost),
             confidence=(seen[None, :] * (0.5 + 0.5 * recalled.familiarity[:, None])).astype(np.float32),
-            capabilities=self._labelled(shares),
+            capabilities=self._labelled(known.naming.agreed(shares, recalled.kinds) if known.naming else shares),
         )
 
     def _labels_alone(self, tasks: TaskBatch) -> Estimates:
@@ -162,7 +164,21 @@ class RouterEstimator:
         if len(agents) > 1:
             expected = foretold(views, past.outcomes, past.kinds)
             margin = margin_of(expected, past.outcomes.success, leader)
-        return Acquaintance(records=records, strengths=strengths, trust=trust, leader=leader, margin=margin)
+        return Acquaintance(
+            records=records,
+            strengths=strengths,
+            trust=trust,
+            leader=leader,
+            margin=margin,
+            naming=self._naming(records, past),
+        )
+
+    def _naming(self, records: Records, past: Histories) -> Naming | None:
+        kinds, config = records.memory.kinds, self.network.config
+        if kinds is None:
+            return None
+        n_tasks = sum(kind in kinds.labels for kind in past.kinds)
+        return Naming.of(kinds.labels, n_tasks, config.heads, config.sums)
 
     def _trust(
         self, features: Features, shares: Mapping[str, Floats], past: Histories, records: Records, strengths: Tensor

@@ -47,8 +47,10 @@ class Prepared:
     familiarity: Tensor = field(default_factory=lambda: torch.zeros(0))  # [tasks]
     shares: dict[str, Tensor] | None = None  # head -> [tasks, labels], out of fold; None: the network's own
 
-    def inputs(self, rows: npt.NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor]:
-        return tensors(self.features.take(rows))
+    def inputs(self, rows: npt.NDArray[np.intp], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """What `RoutingNetwork.labels` and `encode` read of these tasks, on a device."""
+        grams, offsets, traits = tensors(self.features.take(rows))
+        return grams.to(device), offsets.to(device), traits.to(device)
 
     def take(self, rows: npt.NDArray[np.intp]) -> Prepared:
         """Some of the tasks, for learning labels."""

@@ -190,13 +190,19 @@ class RoutingNetwork(nn.Module):
 
     def _index(self) -> None:
         known = self.vocabulary[self.vocabulary >= 0].long()
-        self.row_of.zero_()[known] = torch.arange(1, len(known) + 1, dtype=torch.int32)
+        numbers = torch.arange(1, len(known) + 1, dtype=torch.int32, device=self.row_of.device)
+        self.row_of.zero_()[known] = numbers
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As every module does; the index of the vocabulary is made again."""
         result = super().load_state_dict(state_dict, strict, assign)
         self._index()
         return result
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.vocabulary.device
 
     def label_parts(self) -> list[nn.Module]:
         """What learns labels; outcomes leave it alone."""
@@ -282,7 +288,7 @@ class RoutingNetwork(nn.Module):
             pooled = torch.cat([pooled, functional.dropout(seen, config.label_dropout, self.training)], dim=1)
         logits: dict[str, Tensor] = {name: head(pooled) for name, head in self.heads.items()}
         for name, (of, _) in config.sums.items():
-            shares = torch.zeros(len(pooled), len(config.heads[name]))
+            shares = pooled.new_zeros(len(pooled), len(config.heads[name]))
             shares = shares.index_add(1, self.get_buffer(f"_into_{name}"), torch.softmax(logits[of], dim=1))
             logits[name] = shares.clamp(min=1e-9).log()
         return logits
@@ -367,7 +373,8 @@ class RoutingNetwork(nn.Module):
         if self.training:  # a random part of each task's n-grams, few of a long text: it learns as much and is faster
             share = (self.config.grams_read / sizes.diff().clamp(min=1)).clamp(max=1.0 - self.config.gram_dropout)
             scale = scale / share
-            known &= torch.rand(grams.shape) < torch.repeat_interleave(share, offsets.diff())
+            shares = torch.repeat_interleave(share, offsets.diff(), output_size=len(grams))
+            known &= torch.rand(grams.shape, device=grams.device) < shares
             sizes = self._counted(known, offsets)
         return Known(rows[known], sizes[:-1].to(torch.int32), scale[:, None])
 

@@ -15,7 +15,8 @@ surprise them less. Whether the candidate is better in service is not said here:
 What a router chose says nothing of what it never tries: an agent that was sent sums alone looks good at everything in
 these outcomes, and nobody held out contradicts it. The canary does.
 
-Labels are not trained: outcomes have none. Nothing is drawn without the seed, and no input is changed.
+Labels are not trained: outcomes have none. Nothing is drawn without the seed, and no input is changed. The same
+comes of the same on the CPU; on a GPU sums are rounded otherwise from time to time.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec.structs import replace
 
 from flowray.core.naming import class_names
 from flowray.core.retraining import RetrainConfig
 from flowray.errors import FlowrayError
-from flowray.routing import artifacts, data, estimator, quantization, training
+from flowray.routing import artifacts, data, devices, estimator, quantization, training
 from flowray.routing.data import DESCRIBING, OutcomeSet
 from flowray.routing.estimator import RouterEstimator
 from flowray.routing.memory import MAX_PAST
@@ -101,8 +103,10 @@ def retrain(
         NothingLearned: there are too few outcomes, or neither another history nor other weights are better.
         ArtifactError, SchemaError: what is in force, or the outcomes, cannot be read.
         FileExistsError: there is something in `out`.
+        ConfigError: there is no such device here.
     """
     begun, out = time.monotonic(), Path(out)
+    config = replace(config, device=devices.chosen(config.device, "retrain.device"))
     new = _graded(_newest(_read(Path(receipts)), config.newest))
     if (known := new.tasks.num_rows) < config.least:
         raise NothingLearned(f"{receipts} has {known} tasks to learn from; at least {config.least} are wanted")
@@ -155,6 +159,7 @@ def _retrain(
         "weights_why": why or ("less surprised" if keep else "not less surprised"),
         "epochs": progress,
         "seconds": round(time.monotonic() - begun, 1),
+        "device": config.device,
         "seed": config.seed,
     }
     if keep and trained is not None:
@@ -184,7 +189,13 @@ def _trained_on(
 
     # One fold: without labels there is nothing that networks of other folds could be trained on.
     how = TrainingConfig(
-        seed=config.seed, folds=1, align_epochs=0, outcome_epochs=config.epochs, outcome_rate=3e-4, patience=1
+        seed=config.seed,
+        device=config.device,
+        folds=1,
+        align_epochs=0,
+        outcome_epochs=config.epochs,
+        outcome_rate=3e-4,
+        patience=1,
     )
     if time.monotonic() - begun > config.deadline_s:
         return None, 0, f"not done in {config.deadline_s:g} s"

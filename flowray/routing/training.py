@@ -5,7 +5,8 @@ the agents' records are kept by them: the classifier must stand before a table c
 a residual on the records, each pair's without its own outcome (leave-one-out), or the network would learn to read the
 answer off the table. Batches hold tasks of one set, with all its agents that may be trained on.
 
-The same seed on the same machine gives the same weights; on another machine sums may be rounded otherwise.
+The same seed on the same machine's CPU gives the same weights, bit for bit; on another machine, and from run to run on
+a GPU (`flowray.routing.devices`), sums may be rounded otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowray.routing import sense, vocabulary
+from flowray.routing import devices, sense, vocabulary
 from flowray.routing.alignment import aligned
 from flowray.routing.calibration import temperature
 from flowray.routing.data import OutcomeSet
@@ -44,6 +45,7 @@ class TrainingConfig:
     """How long and how fast."""
 
     seed: int = 0
+    device: str = "cpu"  # or "cuda", or "auto": a GPU where there is one
     batch: int = 128  # tasks
     label_epochs: int = 5  # and `align_epochs` before them
     label_rate: float = 5e-3
@@ -101,8 +103,10 @@ def train(
 
     Raises:
         ValueError: there is nothing to learn from.
+        ConfigError: there is no such device.
     """
     config = config or TrainingConfig()
+    config = replace(config, device=devices.chosen(config.device))
     begun = time.monotonic()
     done: list[Progress] = []
 
@@ -207,7 +211,8 @@ def _train_labels(
     learn = [part for part in learn if part.targets]
     if not learn:
         return
-    parameters = [p for part in router.label_parts() for p in part.parameters()]
+    learner = devices.learner_of(router, config.device)
+    parameters = [p for part in learner.label_parts() for p in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.label_rate, weight_decay=1e-4)
 
     weights = {
@@ -217,19 +222,8 @@ def _train_labels(
     }
 
     def loss_of(part: Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
-        logits = router.labels(*part.inputs(rows))
-        losses = [
-            functional.cross_entropy(
-                logits[head],
-                target[rows],
-                weight=weights[part.name, head],
-                ignore_index=-1,
-                label_smoothing=config.label_smoothing,
-            )
-            for head, target in part.targets.items()
-            if head not in router.config.sums and (target[rows] >= 0).any()
-        ]
-        return torch.stack(losses).sum()
+        of_part = {head: weights[part.name, head] for head in part.targets}
+        return label_loss(learner, part, rows, config, of_part)
 
     def value() -> dict[str, float]:
         right: dict[str, float] = {}
@@ -241,7 +235,32 @@ def _train_labels(
                     right[head] = float((logits[head].argmax(dim=1) == target)[known].float().mean())
         return right
 
-    _loop("labels", router, learn, optimiser, loss_of, value, config.label_epochs, config, generator, note)
+    _loop("labels", router, learner, learn, optimiser, loss_of, value, config.label_epochs, config, generator, note)
+
+
+def label_loss(
+    learner: RoutingNetwork,
+    part: Prepared,
+    rows: npt.NDArray[np.intp],
+    config: TrainingConfig,
+    weights: Mapping[str, Tensor | None],
+) -> Tensor:
+    """What the labels of some tasks of a set cost the learner, on its device; `weights` as `_rarity` has them."""
+    device = learner.device
+    logits = learner.labels(*part.inputs(rows, device))
+    losses = []
+    for head, target in part.targets.items():
+        wanted, weight = target[rows], weights.get(head)
+        if head not in learner.config.sums and (wanted >= 0).any():
+            loss = functional.cross_entropy(
+                logits[head],
+                wanted.to(device),
+                weight=None if weight is None else weight.to(device),
+                ignore_index=-1,
+                label_smoothing=config.label_smoothing,
+            )
+            losses.append(loss)
+    return torch.stack(losses).sum()
 
 
 def _rarity(target: Tensor, n_labels: int, power: float) -> Tensor | None:
@@ -314,11 +333,13 @@ def _train_outcomes(
     generator: np.random.Generator,
     note: Callable[[Progress], None],
 ) -> None:
-    frozen = {id(p) for part in router.label_parts() for p in part.parameters()}
-    bag = list(router.meaning_bag.parameters())
+    learner = devices.learner_of(router, config.device)
+    frozen = {id(p) for part in learner.label_parts() for p in part.parameters()}
+    bag = list(learner.meaning_bag.parameters())
     if not config.bag_rate:
-        router.meaning_bag.weight.data.zero_()  # rows that are not learned would be noise
-    others = [p for p in router.parameters() if id(p) not in frozen and all(p is not b for b in bag)]
+        learner.meaning_bag.weight.data.zero_()  # rows that are not learned would be noise
+        devices.bring_home(learner, router)
+    others = [p for p in learner.parameters() if id(p) not in frozen and all(p is not b for b in bag)]
     optimiser = torch.optim.AdamW(
         [
             {"params": bag, "lr": config.bag_rate, "weight_decay": 0.0},
@@ -329,17 +350,7 @@ def _train_outcomes(
     def loss_of(part: Prepared, rows: npt.NDArray[np.intp]) -> Tensor:
         n_agents = part.success.shape[1]
         kept = generator.permutation(n_agents)[: max(2, round(n_agents * config.agents_kept))]
-        shares = part.shares and {name: share[rows] for name, share in part.shares.items()}
-        encoded = router.encode(*part.inputs(rows), part.familiarity[rows], shares)
-        strengths = router.strengths(part.profiles[kept])
-        success, quality = router.judge(encoded, part.records[rows][:, kept], strengths)
-        target, score = part.success[rows][:, kept], part.quality[rows][:, kept]
-        known = torch.isfinite(target)
-        weights = _by_price(part.profiles[kept], config.price_weighting)
-        loss = _surprise(success, target, known, weights)
-        if not config.quality_weight:
-            return loss
-        return loss + config.quality_weight * _surprise(quality, score, known, weights)
+        return outcome_loss(learner, part, rows, kept, config)
 
     def value() -> dict[str, float]:
         losses: dict[str, float] = {}
@@ -352,7 +363,30 @@ def _train_outcomes(
                 )
         return losses
 
-    _loop("outcomes", router, learn, optimiser, loss_of, value, config.outcome_epochs, config, generator, note)
+    _loop("outcomes", router, learner, learn, optimiser, loss_of, value, config.outcome_epochs, config, generator, note)
+
+
+def outcome_loss(
+    learner: RoutingNetwork,
+    part: Prepared,
+    rows: npt.NDArray[np.intp],
+    kept: npt.NDArray[np.intp],
+    config: TrainingConfig,
+) -> Tensor:
+    """What the outcomes of some tasks of a set, done by the agents that are `kept`, cost the learner, on its device."""
+    device = learner.device
+    shares = part.shares and {name: share[rows] for name, share in part.shares.items()}
+    familiarity, profiles = part.familiarity[rows].to(device), part.profiles[kept].to(device)
+    encoded = learner.encode(*part.inputs(rows, device), familiarity, devices.moved(shares, device))
+    strengths = learner.strengths(profiles)
+    success, quality = learner.judge(encoded, part.records[rows][:, kept].to(device), strengths)
+    target, score = part.success[rows][:, kept].to(device), part.quality[rows][:, kept].to(device)
+    known = torch.isfinite(target)
+    weights = _by_price(profiles, config.price_weighting)
+    loss = _surprise(success, target, known, weights)
+    if not config.quality_weight:
+        return loss
+    return loss + config.quality_weight * _surprise(quality, score, known, weights)
 
 
 def _surprise(logits: Tensor, target: Tensor, known: Tensor, weights: Tensor) -> Tensor:
@@ -389,6 +423,7 @@ def judged(router: RoutingNetwork, part: Prepared) -> Tensor:
 def _loop(
     phase: str,
     router: RoutingNetwork,
+    learner: RoutingNetwork,
     learn: Sequence[Prepared],
     optimiser: torch.optim.Optimizer,
     loss_of: Callable[[Prepared, npt.NDArray[np.intp]], Tensor],
@@ -398,7 +433,10 @@ def _loop(
     generator: np.random.Generator,
     note: Callable[[Progress], None],
 ) -> None:
-    """Epochs of batches, the rate falling to zero; the weights of the best epoch on val stay."""
+    """Epochs of batches, the rate falling to zero; the weights of the best epoch on val stay.
+
+    `loss_of` and the optimiser are of the learner, `value` is of the router.
+    """
     begun = time.monotonic()
     if phase == "labels":  # small sets are seen more often: labels are learned from them as well as from large ones
         most = max(len(part.features) for part in learn)
@@ -410,17 +448,14 @@ def _loop(
     clipped = [p for p in parameters if p.ndim < 2 or p.shape[0] < router.config.rows]  # a bag's gradient is sparse
     best, best_state, since = -np.inf, copy.deepcopy(router.state_dict()), 0
     for epoch in range(epochs):
-        router.train()
+        learner.train()
         total, count = 0.0, 0
         for part, rows in _batches(learn, config.batch, generator):
             loss = loss_of(part, rows)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if config.clip is not None:
-                nn.utils.clip_grad_norm_(clipped, config.clip)
-            optimiser.step()
+            step(loss, optimiser, clipped, config.clip)
             schedule.step()
             total, count = total + float(loss.detach()), count + 1
+        devices.bring_home(learner, router)
         router.eval()
         with torch.no_grad():
             val = value()
@@ -442,6 +477,15 @@ def _loop(
             break
     router.load_state_dict(best_state)
     router.eval()
+
+
+def step(loss: Tensor, optimiser: torch.optim.Optimizer, clipped: Sequence[Tensor], clip: float | None) -> None:
+    """Change the weights once, so that the loss becomes less."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip is not None:
+        nn.utils.clip_grad_norm_(clipped, clip)
+    optimiser.step()
 
 
 def _batches(

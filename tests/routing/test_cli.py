@@ -55,6 +55,10 @@ WRONG = [
     (("evaluate", "--no-router", "--data", "torn"), "column 'success': is missing"),
     (("inspect",), "make one with `make router`"),
     (("train", "--data", "later", "-o", "out"), "name sets with a train split"),
+    (
+        ("train", "--data", "mine", "-o", "out", "--device", "gpu"),
+        "--device: must be one of auto, cpu, cuda, got 'gpu'",
+    ),
     (("prune", "--data", "mine", "-o", "out", "--keep", "1.5"), "at most 1, got 1.5"),
     (("explain", "text", "--agents", "mine", "--only", "z"), "has no agent 'z'"),
     (("explain", "text", "--agents", "nowhere"), "there are no agents"),
