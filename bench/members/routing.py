@@ -140,7 +140,7 @@ def _replayed(plan: Plan) -> list[Measurement]:
     measurements = []
     for metric in metrics:
         values = {name: figures[metric] for name, figures in found.items()}
-        unit = "ratio" if metric.endswith("cost_ratio") else "success" if metric.endswith("success") else "share"
+        unit = "ratio" if metric.endswith("cost_ratio") else "share" if metric.endswith("ratio") else "success"
         mean = sum(values.values()) / len(values)
         measurements.append(Measurement(metric=metric, unit=unit, flowray=[mean]))
         measurements += [
