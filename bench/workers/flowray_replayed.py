@@ -10,6 +10,7 @@ tasks of one split, each of which comes once. Costs are recorded dollars, of all
                                  succeeded, the share that succeeds where an answer that is worth nothing goes to
                                  another class once (`least_quality`), the first choice being thrifty (`quality`)
     second_choice_cost_ratio     dollars of that, relative to the single choices
+    third_choice_*               the same where a third class may be asked, too (`max_attempts` is three by default)
 """
 
 from __future__ import annotations
@@ -52,9 +53,12 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
         rt.wait_ready(timeout_s=_WAIT_S)
         requests = replay_requests(directory, settings["split"], needs={"replay"})
         single = rt.submit_many(requests).outcomes(_WAIT_S)
-        ladder = {"least_quality": 0.5, "quality": settings["quality"], "max_attempts": 2}
-        second = rt.submit_many([{**request, **ladder} for request in requests]).outcomes(_WAIT_S)
-    return table.figures(single, second)
+        figures = table.single(single)
+        for name, attempts in (("second", 2), ("third", 3)):
+            ladder = {"least_quality": 0.5, "quality": settings["quality"], "max_attempts": attempts}
+            again = rt.submit_many([{**request, **ladder} for request in requests]).outcomes(_WAIT_S)
+            figures |= {f"{name}_choice_{key}": value for key, value in table.mended(single, again).items()}
+    return figures
 
 
 class Table:
@@ -73,23 +77,32 @@ class Table:
         self._groups = judged.groups
         self._offline = np.array(columns)[offline.success[:, columns].argmax(axis=1)]
 
-    def figures(self, single: Sequence[Outcome], second: Sequence[Outcome]) -> dict[str, float]:
-        rows = np.arange(len(single))
-        first = np.array([self._tried(outcome)[0] for outcome in single])
+    def single(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Of tasks that one class tried, once."""
+        rows, first = np.arange(len(outcomes)), self._first(outcomes)
         live, by_hand = self._success[rows, first], self._success[rows, self._offline]
-        mendable = (live == 0) & (self._success[:, list(self.pool.values())].max(axis=1) > 0)
-        tried = [self._tried(outcome) for outcome in second]
-        mended = np.array([self._success[row, columns].max() for row, columns in enumerate(tried)])
-        dollars = sum(self._costs[row, columns].sum() for row, columns in enumerate(tried))
         return {
             "live_success": float(live.mean()),
             "live_minus_offline_success": float(live.mean() - by_hand.mean()),
             **self._noise(live - by_hand),
             "live_otherwise_ratio": float((first != self._offline).mean()),
-            "second_choice_success": float(mended.mean()),
-            "second_choice_mended_ratio": float(mended[mendable].mean()),
-            "second_choice_cost_ratio": float(dollars / self._costs[rows, first].sum()),
         }
+
+    def mended(self, single: Sequence[Outcome], again: Sequence[Outcome]) -> dict[str, float]:
+        """Of the same tasks where others may be asked after a failure."""
+        rows, first = np.arange(len(single)), self._first(single)
+        mendable = (self._success[rows, first] == 0) & (self._success[:, list(self.pool.values())].max(axis=1) > 0)
+        tried = [self._tried(outcome) for outcome in again]
+        success = np.array([self._success[row, columns].max() for row, columns in enumerate(tried)])
+        dollars = sum(self._costs[row, columns].sum() for row, columns in enumerate(tried))
+        return {
+            "success": float(success.mean()),
+            "mended_ratio": float(success[mendable].mean()),
+            "cost_ratio": float(dollars / self._costs[rows, first].sum()),
+        }
+
+    def _first(self, outcomes: Sequence[Outcome]) -> npt.NDArray[np.intp]:
+        return np.array([self._tried(outcome)[0] for outcome in outcomes])
 
     def _noise(self, differences: npt.NDArray[np.float64]) -> dict[str, float]:
         """The interval of their mean."""

@@ -297,5 +297,5 @@ def test_requests_have_what_a_router_reads_of_the_tasks(tmp_path):
     first, second = replay_requests(directory)
     assert (first["tools"], first["choices"], first["counts"]) == ("add: adds", "", {"n_params": 2.0})
     assert (second["tools"], second["choices"], second["counts"]) == ("", "['yes', 'no']", {"n_options": 2.0})
-    with pytest.raises(ConfigError, match="no task of .* is in 'val'"):
+    with pytest.raises(ConfigError, match=r"no task of .* is in 'val'"):
         replay_requests(directory, "val")
