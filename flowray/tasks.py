@@ -15,6 +15,7 @@ from msgspec import structs
 from flowray.core.model import Payload, Task, TaskId
 from flowray.core.routing import WEIGHTS, RoutingPolicy
 from flowray.errors import ConfigError, InvalidTask
+from flowray.offers import checked_counts, choices_of, tools_of
 
 _MAX_PROMPT = 1 << 20  # characters; longer texts are payloads
 _MAX_NEEDS = 64
@@ -44,7 +45,8 @@ def make_task(
     agent: str = "",
     labels: Mapping[str, str] | None = None,
     choices: str | Iterable[str] = "",
-    tools: str | Iterable[str] = "",
+    tools: str | Iterable[str | Mapping[str, Any]] = "",
+    counts: Mapping[str, float] | None = None,
     quality: float | None = None,
     least_quality: float | None = None,
     max_cost_usd: float | None = None,
@@ -86,8 +88,9 @@ def make_task(
     _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted))
     if marks:
         _check_encodable(labels="".join((*marks, *marks.values())))
-    listed_choices = _listed("choices", choices, "\n") if choices != "" else ""
-    listed_tools = _listed("tools", tools, " ; ") if tools != "" else ""
+    offered = choices if isinstance(choices, str) else list(choices)
+    answers, n_answers = choices_of(offered) if offered else ("", {})
+    described, n_described = tools_of(tools) if tools != "" else ("", {})
     _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
     _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
     _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
@@ -108,9 +111,10 @@ def make_task(
         raise InvalidTask("entity", f"must be a str of at most {_MAX_ENTITY} characters")
     if entity and not agent:
         raise InvalidTask("entity", "is what an input of a stateful agent is about: say which, by agent=")
-    _check_encodable(choices=listed_choices, tools=listed_tools, fallback=fallback, builds_on=origin, entity=entity)
-    rare = (listed_choices, listed_tools, entity)
+    _check_encodable(choices=answers, tools=described, fallback=fallback, builds_on=origin, entity=entity)
     packed = pack(payload, "payload")
+    as_before = offered if isinstance(offered, str) else "\n".join(offered)  # keys of older journals are still repeats
+    rare = (as_before, described, entity)
     return Task(
         id=new_id(),
         prompt=prompt,
@@ -125,8 +129,9 @@ def make_task(
         key=key,
         fingerprint=_fingerprint(prompt, packed, *wanted, tier, agent, *filter(None, rare)) if key else "",
         labels=marks,
-        choices=listed_choices,
-        tools=listed_tools,
+        choices=answers,
+        tools=described,
+        counts=n_answers | n_described | (checked_counts(counts) if counts else {}),
         quality=quality,
         least_quality=least_quality,
         max_cost_usd=max_cost_usd,
@@ -174,17 +179,6 @@ def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
     except ConfigError as error:
         raise InvalidTask("weights", f"{error.field.rpartition('.')[2]} {error.problem}") from error
     return {name: float(value) for name, value in weighed.items()}
-
-
-def _listed(field: str, given: str | Iterable[str], between: str) -> str:
-    """What stands in the task: a text as it is, several in one."""
-    listed = [given] if isinstance(given, str) else list(given)
-    if any(not isinstance(one, str) for one in listed):
-        raise InvalidTask(field, "wants a text, or several")
-    text = between.join(listed)
-    if len(text) > _MAX_PROMPT:
-        raise InvalidTask(field, f"{len(text)} characters; longer than {_MAX_PROMPT}")
-    return text
 
 
 def _check_encodable(**texts: str) -> None:

@@ -327,6 +327,20 @@ def test_a_payload_that_is_no_json(flowray: Call) -> None:
     assert "--payload-json: is not JSON" in err
 
 
+@pytest.mark.parametrize(
+    ("option", "said", "problem"),
+    [
+        ("--tools-json", "[{]", "--tools-json: is not JSON"),
+        ("--tools-json", '{"name": "a"}', "--tools-json: wants a list of tools"),
+        ("--count", "n_tools", "--count: wants NAME=NUMBER"),
+    ],
+)
+def test_offers_that_are_none(flowray: Call, option: str, said: str, problem: str) -> None:
+    code, _, err = flowray("submit", "x", option, said)
+    assert code == 2
+    assert problem in err
+
+
 # ── run, in this process ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

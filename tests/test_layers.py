@@ -23,6 +23,7 @@ PLAIN = {
     "attempts",
     "outcomes",
     "references",
+    "offers",
 }  # what they are, without a runtime
 ABOVE = {"api", "cli", "notebook"}
 BELOW: dict[str, set[str]] = {
@@ -32,7 +33,8 @@ BELOW: dict[str, set[str]] = {
     "jobs": {"errors", "agents"},
     "core": {"errors"},
     "values": {"errors"},
-    "tasks": {"errors", "core"},
+    "offers": {"errors"},
+    "tasks": {"errors", "core", "offers"},
     "attempts": {"errors", "agents", "core"},
     "outcomes": {"errors", "core"},
     "references": {"errors"},

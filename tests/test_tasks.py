@@ -37,8 +37,11 @@ def test_a_str_is_the_prompt_and_anything_else_the_payload() -> None:
 
 def test_what_a_router_may_read_besides_the_prompt() -> None:
     made = task("x", choices=["yes", "no"], tools=["add: adds numbers", "div: divides"])
-    assert (made.choices, made.tools) == ("yes\nno", "add: adds numbers ; div: divides")
-    assert task("x", tools="add: adds").tools == "add: adds"
+    assert (made.choices, made.tools) == ("['yes', 'no']", "add: adds numbers ; div: divides")
+    assert made.counts == {"n_options": 2.0, "n_tools": 2.0}
+    made = task("x", tools="add: adds")
+    assert (made.tools, made.counts) == ("add: adds", {"n_tools": 1.0})
+    assert task("x", choices="A. yes, B. no").counts == {}
     different = ({}, {"choices": "a"}, {"tools": "b"}, {"choices": "a", "tools": "b"})
     assert len({task("x", key="k", **more).fingerprint for more in different}) == 4
 

@@ -8,6 +8,7 @@ exactly, says `bench.workers.shift_streams`. Repeats are seeds: another team, or
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from bench.measure import Found, Measurement, Plan, SideFailed, say
 from bench.processes import ROOT, run_worker
@@ -54,7 +55,7 @@ class Shift:
     def run(self, plan: Plan) -> Found:
         if not DATA.is_dir():
             raise SideFailed(f"the public sets are not in {DATA}")
-        settings = {
+        settings: dict[str, Any] = {
             "data": str(DATA),
             "router": str(ROOT / "models" / "router" / "v1"),
             "sets": SETS[:1] if plan.quick else SETS,

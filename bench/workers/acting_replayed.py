@@ -14,6 +14,9 @@ Each task of a set is done four ways. Everybody chooses by expected success alon
     *_seconds_ratio      mean seconds of tasks that both ways succeed at, relative to `retry` (where they are recorded)
     copies_share_ratio   share of tasks that were copied
 
+    ladder_<a>_<n>_*     a ladder of so many attempts whose first class needs n percent of the best expected success
+    within_<a>_*         that of them which mends most on `val` for at most `AFFORDABLE` more money there
+
 Nothing is chosen on the judged split: `chosen_*` are the thresholds that the `val` split gives, as the best of a grid
 by success gained less `DOUBLING` times the share of money added, over the sets together.
 """
@@ -22,11 +25,13 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from bench.workers.common import main
 from flowray.core.acting import ActingPolicy, gains
@@ -35,6 +40,8 @@ from flowray.core.model import Estimate, Receipt
 from flowray.core.naming import class_names
 from flowray.core.routing import RoutingPolicy, draw, run_times
 from flowray.routing import data, estimator
+from flowray.routing.asked import known
+from flowray.routing.estimates import TaskBatch
 from flowray.routing.judge import filled_costs
 from flowray.routing.live import LiveRouter
 from flowray.routing.queries import Query
@@ -43,6 +50,9 @@ DOUBLING = 0.05  # of success, that doubling the money must bring
 UNSURE = (0.3, 0.5, 0.7, 0.9, 1.0)
 GAINS = (0.0, 0.025, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125)
 SUCCESS_ALONE = RoutingPolicy(explore=0.0, good=0.0, slowdown=0.0, second=0.0, usd=0.0, use_quality=0.0)
+ATTEMPTS = (2, 3)
+THRIFTS = (1.0, 0.98, 0.97, 0.95, 0.9, 0.85, 0.8)  # shares of the best, as `Task.quality` has them
+AFFORDABLE = 0.2  # of the money of `one`, that mending may cost beyond it
 Numbers = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
 
@@ -59,8 +69,23 @@ def work(settings: dict[str, Any]) -> dict[str, float]:
     for name, each in sets.items():
         judged = Decided.of(each, settings["split"])
         found = judged.figures(each, settings["quality"])
+        for attempts in ATTEMPTS:
+            chosen = within(AFFORDABLE, [valued[name].mended(each, quality, attempts) for quality in THRIFTS])
+            found[f"within_{attempts}_quality"] = THRIFTS[chosen]
+            for at, quality in enumerate(THRIFTS):
+                mended = judged.mended(each, quality, attempts)
+                names = [f"ladder_{attempts}_{100 * quality:.0f}", *([f"within_{attempts}"] if at == chosen else [])]
+                for prefix in names:
+                    found[f"{prefix}_mended_ratio"], found[f"{prefix}_extra_cost_ratio"] = mended
         figures |= {f"{metric}_{name}": value for metric, value in found.items()}
     return figures
+
+
+def within(affordable: float, curve: Sequence[tuple[float, float]]) -> int:
+    """The place of the most mended among (mended, extra cost) that is no dearer; else of the cheapest."""
+    every = range(len(curve))
+    cheap = [at for at in every if curve[at][1] <= affordable]
+    return max(cheap, key=lambda at: curve[at][0]) if cheap else min(every, key=lambda at: curve[at][1])
 
 
 class Split(NamedTuple):
@@ -79,6 +104,7 @@ class Recorded:
         self._recorded = data.load(directory)
         self._estimator = estimator.load(artifact, "float32")
         self._router = LiveRouter(self._estimator, self._recorded)
+        self._answers: dict[Query, tuple[Estimate, ...]] = {}  # nothing is learned, so the same is said again
 
     def split(self, name: str) -> Split:
         judged, histories = self._recorded.split(name), self._recorded.histories()
@@ -86,21 +112,19 @@ class Recorded:
         names = class_names(judged.agents.agent_ids)
         candidates = tuple(names[at] for at in pool)
         tasks, outcomes = judged.tasks, judged.outcomes
-        queries = [
-            Query(text, candidates, choices=choices, tools=tools, n_tools=None if np.isnan(count) else float(count))
-            for text, choices, tools, count in zip(tasks.texts, tasks.choices, tasks.tools, tasks.n_tools, strict=True)
-        ]
+        queries = [_query(tasks, row, candidates) for row in range(len(tasks))]
         usual = filled_costs(self._estimator.estimate(tasks, judged.agents, histories), judged.agents, histories)
         cost_usd = np.where(np.isfinite(outcomes.cost_usd), outcomes.cost_usd, usual)
         success = np.nan_to_num(outcomes.success[:, pool]).astype(np.float64)
         return Split(success, cost_usd[:, pool].astype(float), outcomes.latency_s[:, pool].astype(float), queries)
 
     def estimates(self, queries: list[Query]) -> list[tuple[Estimate, ...]]:
-        ids = [str(number) for number in range(len(queries))]
-        found = self._router.estimate(ids, queries)
+        new = [query for query in dict.fromkeys(queries) if query not in self._answers]
+        ids = [str(number) for number in range(len(new))]
+        self._answers.update(zip(new, self._router.estimate(ids, new), strict=True))
         for task_id in ids:
             self._router.forget(task_id)
-        return found
+        return [self._answers[query] for query in queries]
 
 
 class Decided(NamedTuple):
@@ -157,9 +181,33 @@ class Decided(NamedTuple):
         extra = cost_usd[rows, self.second][two].sum() / cost_usd[rows, self.first].sum()
         return float(mended.mean() - DOUBLING * extra)
 
+    def mended(self, recorded: Recorded, quality: float, attempts: int) -> tuple[float, float]:
+        """Share of the mendable tasks that succeed by a ladder of this thrift, and its extra cost."""
+        success, cost_usd, _, _ = self.of_set
+        rows = np.arange(len(self.first))
+        mendable = (success[rows, self.first] == 0) & (success.max(axis=1) > 0)
+        done, usd, _ = self._ladder(recorded, self._thrifty(quality), attempts)
+        return float(done[mendable].mean()), float(usd.sum() / cost_usd[rows, self.first].sum() - 1.0)
+
+    def _ladder(self, recorded: Recorded, first: Places, attempts: int) -> tuple[Numbers, Numbers, Numbers]:
+        """[tasks] success, dollars and seconds when, as long as it failed, the best of the others is asked."""
+        success, cost_usd, latency_s, queries = self.of_set
+        rows = np.arange(len(first))
+        done, usd, seconds = success[rows, first], cost_usd[rows, first], latency_s[rows, first]
+        tried = [first]
+        for _ in range(attempts - 1):
+            failed = np.flatnonzero(done == 0)
+            again = first.copy()
+            again[failed] = _again(recorded, queries, tried, failed)
+            done[failed] = success[failed, again[failed]]
+            usd[failed] += cost_usd[failed, again[failed]]
+            seconds[failed] += latency_s[failed, again[failed]]
+            tried.append(again)
+        return done, usd, seconds
+
     def figures(self, recorded: Recorded, quality: float) -> dict[str, float]:
         """All four ways, with the policy as it is shipped."""
-        success, cost_usd, latency_s, queries = self.of_set
+        success, cost_usd, _, _ = self.of_set
         rows = np.arange(len(self.first))
         one = success[rows, self.first]
         two = self.copied(ActingPolicy())
@@ -169,13 +217,8 @@ class Decided(NamedTuple):
         ways = {"copies": (copies, copies_usd)}
         seconds = {"copies": self._first_good(two)}
         for name, first in firsts.items():
-            again = _again(recorded, queries, first, success[rows, first])
-            failed = success[rows, first] == 0
-            ways[name] = (
-                np.where(failed, success[rows, again], 1.0),
-                cost_usd[rows, first] + np.where(failed, cost_usd[rows, again], 0.0),
-            )
-            seconds[name] = latency_s[rows, first] + np.where(failed, latency_s[rows, again], 0.0)
+            done, usd, seconds[name] = self._ladder(recorded, first, 2)
+            ways[name] = (done, usd)
         mendable = (one == 0) & (success.max(axis=1) > 0)
         spent = cost_usd[rows, self.first].sum()
         found = {"one_success": float(one.mean()), "copies_share_ratio": float(two.mean())}
@@ -204,25 +247,29 @@ class Decided(NamedTuple):
         return np.where(two, np.minimum(*times), times[0])
 
 
-def _again(recorded: Recorded, queries: list[Query], first: Places, ended: Numbers) -> Places:
-    """[tasks] who is asked after the first failed, and the router knows that; the first itself where it did not."""
-    failed = np.flatnonzero(ended == 0)
-    asked = [
-        Query(
-            each.text,
-            each.candidates,
-            choices=each.choices,
-            tools=each.tools,
-            n_tools=each.n_tools,
-            tried=((each.candidates[first[row]], 0.0),),
-        )
-        for row, each in ((row, queries[row]) for row in failed)
-    ]
-    chosen = first.copy()
-    for row, estimates in zip(failed, recorded.estimates(asked), strict=True):
-        ranked = sorted(range(len(estimates)), key=lambda at: -estimates[at].success)
-        chosen[row] = next(at for at in ranked if at != first[row])
-    return chosen
+def _again(recorded: Recorded, queries: list[Query], tried: Sequence[Places], rows: Places) -> Places:
+    """[rows] who is asked at these tasks after all of `tried` failed at them, and the router knows that."""
+    asked = []
+    for row in rows:
+        names = queries[row].candidates
+        asked.append(structs.replace(queries[row], tried=tuple((names[places[row]], 0.0) for places in tried)))
+    chosen = []
+    for row, estimates in zip(rows, recorded.estimates(asked), strict=True):
+        left = set(range(len(estimates))) - {int(places[row]) for places in tried}
+        chosen.append(max(sorted(left), key=lambda at: estimates[at].success))
+    return np.array(chosen, np.intp)
+
+
+def _query(tasks: TaskBatch, row: int, candidates: tuple[str, ...]) -> Query:
+    return Query(
+        tasks.texts[row],
+        candidates,
+        choices=tasks.choices[row],
+        tools=tasks.tools[row],
+        n_tools=known(tasks.n_tools[row]),
+        n_params=known(tasks.n_params[row]),
+        n_options=known(tasks.n_options[row]),
+    )
 
 
 def _receipt(row: tuple[Estimate, ...], place: int, confidence: float) -> Receipt:

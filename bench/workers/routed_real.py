@@ -1,21 +1,25 @@
 """Who waits how long where agents differ in speed and load comes in bursts: whole runtimes, real seconds.
 
 The load, the agents' speeds and the luck of each task are those of `routed_alone`, `scale` times as fast. One runtime
-asks the shipped router, which tells the two kinds of task apart by their texts and learns the rest from run times; the
-other draws two agents and takes the less busy one. Both get the same tasks at the same times, one after the other.
+asks the shipped router, which tells the two kinds of task apart by their texts and learns the rest from run times; one
+draws two agents and takes the less busy one; and for one the driver says which class gets each task: that with the
+fewest tasks that have not ended, as far as it has heard (`routed_alone` says more of both). All get the same tasks at
+the same times, one side after the other, `turns` times with other arrivals. Ratios are medians over turns.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import flowray as fr
 from bench.measure import percentile
 from bench.workers.common import main
 from bench.workers.flowray_routed import until_loaded
-from bench.workers.routed_alone import AGENTS, SPEEDS, arrivals
+from bench.workers.routed_alone import AGENTS, LEAST_LOADED, P2C, ROUTED, SIDES, SPEEDS, Loads, Waited, arrivals
 from flowray.core.states import TaskState
 
 _BEAT_S = 0.002
@@ -26,16 +30,27 @@ _TEXTS = {
 
 
 def work(settings: dict[str, Any]) -> dict[str, float]:
-    took_s = {routed: run(routed, settings) for routed in (True, False)}
-    figures = {"p99_vs_p2c_real_ratio": percentile(took_s[True], 0.99) / percentile(took_s[False], 0.99)}
-    for side, values in (("routed", took_s[True]), ("p2c", took_s[False])):
-        figures[f"real_{side}_p50_ms"] = percentile(values, 0.50) * 1e3
-        figures[f"real_{side}_p99_ms"] = percentile(values, 0.99) * 1e3
+    turns: list[dict[str, Waited]] = []
+    for turn in range(settings["turns"]):
+        order = SIDES[turn % len(SIDES) :] + SIDES[: turn % len(SIDES)]  # nobody is always the first
+        turns.append({side: run(side, settings, settings["seed"] + turn) for side in order})
+    figures: dict[str, float] = {}
+    for other in (P2C, LEAST_LOADED):
+        ratios = [percentile(turn[ROUTED].took_s, 0.99) / percentile(turn[other].took_s, 0.99) for turn in turns]
+        figures[f"p99_vs_{other}_real_ratio"] = percentile(ratios, 0.5)
+        figures[f"p99_vs_{other}_real_worst_ratio"] = max(ratios)
+    for side in SIDES:
+        for share, name in ((0.50, "p50"), (0.99, "p99")):
+            figures[f"real_{side}_{name}_ms"] = (
+                percentile([percentile(turn[side].took_s, share) for turn in turns], 0.5) * 1e3
+            )
+        figures[f"real_{side}_success_ratio"] = sum(turn[side].succeeded for turn in turns) / len(turns)
     return figures
 
 
-def run(routed: bool, settings: dict[str, Any]) -> list[float]:
-    """Seconds from each task's acceptance to its outcome; the first fifth, in which the router learns, is left out."""
+def run(side: str, settings: dict[str, Any], seed: int) -> Waited:
+    """One side, once."""
+    routed = side == ROUTED
     overrides = {
         "ray.agent_output": False,
         "core.routing.enabled": routed,
@@ -52,23 +67,36 @@ def run(routed: bool, settings: dict[str, Any]) -> list[float]:
             until_loaded(rt)
         coming = [
             (at / settings["scale"], {"kind": kind, "factor": str(factor)}, _TEXTS[kind].format(n=number))
-            for number, (at, _, kind, factor) in enumerate(arrivals(settings["tasks"], settings["seed"]))
+            for number, (at, _, kind, factor) in enumerate(arrivals(settings["tasks"], seed))
         ]
         handles: list[fr.Handle] = []
+        loads, ended = Loads(SPEEDS, seed), SimpleQueue[str]()
         began_at = time.perf_counter()
         while len(handles) < len(coming):
             passed_s, first = time.perf_counter() - began_at, len(handles)
             due = [each for each in coming[first : first + 64] if each[0] <= passed_s]
+            while not ended.empty():
+                loads.ended(ended.get())
             if due:
-                handles += rt.submit_many(
-                    [{"prompt": text, "labels": labels, "needs": {"work"}} for _, labels, text in due]
+                chosen = [loads.took() if side == LEAST_LOADED else "" for _ in due]
+                new = rt.submit_many(
+                    [
+                        {"prompt": text, "labels": labels, "needs": {"work"}, "agent": agent}
+                        for (_, labels, text), agent in zip(due, chosen, strict=True)
+                    ]
                 )
+                handles += new
+                for handle, agent in zip(new, chosen, strict=True):
+                    if agent:
+                        handle.add_done_callback(partial(_put, ended, agent))
             time.sleep(_BEAT_S)
         outcomes = [handle.outcome(timeout_s=120) for handle in handles]
-    failed = sum(outcome.state is not TaskState.SUCCEEDED for outcome in outcomes)
-    if failed:
-        raise RuntimeError(f"{failed} of {len(outcomes)} tasks did not succeed")
-    return [outcome.resolved_at - outcome.accepted_at for outcome in outcomes[len(outcomes) // 5 :]]
+    took_s = [outcome.resolved_at - outcome.accepted_at for outcome in outcomes[len(outcomes) // 5 :]]
+    return Waited(took_s, sum(outcome.state is TaskState.SUCCEEDED for outcome in outcomes) / len(outcomes))
+
+
+def _put(ended: SimpleQueue[str], agent: str, _: fr.Handle) -> None:
+    ended.put(agent)
 
 
 if __name__ == "__main__":

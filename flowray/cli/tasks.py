@@ -69,6 +69,19 @@ def submit(
         str,
         typer.Option("--entity", help="What an input of a stateful agent is about: those of one go to one instance."),
     ] = "",
+    choice: Annotated[
+        list[str] | None, typer.Option("--choice", help="An answer to choose from, for a router; may be repeated.")
+    ] = None,
+    tools_json: Annotated[
+        str | None,
+        typer.Option(
+            "--tools-json", help='Tools, for a router, as JSON: [{"name": ..., "description": ..., "parameters": ...}].'
+        ),
+    ] = None,
+    count: Annotated[
+        list[str] | None,
+        typer.Option("--count", metavar="NAME=NUMBER", help="Of n_tools, n_params, n_options; may be repeated."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result and print it.")] = True,
     timeout_s: Annotated[float | None, typer.Option("--timeout-s", help="Longest wait; the task goes on.")] = None,
     name: Name = "default",
@@ -76,8 +89,11 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Give a running runtime one task, and wait for its result."""
-    payload = _payload(payload_json)
-    weights = _weights(weight or [])
+    payload = _json("--payload-json", payload_json)
+    tools = _json("--tools-json", tools_json) or ()
+    if not isinstance(tools, list | tuple):
+        raise InvalidTask("--tools-json", "wants a list of tools")
+    weights, counts = _numbers("--weight", weight or []), _numbers("--count", count or [])
     screen = Screen(as_json=as_json)
     with connected(name, address, screen) as runtime:
         handle = runtime.submit(
@@ -99,6 +115,9 @@ def submit(
             exclusive=exclusive,
             builds_on=builds_on,
             entity=entity,
+            choices=choice or (),
+            tools=tools,
+            counts=counts,
         )
         if not wait:
             screen.answer(handle.task_id, {"task_id": handle.task_id, "state": handle.state})
@@ -225,24 +244,24 @@ def purge(task_id: _TaskId, name: Name = "default", address: Address = "", as_js
         raise typer.Exit(1)
 
 
-def _weights(said: list[str]) -> dict[str, float]:
-    weights = {}
+def _numbers(option: str, said: list[str]) -> dict[str, float]:
+    numbers = {}
     for each in said:
         name, _, number = each.partition("=")
         try:
-            weights[name] = float(number)
+            numbers[name] = float(number)
         except ValueError:
-            raise ConfigError("--weight", f"wants NAME=NUMBER, got {each!r}") from None
-    return weights
+            raise ConfigError(option, f"wants NAME=NUMBER, got {each!r}") from None
+    return numbers
 
 
-def _payload(text: str | None) -> Any:
+def _json(option: str, text: str | None) -> Any:
     if text is None:
         return None
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InvalidTask("--payload-json", f"is not JSON: {error}") from error
+        raise InvalidTask(option, f"is not JSON: {error}") from error
 
 
 def _as_text(value: Any) -> str:

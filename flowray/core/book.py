@@ -385,11 +385,11 @@ def outcome_of(
 def asked_of(entry: Entry, most: int) -> Asked | None:
     """What the router read of a task, each text cut to `most` characters; None where it had no word, or none of it."""
     task = entry.task
-    if not most or not (task.prompt or task.choices or task.tools):
+    if not most or not (task.prompt or task.choices or task.tools or task.counts):
         return None
     if all(choice.receipt is None for choice in entry.choices):
         return None
-    return Asked(task.prompt[:most], task.choices[:most], task.tools[:most], task.builds_on)
+    return Asked(task.prompt[:most], task.choices[:most], task.tools[:most], task.builds_on, task.counts)
 
 
 def _said(failure: Failure | None) -> str:

@@ -47,6 +47,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}  # the caller's own marks; never interpreted
     choices: str = ""  # answers to choose from, where the prompt does not list them; for the router's eyes
     tools: str = ""  # "name: description" of each tool offered, separated by " ; "; for the router's eyes
+    counts: dict[str, float] = {}  # `flowray.offers.COUNTS` of both, as far as they are known
     quality: float | None = None  # the cheapest candidate with this share of the best expected success is enough
     least_quality: float | None = None  # 0..1; an answer that its agent reports to be worth less is a failed attempt
     max_cost_usd: float | None = None  # what one attempt should cost at most, > 0; None for no limit
@@ -181,6 +182,7 @@ class Asked(Struct, frozen=True, array_like=True):
     choices: str = ""
     tools: str = ""
     builds_on: str = ""  # the class of agents whose answer it went on from
+    counts: dict[str, float] = {}  # of what was offered, uncut
 
 
 class Grade(Struct, frozen=True, array_like=True):

@@ -35,9 +35,8 @@ half written: enough to compare agents, not a bill.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +44,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from flowray.offers import count_choices, count_tools
 from flowray.routing.estimates import AgentBatch, Floats, Histories, Outcomes, Rows, TaskBatch
 from flowray.routing.tables import ParquetTable, SchemaError
 
@@ -209,29 +209,21 @@ def _tasks(table: ParquetTable) -> TaskBatch:
     def words(column: str) -> tuple[str, ...]:
         return table.words(column) if column in table else ("",) * len(table)
 
-    choices = words("choices")
-    n_options = table.numbers("n_options", 0)
+    choices, tools = words("choices"), words("tools_text")
     return TaskBatch(
         texts=table.words("text", required=True),
         choices=choices,
-        tools=words("tools_text"),
-        n_tools=table.numbers("n_tools", 0),
+        tools=tools,
+        n_tools=_counted(table.numbers("n_tools", 0), tools, count_tools),
         n_params=table.numbers("n_params", 0),
-        n_options=np.where(np.isnan(n_options), [_counted(text) for text in choices], n_options).astype(np.float32),
+        n_options=_counted(table.numbers("n_options", 0), choices, count_choices),
     )
 
 
-def _counted(choices: str) -> float:
-    """How many answers there are to choose from: a list, or a mapping of lists, in JSON or Python's notation."""
-    if not choices or len(choices) > 100_000:
-        return np.nan
-    try:
-        value = ast.literal_eval(choices)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return np.nan  # some other notation: the text is still there for the router to read
-    if isinstance(value, dict):
-        value = next((inner for inner in value.values() if isinstance(inner, list)), value)
-    return float(len(value)) if isinstance(value, list | tuple | dict) else np.nan
+def _counted(told: Floats, texts: Sequence[str], count: Callable[[str], float | None]) -> Floats:
+    """What is told, and what nobody told as the texts have it."""
+    counts = [count(text) if np.isnan(number) else number for number, text in zip(told, texts, strict=True)]
+    return np.array([np.nan if number is None else number for number in counts], np.float32)
 
 
 def _agents(

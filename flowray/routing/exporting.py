@@ -21,14 +21,18 @@ import pyarrow.parquet as pq
 from flowray.core.model import AgentSpec, Asked, Recorded
 from flowray.core.naming import class_of
 from flowray.errors import ConfigError
-from flowray.routing.queries import count_tools
+from flowray.offers import COUNTS
+from flowray.routing.queries import counted
 from flowray.routing.receipts import Told, attempts
 
 GOOD = 0.5  # an answer that is known to be worth less is no success
 
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _TASKS = pa.schema(
-    {"prompt_id": _TEXT, "text": _TEXT, "split": _TEXT, "choices": _TEXT, "tools_text": _TEXT, "n_tools": _NUMBER}
+    {
+        **dict.fromkeys(("prompt_id", "text", "split", "choices", "tools_text"), _TEXT),
+        **dict.fromkeys(COUNTS, _NUMBER),
+    }
 )
 _AGENTS = pa.schema({"agent_id": _TEXT, "description": _TEXT, "role": _TEXT})
 _OUTCOMES = pa.schema(
@@ -125,7 +129,7 @@ def _tasks(ended: Sequence[_Ended], val: float, test: float) -> list[dict[str, A
             "split": "train" if place < first_val else "val" if place < first_test else "test",
             "choices": one.asked.choices,
             "tools_text": one.asked.tools,
-            "n_tools": count_tools(one.asked.tools),
+            **counted(one.asked.tools, one.asked.counts),
         }
         for place, one in enumerate(ended)
     ]

@@ -5,10 +5,13 @@ Nothing heavy is imported here, so that whoever asks needs neither numpy nor tor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec import Struct
 
-from flowray.core.model import Estimate
+from flowray.core.model import Estimate, Task
+from flowray.offers import COUNTS, count_tools
 
 
 class Query(Struct, frozen=True, array_like=True):
@@ -64,9 +67,25 @@ class RouterStatus(Struct, frozen=True, array_like=True):
     reason: str = ""  # why not
 
 
-def count_tools(tools: str) -> float | None:
-    """How many a task offers, of their description as tasks have it; None where none are told."""
-    return float(tools.count(" ; ") + 1) if tools else None
+def query_of(task: Task, candidates: tuple[str, ...], tried: tuple[tuple[str, float], ...] = ()) -> Query:
+    """What a router is asked about a task."""
+    return Query(
+        task.prompt,
+        candidates,
+        choices=task.choices,
+        tools=task.tools,
+        **counted(task.tools, task.counts),
+        tried=tried,
+        builds_on=task.builds_on,
+    )
+
+
+def counted(tools: str, counts: Mapping[str, float]) -> dict[str, float | None]:
+    """The counts of a query: those told, and tools that nobody counted as their text has them."""
+    found = {name: counts.get(name) for name in COUNTS}
+    if found["n_tools"] is None:
+        found["n_tools"] = count_tools(tools)
+    return found
 
 
 encode = msgspec.msgpack.Encoder().encode

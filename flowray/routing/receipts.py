@@ -33,6 +33,7 @@ What came of it:
 What came later to the schema; files from before it are read with nulls:
 
     choices, tools         the rest of what the router read; null where the prompt is
+    counts                 what was told of their numbers (`flowray.offers.COUNTS`); null where the prompt is
     builds_on              the class of agents whose answer the task went on from; null where the prompt is
     tried                  the classes of agents whose attempts at this task had failed before
     waits_s                expected wait of each candidate; null where it was not recorded
@@ -81,6 +82,7 @@ _LATER = (
     pa.field("extras", _NUMBERS),
     pa.field("weights", pa.map_(pa.string(), pa.float64())),
     pa.field("builds_on", pa.string()),
+    pa.field("counts", pa.map_(pa.string(), pa.float64())),
 )
 SCHEMA = pa.schema(
     [
@@ -212,6 +214,7 @@ def _rows(told: Told) -> Iterator[dict[str, Any]]:
             "state": outcome.state.value,
             "choices": asked.choices if asked is not None else None,
             "tools": asked.tools if asked is not None else None,
+            "counts": list(asked.counts.items()) if asked is not None else None,
             "builds_on": asked.builds_on if asked is not None else None,
             "tried": made.tried,
             "grade": made.grade,

@@ -20,7 +20,7 @@ from flowray.core.model import Estimate
 from flowray.routing.decisions import Decisions, Numbers
 from flowray.routing.estimates import Estimates
 from flowray.routing.live import LiveRouter
-from flowray.routing.queries import Query, count_tools
+from flowray.routing.queries import Query, counted
 from flowray.routing.tables import SchemaError
 
 BATCH = 64  # tasks asked about at once: as many as the coordinator does at most
@@ -77,18 +77,18 @@ def reroute(table: pa.Table, router: LiveRouter, file: str = "receipts", *, batc
 
 
 def _queries(decisions: Decisions) -> list[Query]:
-    names = ("prompt", "choices", "tools", "candidates", "tried", "builds_on")
+    names = ("prompt", "choices", "tools", "counts", "candidates", "tried", "builds_on")
     return [
         Query(
             prompt,
             tuple(candidates),
             choices=choices or "",
             tools=tools or "",
-            n_tools=count_tools(tools or ""),
+            **counted(tools or "", dict(counts or ())),
             tried=tuple((name, 0.0) for name in tried or ()),
             builds_on=builds_on or "",
         )
-        for prompt, choices, tools, candidates, tried, builds_on in zip(
+        for prompt, choices, tools, counts, candidates, tried, builds_on in zip(
             *(decisions.table.column(name).to_pylist() for name in names), strict=True
         )
     ]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, cast
 from flowray.core.book import Entry
 from flowray.core.commands import Command, GradeTask, RequestEstimates, RequeueTask, ResolveTask
 from flowray.core.events import EstimatesFailed, EstimatesReady, Event
-from flowray.core.model import AGENTS_FAULT, Choice, Estimate, Outcome, RouterPlace, Task, TaskId
+from flowray.core.model import AGENTS_FAULT, Choice, Estimate, Outcome, RouterPlace, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
 from flowray.errors import RouterRefused
-from flowray.routing.queries import Queries, Query, count_tools
+from flowray.routing.queries import Queries, Query, query_of
 from flowray.runtime.paths import Paths
 from flowray.runtime.rollout import Router, VersionedRouter, place_of, read
 from flowray.runtime.scorers import Failed, Scored
@@ -174,7 +174,7 @@ class RoutingDesk:
 
     def _queries(self, batch: Sequence[RequestEstimates]) -> tuple[list[TaskId], list[Query]]:
         asked = [(entry.task, each) for each in batch if (entry := self._find(each.task_id)) is not None]
-        return [task.id for task, _ in asked], [_query(task, each) for task, each in asked]
+        return [task.id for task, _ in asked], [query_of(task, each.candidates, each.tried) for task, each in asked]
 
     def _answer_here(self, batch: list[RequestEstimates], detail: str = "") -> None:
         """`detail` says why Serve does not, where it was asked."""
@@ -250,15 +250,3 @@ class RoutingDesk:
         self._settling = False
         if self._router is not None:
             self._router.settle()
-
-
-def _query(task: Task, asked: RequestEstimates) -> Query:
-    return Query(
-        task.prompt,
-        asked.candidates,
-        choices=task.choices,
-        tools=task.tools,
-        n_tools=count_tools(task.tools),
-        tried=asked.tried,
-        builds_on=task.builds_on,
-    )

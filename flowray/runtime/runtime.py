@@ -293,7 +293,8 @@ class Runtime:
         agent: str = "",
         labels: Mapping[str, str] | None = None,
         choices: str | Iterable[str] = "",
-        tools: str | Iterable[str] = "",
+        tools: str | Iterable[str | Mapping[str, Any]] = "",
+        counts: Mapping[str, float] | None = None,
         quality: float | None = None,
         least_quality: float | None = None,
         max_cost_usd: float | None = None,
@@ -310,7 +311,9 @@ class Runtime:
         task accepted earlier.
 
         Where a router chooses (`core.routing.enabled`), it reads the prompt, and `choices` (answers to choose from) and
-        `tools` ("name: description" of each) where the prompt does not list them. `weights` are the policy's for this
+        `tools` where the prompt does not list them: "name: description" of each, or a mapping of `name`, `description`
+        and `parameters` (a JSON schema, or names). What is given one by one is counted; `counts` says, or corrects, how
+        many `n_tools`, `n_params` (of all tools together) and `n_options` there are. `weights` are the policy's for the
         task: what a dollar (`usd`) or a second (`second`) is worth, and the others of `core.routing`. `quality` (0..1)
         asks for the cheapest class of agents that reaches this share of the best expected success, and `max_cost_usd`
         is what an attempt should cost at most. An answer that its agent reports (`ctx.report`) to be worth less than
@@ -355,6 +358,7 @@ class Runtime:
             labels=labels,
             choices=choices,
             tools=tools,
+            counts=counts,
             quality=quality,
             least_quality=least_quality,
             max_cost_usd=max_cost_usd,

@@ -5,7 +5,7 @@
 `python -m flowray.testing --seeds 1000` runs flowray's own swarm of simulations.
 
 `ReplayAgent` answers from a set of recorded outcomes, here or in a real runtime: `replay_specs` gives a class of agents
-for each recorded agent, `replay_tasks` the tasks. `make_outcomes` makes a small set.
+for each recorded agent, `replay_requests` the tasks. `make_outcomes` makes a small set.
 """
 
 from flowray.testing.clock import Distribution, Fixed, LogNormal, Uniform
@@ -37,7 +37,7 @@ from flowray.testing.faults import (
 )
 from flowray.testing.invariants import Violation
 from flowray.testing.outcome_sets import make_outcomes
-from flowray.testing.replay import Recorded, ReplayAgent, ReplaySpec, replay_specs, replay_tasks
+from flowray.testing.replay import Recorded, ReplayAgent, ReplaySpec, replay_requests, replay_specs, replay_tasks
 from flowray.testing.simulation import Handle, Handles, Simulation
 from flowray.testing.swarm import SeedReport, run_seed
 
@@ -79,6 +79,7 @@ __all__ = [
     "Uniform",
     "Violation",
     "make_outcomes",
+    "replay_requests",
     "replay_specs",
     "replay_tasks",
     "run_seed",

@@ -2,8 +2,7 @@
 
     for spec in replay_specs("../shared/data/bfcl_agents"):
         rt.agents.add(**spec.arguments)
-    tasks = replay_tasks("../shared/data/bfcl_agents", "test")
-    handles = rt.submit_many([{"prompt": text, "labels": labels} for text, labels in tasks])
+    handles = rt.submit_many(replay_requests("../shared/data/bfcl_agents", "test"))
 
 It is the same with `Simulation().agents.add`. A set of outcomes is a directory of Parquet files, in the schema that
 `models/README.md` describes; `flowray.testing.make_outcomes` makes a small one. Where a set holds no cost at all, an
@@ -26,7 +25,9 @@ from msgspec import Struct
 from flowray.agents import Context, Task
 from flowray.core.naming import class_names
 from flowray.errors import ConfigError, InvalidTask, RetryableError
+from flowray.offers import COUNTS
 
+_OFFERED = {"choices": "choices", "tools_text": "tools"}  # column of a set -> argument of `submit`
 _NOMINAL_TOKENS = 1_000  # of an attempt whose cost nobody recorded
 _SETS = 4  # kept in memory by one process
 _KEYS = ("prompt_id", "agent_id")  # repeated in row after row: each is held once
@@ -160,6 +161,30 @@ def replay_tasks(directory: Path | str, split: str = "") -> list[tuple[str, dict
     return tasks
 
 
+def replay_requests(directory: Path | str, split: str = "", **arguments: Any) -> list[dict[str, Any]]:
+    """The tasks of one split as `submit_many` takes them: with all that a router reads of them in the set.
+
+    `arguments` of `submit` are the same for all.
+
+    Raises:
+        ConfigError: there is no such set, or no task in this split.
+    """
+    table = _read(Path(directory).resolve() / "tasks.parquet", ("split",), (*_OFFERED, *COUNTS))
+    offered = {argument: _texts(table, column) for column, argument in _OFFERED.items()}
+    counted = {name: list(_numbers(table, name)) for name in COUNTS}
+    rows = [row for row, of in enumerate(_values(table, "split")) if split in ("", of)]
+    return [
+        {
+            "prompt": text,
+            "labels": labels,
+            **{argument: texts[row] for argument, texts in offered.items()},
+            "counts": {name: number for name, values in counted.items() if (number := values[row]) is not None},
+            **arguments,
+        }
+        for row, (text, labels) in zip(rows, replay_tasks(directory, split), strict=True)
+    ]
+
+
 class _Recording:
     """The outcomes of one set."""
 
@@ -260,6 +285,13 @@ def _read(file: Path, required: Iterable[str], optional: Iterable[str] = ()) -> 
 
 def _values(table: Any, column: str) -> list[Any]:
     return list(table[column].to_pylist())
+
+
+def _texts(table: Any, column: str) -> list[str]:
+    """One for each row: "" where there is none, in a column that may be missing."""
+    if column not in table.column_names:
+        return [""] * len(table)
+    return [value or "" for value in _values(table, column)]
 
 
 def _numbers(table: Any, column: str) -> Iterator[float | None]:

@@ -21,7 +21,7 @@ from flowray.routing import estimator, policies, receipts, replay
 from flowray.routing.decisions import Decisions
 from flowray.routing.estimator import RouterEstimator
 from flowray.routing.live import LiveRouter
-from flowray.routing.queries import Query, count_tools
+from flowray.routing.queries import query_of
 from flowray.routing.rerouting import reroute, with_column
 from flowray.routing.tables import SchemaError
 
@@ -80,7 +80,7 @@ def recorded(n_tasks: int = 150, most: int = 1) -> tuple[Recorded, ...]:
                 {"quality": 0.8},
                 {"max_cost_usd": 2e-4},
                 {"weights": {"usd": 500.0}},
-                {"choices": "a\nb\nc"},
+                {"choices": "['a', 'b', 'c']", "counts": {"n_tools": 2.0, "n_params": 7.0, "n_options": 3.0}},
             ]
         )
         text = trades().tasks.texts[number % len(trades())]
@@ -89,17 +89,7 @@ def recorded(n_tasks: int = 150, most: int = 1) -> tuple[Recorded, ...]:
             batch = [asked.pop(0) for _ in range(min(len(asked), rng.randint(1, most)))]
             batch = [one for one in batch if core.asking.is_asked(one.task_id)]
             entries = [core.book.open[one.task_id].task for one in batch]
-            queries = [
-                Query(
-                    task.prompt,
-                    one.candidates,
-                    choices=task.choices,
-                    tools=task.tools,
-                    n_tools=count_tools(task.tools),
-                    tried=one.tried,
-                )
-                for task, one in zip(entries, batch, strict=True)
-            ]
+            queries = [query_of(task, one.candidates, one.tried) for task, one in zip(entries, batch, strict=True)]
             ids = [one.task_id for one in batch]
             answers = tuple(zip(ids, router.estimate(ids, queries), strict=True))
             tell(EstimatesReady(answers, "local", router.version))
@@ -125,6 +115,7 @@ def test_the_same_router_and_policy_say_and_choose_the_same():
     assert sum(any(waits) for waits in told.column("waits_s").to_pylist()) > 20
     assert sum(bool(weights) for weights in told.column("weights").to_pylist()) > 5
     assert sum(any(extras) for extras in told.column("extras").to_pylist()) > 50
+    assert 5 < sum(("n_params", 7.0) in counts for counts in told.column("counts").to_pylist()) < len(decisions)
     for name in ("remaining_s", "thrift", "max_cost_usd"):
         assert told.column(name).null_count < len(decisions)
     for name in ("success", "quality", "latency_s", "cost_usd"):

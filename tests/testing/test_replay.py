@@ -15,7 +15,15 @@ from flowray.config import load as load_config
 from flowray.errors import ConfigError, InvalidTask, RetryableError, TaskFailed
 from flowray.routing import data
 from flowray.runtime.specs import make_spec
-from flowray.testing import ReplayAgent, Simulation, make_outcomes, replay, replay_specs, replay_tasks
+from flowray.testing import (
+    ReplayAgent,
+    Simulation,
+    make_outcomes,
+    replay,
+    replay_requests,
+    replay_specs,
+    replay_tasks,
+)
 
 
 def write(directory: Path, name: str, **columns: list[Any]) -> None:
@@ -268,3 +276,26 @@ def test_it_reads_what_the_routers_reader_reads(made):
             np.testing.assert_allclose(
                 mine, getattr(column, field)[:, 0], rtol=1e-6, err_msg=f"{spec.agent_id} {field}"
             )
+
+
+def test_requests_have_what_a_router_reads_of_the_tasks(tmp_path):
+    directory = small(tmp_path)
+    assert replay_requests(directory, "train", needs={"replay"}) == [
+        {"prompt": "one", "labels": {"prompt_id": "a"}, "choices": "", "tools": "", "counts": {}, "needs": {"replay"}}
+    ]
+    write(
+        directory,
+        "tasks",
+        prompt_id=["a", "b"],
+        text=["one", "two"],
+        split=["train", "test"],
+        tools_text=["add: adds", None],
+        choices=[None, "['yes', 'no']"],
+        n_params=[2.0, None],
+        n_options=[float("nan"), 2.0],
+    )
+    first, second = replay_requests(directory)
+    assert (first["tools"], first["choices"], first["counts"]) == ("add: adds", "", {"n_params": 2.0})
+    assert (second["tools"], second["choices"], second["counts"]) == ("", "['yes', 'no']", {"n_options": 2.0})
+    with pytest.raises(ConfigError, match=r"no task of .* is in 'val'"):
+        replay_requests(directory, "val")
