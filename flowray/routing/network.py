@@ -244,10 +244,10 @@ class RoutingNetwork(nn.Module):
         bags = (self.label_bag.weight, self.meaning_bag.weight, self.sense_bag.weight)
         return self.folds.of((*bags, self.vocabulary), lambda: Folded(bags, self.row_of)).pooled(features)
 
-    def serve(self, features: Features) -> Served:
-        """As `read`, in arrays: what `Plain.judge` takes."""
+    def serve(self, features: Features, *, logits: bool = True) -> Served:
+        """As `read`, in arrays: what `Plain.judge` takes, which needs no `logits`."""
         if self.in_numpy:
-            return self.laid_out().read(self._sums(features).numpy(), features.traits)
+            return self.laid_out().read(self._sums(features).numpy(), features.traits, logits=logits)
         with torch.inference_mode():
             read = self.read(features)
         logits = {name: values.numpy() for name, values in read.logits.items()}
