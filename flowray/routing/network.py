@@ -250,9 +250,9 @@ class RoutingNetwork(nn.Module):
             return self.laid_out().read(self._sums(features).numpy(), features.traits, logits=logits)
         with torch.inference_mode():
             read = self.read(features)
-        logits = {name: values.numpy() for name, values in read.logits.items()}
+        said = {name: values.numpy() for name, values in read.logits.items()}
         shares = {name: torch.softmax(values, dim=1).numpy() for name, values in read.logits.items()}
-        return Served(logits, shares, read.hidden.numpy(), read.context[:, :-1].numpy(), read.sense.numpy())
+        return Served(said, shares, read.hidden.numpy(), read.context[:, :-1].numpy(), read.sense.numpy())
 
     def serve_labels(self, features: Features) -> dict[str, Floats]:
         """[tasks, labels] probabilities of every head, as `serve` has them, for a fraction of its time."""
