@@ -82,12 +82,13 @@ class RouterEstimator:
         known = self.acquaintance(agents, histories)
         features = featurise(tasks)
         memory = known.records.memory
-        served = self._reader(len(tasks)).serve(features)
+        served = self._reader(len(tasks)).serve(features, logits=False)
         recalled = memory.recall(Views(traits=features.traits, sense=served.sense))
         shares = served.shares
         sources = known.records.sources(shares, recalled.success)
         judge = self.network.laid_out().judge
-        success, quality = judge(served, recalled.familiarity, sources, known.strengths.numpy(), known.trust)
+        prior, strengths = known.records.prior, known.strengths.numpy()
+        success, quality = judge(served, recalled.familiarity, prior, sources, strengths, known.trust)
         success_p, quality_p = _probability(success), _probability(quality)
         success_p = tempered(success_p, known.leader, known.margin)
         if tasks.attempts is not None and np.isfinite(tasks.attempts).any():

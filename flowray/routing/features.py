@@ -23,7 +23,15 @@ import numpy.typing as npt
 
 from flowray.routing.estimates import Floats, TaskBatch
 from flowray.routing.lexicon import BUCKET_BITS, BUCKETS, Hashes, Ids, Lexicon, buckets_of
-from flowray.routing.traits import N_TRAITS, changes, choice_traits, text_traits, tool_traits
+from flowray.routing.traits import (
+    N_TOOL_TRAITS,
+    N_TRAITS,
+    changes,
+    choice_traits,
+    kinds_counted,
+    text_traits,
+    tool_traits,
+)
 
 __all__ = ["BUCKETS", "FEATURES_VERSION", "N_TRAITS", "Features", "featurise"]
 
@@ -34,8 +42,10 @@ MAX_TOOLS = 64  # tools looked at one by one
 LEXICON_WORDS = (
     100_000  # remembered before all are forgotten; some 75 MB, and as much again in a network that folds them
 )
-_AT_ONCE = 64  # tasks; their words fit the processor's cache, their numbers 6 bits and the words' `_PLACE_BITS`
-_PLACE_BITS = 26
+_AT_ONCE = 64  # tasks; their words fit the processor's cache, their numbers 6 bits and the words' places 26
+_PLACE_SHIFT, _PLACES = np.uint64(26), np.uint64((1 << 26) - 1)
+_HALF = np.uint64(32)
+_PAIR = np.uint64(0xD6E8FEB86659FD93)  # sets the first word of a pair apart from the second
 
 _OPTION = re.compile(r"^\(?[A-J][.):]\s+(.*)$", re.MULTILINE)
 _STATED = re.compile(r"'([^'\n]+)'|\"([^\"\n]+)\"")
@@ -96,6 +106,8 @@ def featurise(tasks: TaskBatch) -> Features:
     if _lexicon.held > LEXICON_WORDS:
         _lexicon = Lexicon()
     lexicon = _lexicon  # one for the whole batch, whatever other threads do
+    if len(tasks) == 1 and not (tasks.choices[0] or tasks.tools[0]):
+        return _featurise_text(tasks, lexicon)
     if len(tasks) <= _AT_ONCE:
         return _featurise(tasks, lexicon)
     parts = [_featurise(tasks.take(slice(at, at + _AT_ONCE)), lexicon) for at in range(0, len(tasks), _AT_ONCE)]
@@ -106,6 +118,35 @@ def featurise(tasks: TaskBatch) -> Features:
         loose=np.concatenate([part.loose for part in parts]),
         loose_offsets=_offsets(np.concatenate([np.diff(part.loose_offsets) for part in parts])),
         traits=np.concatenate([part.traits for part in parts]),
+    )
+
+
+def _featurise_text(tasks: TaskBatch, lexicon: Lexicon) -> Features:
+    """As `_featurise`, of one task that is a text alone: there is nobody else's that must be kept apart."""
+    text = _clipped(tasks.texts[0])
+    read = lexicon.read(text, MAX_TOKENS)
+    rows = np.array(read, np.int64)
+    forms = lexicon.forms[rows]
+    hashes = lexicon.hashes[forms]
+    distinct = _distinct((hashes >> _HALF) << _PLACE_SHIFT)
+    loose = buckets_of(hashes[:-1] * _PAIR + hashes[1:])
+    loose.sort()
+    loose = loose[changes(loose)]
+    counts = lexicon.kinds[rows].sum(axis=0, keepdims=True)
+    return Features(
+        lexicon=lexicon,
+        words=forms[distinct],
+        word_offsets=np.array((0, len(distinct)), np.int64),
+        loose=loose,
+        loose_offsets=np.array((0, len(loose)), np.int64),
+        traits=np.concatenate(
+            (
+                text_traits([text], [read], counts),
+                choice_traits([_options(text, "")], tasks.n_options),
+                np.zeros((1, N_TOOL_TRAITS), np.float32),
+            ),
+            axis=1,
+        ),
     )
 
 
@@ -127,9 +168,9 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
     rows, owners = _flat([*read, *chosen], n_tasks)
     forms = lexicon.forms[rows]
     hashes = lexicon.hashes[forms]
-    distinct = _distinct(hashes, owners)
+    distinct = _distinct((owners.astype(np.uint64) << np.uint64(58)) | ((hashes >> _HALF) << _PLACE_SHIFT))
     together = owners[1:] == owners[:-1]  # no pair of the last word of one task with the first of the next
-    pairs = buckets_of(hashes[:-1] * np.uint64(0xD6E8FEB86659FD93) + hashes[1:])
+    pairs = buckets_of(hashes[:-1] * _PAIR + hashes[1:])
     keys = ((owners[1:] << BUCKET_BITS) | pairs)[together]
     if any(tools):
         described, tool_owners = _flat(
@@ -140,6 +181,7 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
     keys.sort()  # by task, then bucket
     keys = keys[changes(keys)]
     text_words = sum(map(len, read))
+    counts = kinds_counted(n_tasks, lexicon, rows[:text_words], owners[:text_words])
     return Features(
         lexicon=lexicon,
         words=forms[distinct],
@@ -148,7 +190,7 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
         loose_offsets=_offsets(np.bincount(keys >> BUCKET_BITS, minlength=n_tasks)),
         traits=np.concatenate(
             [
-                of_text := text_traits(texts, read, lexicon, rows[:text_words], owners[:text_words]),
+                of_text := text_traits(texts, read, counts),
                 choice_traits(options, tasks.n_options),
                 tool_traits(tasks, read, tools, lexicon, of_text),
             ],
@@ -157,16 +199,16 @@ def _featurise(tasks: TaskBatch, lexicon: Lexicon) -> Features:
     )
 
 
-def _distinct(hashes: Hashes, owners: Ids) -> Ids:
+def _distinct(keys: Hashes) -> Ids:
     """Where each task's distinct words stand, by task and then by hash: how often a text repeats itself says little.
 
-    Task, the upper 32 bits of the hash and place share one number, so that one plain sort does it.
+    Task, the upper 32 bits of the hash and place share one number, so that one plain sort does it; places are not in
+    `keys` yet.
     """
-    keys = (owners.astype(np.uint64) << np.uint64(58)) | ((hashes >> np.uint64(32)) << np.uint64(_PLACE_BITS))
     keys |= np.arange(len(keys), dtype=np.uint64)
     keys.sort()
-    places = (keys & np.uint64((1 << _PLACE_BITS) - 1)).astype(np.int64)
-    return places[changes(keys >> np.uint64(_PLACE_BITS))]
+    places = (keys & _PLACES).astype(np.int64)
+    return places[changes(keys >> _PLACE_SHIFT)]
 
 
 def _options(text: str, stated: str) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowray.routing.estimates import Floats
 from flowray.routing.features import LEXICON_WORDS, Features
 from flowray.routing.lexicon import Lexicon
 
@@ -76,9 +77,14 @@ class Folded:
 
     def pooled(self, features: Features) -> Tensor:
         """[tasks, all widths + 1] sums of rows, and in the last column how many n-grams are known."""
+        words = self._words(features.lexicon)
+        if words is not None and len(features) == 1:  # for so few rows torch's ways to call take longer than the sums
+            loose_rows = self._row_of.numpy()[features.loose]
+            one = _sum(self.rows, loose_rows)
+            one += _sum(words, features.words)
+            return torch.from_numpy(one)
         loose = self._row_of[torch.from_numpy(features.loose)]
         pooled = _sums(self.rows, loose, features.loose_offsets)
-        words = self._words(features.lexicon)
         if words is None:
             grams = self._row_of[torch.from_numpy(features.grams)]
             return _sums(self.rows, grams, features.offsets)
@@ -119,3 +125,9 @@ def _sums(matrix: Tensor, rows: Tensor, offsets: npt.NDArray[np.int64]) -> Tenso
     """[len(offsets) - 1, width] sums of rows."""
     ends = torch.from_numpy(offsets).to(rows.dtype)
     return functional.embedding_bag(rows, matrix, ends, mode="sum", include_last_offset=True)
+
+
+def _sum(matrix: Tensor, rows: npt.NDArray[np.integer[Any]]) -> Floats:
+    """[1, width] the sum of some rows."""
+    found: Floats = matrix.numpy().take(rows, axis=0).sum(axis=0, keepdims=True)
+    return found

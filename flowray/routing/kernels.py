@@ -38,8 +38,9 @@ class Space:
     bound: Floats  # [columns] where a scaled column counts no further
     landmarks: Floats  # [landmarks, columns] scaled
     width: float  # w: squared distance at which likeness falls to exp(-1/2)
-    halves: Floats  # [landmarks] l l / 2
-    turned: Floats  # [columns, landmarks] the landmarks as columns, for fast products
+    halves: Floats  # [landmarks] l l / 2w
+    turned: Floats  # [columns, landmarks] the landmarks as columns, over w: for fast products
+    as_it_is: bool  # columns are not scaled
 
     @classmethod
     def of(cls, values: Floats, targets: Doubles, landmarks: Numbers) -> Space:
@@ -52,17 +53,19 @@ class Space:
         scale = (weight / np.maximum(deviation, 1e-4)).astype(np.float32)
         bound = (_COLUMN_BOUND * weight).astype(np.float32)
         scaled = np.clip((values[landmarks] - centre) * scale, -bound, bound)
-        return cls._made(centre.astype(np.float32), scale, bound, scaled, width=1.0)
+        return cls._made(centre.astype(np.float32), scale, bound, scaled, width=1.0, as_it_is=False)
 
     @classmethod
     def plain(cls, values: Floats, landmarks: Numbers, width: float) -> Space:
         """The space of `values` as they are."""
         columns = values.shape[1]
         zeros, ones = np.zeros(columns, np.float32), np.ones(columns, np.float32)
-        return cls._made(zeros, ones, np.full(columns, np.inf, np.float32), values[landmarks], width)
+        return cls._made(zeros, ones, np.full(columns, np.inf, np.float32), values[landmarks], width, as_it_is=True)
 
     @classmethod
-    def _made(cls, centre: Floats, scale: Floats, bound: Floats, landmarks: Floats, width: float) -> Space:
+    def _made(
+        cls, centre: Floats, scale: Floats, bound: Floats, landmarks: Floats, width: float, *, as_it_is: bool
+    ) -> Space:
         landmarks = landmarks.astype(np.float32)
         return cls(
             centre=centre,
@@ -70,16 +73,20 @@ class Space:
             bound=bound,
             landmarks=landmarks,
             width=width,
-            halves=(landmarks**2).sum(axis=1) / np.float32(2.0),
-            turned=np.ascontiguousarray(landmarks.T),
+            halves=(landmarks**2).sum(axis=1) / np.float32(2.0 * width),
+            turned=np.ascontiguousarray(landmarks.T / np.float32(width)),
+            as_it_is=as_it_is,
         )
 
     def with_width(self, width: float, every: int = 1) -> Space:
         """The same space with another idea of near, and only every so manieth landmark."""
-        return Space._made(self.centre, self.scale, self.bound, self.landmarks[::every], width)
+        landmarks = self.landmarks[::every]
+        return Space._made(self.centre, self.scale, self.bound, landmarks, width, as_it_is=self.as_it_is)
 
     def likeness(self, values: Floats) -> Floats:
         """[rows, landmarks] likeness of values [rows, columns] to each landmark, 0..1."""
+        if self.as_it_is:
+            return self._to_landmarks(values)
         scaled = values - self.centre
         scaled *= self.scale
         np.minimum(np.maximum(scaled, -self.bound, out=scaled), self.bound, out=scaled)
@@ -96,9 +103,8 @@ class Space:
     def _to_landmarks(self, scaled: Floats) -> Floats:
         exponent: Floats = scaled @ self.turned
         exponent -= self.halves
-        exponent -= np.einsum("rc,rc->r", scaled, scaled)[:, None] / np.float32(2.0)
+        exponent -= np.einsum("rc,rc->r", scaled, scaled)[:, None] * np.float32(0.5 / self.width)
         np.minimum(exponent, 0.0, out=exponent)  # rounding must not make anything more than the same
-        exponent *= np.float32(1.0 / self.width)
         return np.exp(exponent, out=exponent)
 
 

@@ -23,6 +23,7 @@ from flowray.errors import MissingExtra
 from flowray.routing.asked import batch_of, known
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
+from flowray.routing.kernels import bound
 from flowray.routing.posteriors import PROBABLE, Doubles, PosteriorPolicy, Posteriors
 from flowray.routing.queries import Answers, Query
 from flowray.routing.regrading import Gradable
@@ -295,8 +296,9 @@ class LiveRouter:
             alike = np.repeat(prior[:, None], len(names), axis=1)
             return _Said(names, kinds, alike, alike, unit, unit)
         columns = np.array([self._column.get(name, -1) for name in names])
+        place = np.array(rows)[:, None], columns
         success, quality, latency_s, cost_usd = (
-            values[rows][:, columns] for values in (base.success, base.quality, base.latency_s, base.cost_usd)
+            values[place] for values in (base.success, base.quality, base.latency_s, base.cost_usd)
         )
         strangers = columns < 0
         if strangers.any():
@@ -332,7 +334,7 @@ class LiveRouter:
             deviation = np.hypot(deviation, unsure)
             said = said._replace(builds_on=builds_on, alone=alone)
             more = [(success - alone).tolist()]
-        quality = np.clip(said.quality + (success - said.success), *PROBABLE)  # what changed one changed the other
+        quality = bound(said.quality + (success - said.success), *PROBABLE)  # what changed one changed the other
         columns = [values.tolist() for values in (success, deviation, quality)]
         columns += [_known(values) for values in (latency_s, cost_usd)]
         return said, [tuple(map(Estimate, names, *of_task)) for of_task in zip(*columns, *more, strict=True)]

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +110,7 @@ class _Sensed:
         return cls(space=space, whitening=whitening, features=space.likeness(sense) @ whitening)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """The past of some agents, ready to be asked."""
 
@@ -182,6 +183,12 @@ class Memory:
     def n_agents(self) -> int:
         return len(self.count)
 
+    @cached_property
+    def _together(self) -> tuple[Floats, Floats]:
+        """[3 agents] priors and [landmarks, 3 agents] weights of all three quantities, side by side."""
+        fits = (self.success, self.log_latency, self.log_cost)
+        return np.concatenate([fit.prior for fit in fits]), np.concatenate([fit.weights for fit in fits], axis=1)
+
     def recall(self, views: Views) -> Recalled:
         """What to expect at some tasks."""
         none = np.zeros((len(views), 0), np.float32)
@@ -191,10 +198,14 @@ class Memory:
         familiarity = likeness.max(axis=1, initial=0.0)
         if self.uses_sense:
             likeness = np.hstack([likeness, alike])
+        prior, weights = self._together
+        values, n_agents = likeness @ weights, self.n_agents
+        values += prior
+        success, log_latency, log_cost = (values[:, at : at + n_agents] for at in (0, n_agents, 2 * n_agents))
         return Recalled(
-            success=bound(self.success.prior + likeness @ self.success.weights, *PROBABLE),
-            log_latency=self.log_latency.prior + likeness @ self.log_latency.weights,
-            log_cost=self.log_cost.prior + likeness @ self.log_cost.weights,
+            success=bound(success, *PROBABLE),
+            log_latency=log_latency,
+            log_cost=log_cost,
             familiarity=familiarity,
             kinds=kinds,
         )

@@ -250,15 +250,15 @@ class RoutingNetwork(nn.Module):
         bags = (self.label_bag.weight, self.meaning_bag.weight, self.sense_bag.weight)
         return self.folds.of((*bags, self.vocabulary), lambda: Folded(bags, self.row_of)).pooled(features)
 
-    def serve(self, features: Features) -> Served:
-        """As `read`, in arrays: what `Plain.judge` takes."""
+    def serve(self, features: Features, *, logits: bool = True) -> Served:
+        """As `read`, in arrays: what `Plain.judge` takes, which needs no `logits`."""
         if self.in_numpy:
-            return self.laid_out().read(self._sums(features).numpy(), features.traits)
+            return self.laid_out().read(self._sums(features).numpy(), features.traits, logits=logits)
         with torch.inference_mode():
             read = self.read(features)
-        logits = {name: values.numpy() for name, values in read.logits.items()}
+        said = {name: values.numpy() for name, values in read.logits.items()}
         shares = {name: torch.softmax(values, dim=1).numpy() for name, values in read.logits.items()}
-        return Served(logits, shares, read.hidden.numpy(), read.context[:, :-1].numpy(), read.sense.numpy())
+        return Served(said, shares, read.hidden.numpy(), read.context[:, :-1].numpy(), read.sense.numpy())
 
     def serve_labels(self, features: Features) -> dict[str, Floats]:
         """[tasks, labels] probabilities of every head, as `serve` has them, for a fraction of its time."""

@@ -8,7 +8,6 @@ what this must agree with; a test compares them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 class Served(NamedTuple):
     """What the network makes of tasks, as arrays."""
 
-    logits: dict[str, Floats]  # head -> [tasks, labels]
+    logits: dict[str, Floats]  # head -> [tasks, labels]; empty where nobody wanted them
     shares: dict[str, Floats]  # head -> [tasks, labels] the same as probabilities
     hidden: Floats  # [readers, tasks, hidden]
     certain: Floats  # [tasks, tables] of each table's head
@@ -70,12 +69,12 @@ class Plain:
         self._gates, self._gate_bias = _solid(_array(network.gates.weight).T), _array(network.gates.bias)
         self._temperature = np.float32(network.temperature)
 
-    def read(self, sums: Floats, traits: Floats) -> Served:
+    def read(self, sums: Floats, traits: Floats, *, logits: bool = True) -> Served:
         """`sums` [tasks, all widths + 1] as `Folded.pooled` gives them."""
         config, n_tasks = self._config, len(sums)
         labels_end, meaning_end, sense_end = self._widths
         scale, standard = self._scaled(sums, traits)
-        logits, shares = self._labels(sums[:, :labels_end] * scale, standard)
+        values, shares = self._labels(sums[:, :labels_end] * scale, standard)
         tables = [shares[name] for name in config.tables]
         common = np.concatenate([standard, *tables], axis=1)
         meaning = (sums[:, labels_end:meaning_end] * scale).reshape(n_tasks, config.readers, config.meaning_width)
@@ -91,7 +90,8 @@ class Plain:
             share.max(axis=1, out=certain[:, at])
         sense = sums[:, meaning_end:sense_end]
         length = np.sqrt(np.einsum("tw,tw->t", sense, sense))[:, None]
-        return Served(logits, shares, hidden, certain, sense / np.maximum(length, np.float32(1e-12)))
+        said = self._logits(values, shares) if logits else {}
+        return Served(said, shares, hidden, certain, sense / np.maximum(length, np.float32(1e-12)))
 
     def read_labels(self, sums: Floats, traits: Floats) -> dict[str, Floats]:
         """The probabilities alone: `sums` [tasks, label_width + 1]."""
@@ -104,18 +104,22 @@ class Plain:
         return scale, bound(standard, -4.0, 4.0)
 
     def judge(
-        self, served: Served, familiarity: Floats, records: Sequence[Floats], strengths: Floats, trust: float
+        self,
+        served: Served,
+        familiarity: Floats,
+        prior: Floats,
+        sources: Floats,
+        strengths: Floats,
+        trust: float,
     ) -> tuple[Floats, Floats]:
         """Logits [tasks, agents] of success and of quality, as `RoutingNetwork.judge` has them.
 
-        `records` are the sources one by one, [tasks, agents] or [agents] each, the prior first.
+        What records say is in `prior` [agents] and the other `sources` [tasks, sources - 1, agents].
         """
         context = np.concatenate([served.certain, familiarity[:, None]], axis=1)
         gates = 1.0 / (1.0 + np.exp(-(context @ self._gates + self._gate_bias)))  # [tasks, sources - 1]
-        prior = records[0]
-        logits = prior * (1.0 - gates.sum(axis=1, keepdims=True))
-        for number, source in enumerate(records[1:]):
-            logits += source * gates[:, number : number + 1]
+        logits = np.matmul(gates[:, None, :], sources)[:, 0]
+        logits += prior * (1.0 - gates.sum(axis=1, keepdims=True))
         hidden = served.hidden.swapaxes(0, 1).reshape(len(context), self._verdict.shape[0])
         verdict = hidden @ self._verdict + self._verdict_bias  # [tasks, 2 + strengths]
         if self._config.residual:
@@ -123,8 +127,8 @@ class Plain:
         logits *= self._temperature
         return logits, logits + trust * verdict[:, 1:2]
 
-    def _labels(self, pooled: Floats, standard: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Logits and probabilities of every head, those of all learned heads at once."""
+    def _labels(self, pooled: Floats, standard: Floats) -> tuple[Floats, dict[str, Floats]]:
+        """Logits of all learned heads side by side, and probabilities of every head."""
         if self._of_traits is not None:
             weight, bias = self._of_traits
             pooled = np.concatenate([pooled, np.maximum(standard @ weight + bias, 0)], axis=1)
@@ -133,12 +137,16 @@ class Plain:
         if self._places:
             whole = np.exp(values - np.maximum.reduceat(values, self._begins, axis=1)[:, self._head_of])
             whole /= np.add.reduceat(whole, self._begins, axis=1)[:, self._head_of]
-        logits = {name: values[:, place] for name, place in self._places.items()}
         shares = {name: whole[:, place] for name, place in self._places.items()}
         for name, (of, into) in self._into.items():
             shares[name] = shares[of] @ into
+        return values, shares
+
+    def _logits(self, values: Floats, shares: dict[str, Floats]) -> dict[str, Floats]:
+        logits = {name: values[:, place] for name, place in self._places.items()}
+        for name in self._into:
             logits[name] = np.log(np.maximum(shares[name], np.float32(1e-9)))
-        return logits, shares
+        return logits
 
 
 def _normalisation(network: RoutingNetwork, width: int) -> tuple[Floats, Floats]:

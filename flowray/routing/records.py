@@ -24,6 +24,7 @@ class Records:
     tables: Mapping[str, HistoryTable]  # head -> table over its labels
     rates: Mapping[str, Floats]  # head -> [labels, agents] success, shrunk
     profiles: Floats  # [agents, labels of all tables + 2]
+    prior: Floats  # [agents] logits
 
     @classmethod
     def of(
@@ -51,15 +52,22 @@ class Records:
             ],
             axis=1,
         )
-        return cls(memory=memory, tables=tables, rates=rates, profiles=profiles.astype(np.float32))
+        return cls(memory=memory, tables=tables, rates=rates, profiles=profiles.astype(np.float32), prior=prior)
 
-    def sources(self, shares: Mapping[str, Floats], recalled: Floats) -> list[Floats]:
-        """As `of_tasks`, one source after the other, for serving: [agents] the prior, then [tasks, agents] each."""
-        return self._sources(recalled, [shares[name] @ rate for name, rate in self.rates.items()])
+    def sources(self, shares: Mapping[str, Floats], recalled: Floats) -> Floats:
+        """[tasks, sources - 1, agents] logits for new tasks, of all sources but the prior, for serving.
+
+        `recalled` is what the memory says of the tasks.
+        """
+        found = np.empty((len(recalled), 1 + len(self.rates), recalled.shape[1]), np.float32)
+        found[:, 0] = recalled
+        for at, (name, rate) in enumerate(self.rates.items(), start=1):
+            np.matmul(shares[name], rate, out=found[:, at])
+        return _logit(found)
 
     def of_tasks(self, shares: Mapping[str, Floats], recalled: Floats) -> Floats:
-        """[tasks, agents, sources] logits for new tasks; `recalled` is what the memory says of them."""
-        return _stacked(self.sources(shares, recalled))
+        """[tasks, agents, sources] logits for new tasks, the prior first."""
+        return self._with_prior(self.sources(shares, recalled).swapaxes(1, 2))
 
     def of_past(
         self, shares: Mapping[str, Floats], outcomes: Outcomes, asked: Mapping[str, Floats] | None = None
@@ -77,20 +85,21 @@ class Records:
                 without = table.without(shares[name][rows], outcomes.take(rows)).success_rates(TABLE_STRENGTH)
                 parts.append(np.einsum("tk,tak->ta", asked[name][rows], without))
             rates.append(np.concatenate(parts) if parts else np.zeros_like(outcomes.success))
-        return _stacked(self._sources(self.memory.recalled_past(), rates))
+        return self._with_prior(logit(np.stack([self.memory.recalled_past(), *rates], axis=2)))
 
-    def _sources(self, recalled: Floats, rates: Sequence[Floats]) -> list[Floats]:
-        return [logit(self.memory.success.prior), logit(recalled), *map(logit, rates)]
-
-
-def _stacked(sources: Sequence[Floats]) -> Floats:
-    """Sources side by side; the prior is that of every task."""
-    prior, *others = sources
-    return np.stack([np.broadcast_to(prior, others[0].shape), *others], axis=2)
+    def _with_prior(self, others: Floats) -> Floats:
+        """The prior, which is that of every task, before the other sources [tasks, agents, sources - 1]."""
+        prior = np.broadcast_to(self.prior[:, None], (*others.shape[:2], 1))
+        return np.concatenate([prior, others], axis=2)
 
 
 def logit(probabilities: Floats) -> Floats:
     """Log odds, within bounds that twenty attempts could prove."""
-    odds: Floats = bound(probabilities.astype(np.float32), 0.02, 0.98)
+    return _logit(probabilities.astype(np.float32))
+
+
+def _logit(probabilities: Floats) -> Floats:
+    """The same, in place."""
+    odds = bound(probabilities, 0.02, 0.98)
     odds /= np.float32(1.0) - odds
     return np.log(odds, out=odds)

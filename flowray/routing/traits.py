@@ -22,15 +22,20 @@ N_TOOL_TRAITS = 11
 N_TRAITS = N_TEXT_TRAITS + N_CHOICE_TRAITS + N_TOOL_TRAITS
 
 
-def text_traits(texts: list[str], read: list[list[int]], lexicon: Lexicon, words: Ids, owners: Ids) -> Floats:
-    """[tasks, N_TEXT_TRAITS] how long the text is, and how many words of each kind, on their own and as a share.
-
-    `read` are the rows of each text's words, `words` the same in one array, `owners` whose they are, ascending.
-    """
-    counts = np.zeros((len(texts), N_KINDS), np.float32)
+def kinds_counted(n_tasks: int, lexicon: Lexicon, words: Ids, owners: Ids) -> Floats:
+    """[tasks, N_KINDS] how often each kind of words is there: `words` are rows, `owners` whose they are, ascending."""
+    counts = np.zeros((n_tasks, N_KINDS), np.float32)
     if len(words):
         begins = np.flatnonzero(changes(owners))
         counts[owners[begins]] = np.add.reduceat(lexicon.kinds[words], begins)
+    return counts
+
+
+def text_traits(texts: list[str], read: list[list[int]], counts: Floats) -> Floats:
+    """[tasks, N_TEXT_TRAITS] how long the text is, and how many words of each kind, on their own and as a share.
+
+    `read` are the rows of each text's words, `counts` how many of each kind they are.
+    """
     more = np.array(
         [
             (len(text), len(of_task), len(set(of_task)) / (len(of_task) + 1), text.count("\n"), _quotes(text))

@@ -221,7 +221,8 @@ class Coordinator:
                 paths,
             )
             observers.append(self._routing)
-        self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, observers)
+        answers = self._routing.answers if self._routing is not None else tuple
+        self._pump = Pump(core, self._store, self._perform, clock, self._store_failed, observers, answers)
         self._intake = Intake(core, self._store, self._clients, self._pump.put)
         context = ray.get_runtime_context()
         self._node_id = context.get_node_id()

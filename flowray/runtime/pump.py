@@ -39,13 +39,18 @@ class Pump:
         clock: Callable[[], float],
         on_store_failure: Callable[[StoreError], None],
         observers: Sequence[Observer] = (),
+        answers: Callable[[], Sequence[Event]] = tuple,
     ) -> None:
+        """`answers` gives what can be said at once to questions of the turn under way: a decision that has its answer
+        in the same turn costs no second one, and no second group in the journal.
+        """
         self.core = core
         self._store = store
         self._perform = perform
         self._clock = clock
         self._on_store_failure = on_store_failure
         self._observers = list(observers)
+        self._answers = answers
         self._inbox: list[Event] = []
         self._barriers: list[Callable[[], object]] = []
         self._wake = asyncio.Event()
@@ -102,6 +107,8 @@ class Pump:
         durable: list[DurableCommand] = []
         waiting: list[Command] = []
         for event in events:
+            self._sort(core.handle(event, self._clock()), durable, waiting)
+        for event in self._answers():
             self._sort(core.handle(event, self._clock()), durable, waiting)
         due = core.next_due()
         if due is not None and due <= self._clock():

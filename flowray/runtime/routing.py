@@ -1,16 +1,17 @@
 """The coordinator's router: answers the core's questions in batches, and learns from what became of them.
 
 It scores in this process, for a question to another one takes as long as the answer; or Ray Serve is asked first, where
-the configuration says so (`flowray.runtime.paths`). What comes in while one batch is answered is the next batch. A
-router that is not loaded yet, or raises, costs no task: the core decides without it.
+the configuration says so (`flowray.runtime.paths`). What one turn of the pump asks is answered in it (`answers`); what
+comes in while Serve answers one batch is the next one. A router that is not loaded yet, or raises, costs no task: the
+core decides without it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 from flowray.core.book import Entry
 from flowray.core.commands import Command, GradeTask, RequestEstimates, RequeueTask, ResolveTask
@@ -133,11 +134,30 @@ class RoutingDesk:
             self._asked_at = loop.time()
         self._asked[command.task_id] = command
 
+    def answers(self) -> list[Event]:
+        """What this process has to say to the questions there are, or to the first of many."""
+        if not self._asked or self._way() != "here":
+            return []
+        return self._answers_here(self._next())
+
     def _answer(self) -> None:
-        paths = self._paths
-        way = "here" if paths is None else paths.way(min(len(self._asked), BATCH))
+        """What was not answered within its turn."""
+        way = self._way() if self._asked else "wait"
         if way == "wait":
             return
+        batch = self._next()
+        paths = self._paths
+        if batch and paths is not None and way == "serve":
+            waited_s = asyncio.get_running_loop().time() - self._asked_at
+            paths.run(self._by_serve(paths, batch, waited_s), self._answer)
+        else:
+            self._put_all(self._answers_here(batch))
+
+    def _way(self) -> Literal["here", "serve", "wait"]:
+        return "here" if self._paths is None else self._paths.way(min(len(self._asked), BATCH))
+
+    def _next(self) -> list[RequestEstimates]:
+        """The next batch; what is left is seen to soon."""
         batch: list[RequestEstimates] = []
         while self._asked and len(batch) < BATCH:
             command = self._asked.pop(next(iter(self._asked)))
@@ -145,13 +165,11 @@ class RoutingDesk:
                 batch.append(command)
         if self._asked:
             asyncio.get_running_loop().call_soon(self._answer)
-        if not batch:
-            return
-        if paths is not None and way == "serve":
-            waited_s = asyncio.get_running_loop().time() - self._asked_at
-            paths.run(self._by_serve(paths, batch, waited_s), self._answer)
-        else:
-            self._answer_here(batch)
+        return batch
+
+    def _put_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._put(event)
 
     async def _by_serve(self, paths: Paths, batch: list[RequestEstimates], waited_s: float) -> None:
         """Ask Serve; what it does not answer is answered here."""
@@ -164,7 +182,8 @@ class RoutingDesk:
         except Exception as error:  # noqa: BLE001 - whatever Serve says, it must not take the coordinator down
             said = Failed(kind="failed", detail=f"{type(error).__name__}: {error}")
         if isinstance(said, Failed):
-            self._answer_here(batch, f"Serve: {said.kind}, {said.detail.partition(';')[0]}"[:DETAIL])
+            why = f"Serve: {said.kind}, {said.detail.partition(';')[0]}"[:DETAIL]
+            self._put_all(self._answers_here([each for each in batch if self._is_asked(each.task_id)], why))
             return
         self._router = router
         for task_id in task_ids:
@@ -176,26 +195,24 @@ class RoutingDesk:
         asked = [(entry.task, each) for each in batch if (entry := self._find(each.task_id)) is not None]
         return [task.id for task, _ in asked], [query_of(task, each.candidates, each.tried) for task, each in asked]
 
-    def _answer_here(self, batch: list[RequestEstimates], detail: str = "") -> None:
+    def _answers_here(self, batch: list[RequestEstimates], detail: str = "") -> list[Event]:
         """`detail` says why Serve does not, where it was asked."""
         router = self._router if self._paths is None else self._paths.copy
-        if detail:
-            batch = [each for each in batch if self._is_asked(each.task_id)]
         if not batch:
-            return
+            return []
         if router is None:
-            self._fail(batch, detail or self._trouble or "the router is not loaded yet")
-            return
+            return [_failed(batch, detail or self._trouble or "the router is not loaded yet")]
         task_ids, queries = self._queries(batch)
         try:
             found = router.estimate(task_ids, queries)
         except Exception as error:  # noqa: BLE001 - a router must not take the coordinator down
             print(f"flowray coordinator: no estimates: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-            self._fail(batch, f"{type(error).__name__}: {error}")
-            return
+            return [_failed(batch, f"{type(error).__name__}: {error}")]
         self._router = router
-        for version, answers in self._by_version(router, task_ids, found):
-            self._put(EstimatesReady(answers, "local", version, detail))
+        return [
+            EstimatesReady(answers, "local", version, detail)
+            for version, answers in self._by_version(router, task_ids, found)
+        ]
 
     def _by_version(
         self, router: Router, task_ids: list[TaskId], found: list[tuple[Estimate, ...]]
@@ -205,9 +222,6 @@ class RoutingDesk:
             return
         for version, rows in self._versions.answered(task_ids):
             yield version, tuple((task_ids[row], found[row]) for row in rows)
-
-    def _fail(self, batch: Sequence[RequestEstimates], reason: str) -> None:
-        self._put(EstimatesFailed(tuple(command.task_id for command in batch), reason))
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -250,3 +264,7 @@ class RoutingDesk:
         self._settling = False
         if self._router is not None:
             self._router.settle()
+
+
+def _failed(batch: Sequence[RequestEstimates], reason: str) -> EstimatesFailed:
+    return EstimatesFailed(tuple(command.task_id for command in batch), reason)

@@ -136,11 +136,14 @@ class ServedRouter:
         self.controller = _controller()  # of the Serve that it leads to
         self._handle = handle.options(_by_reference=True)  # by Ray's calls, not by Serve's gRPC server
         self._score = self._handle.score
+        self._plain = False  # calls are plain ones
         self._failures = serve_failures()
 
     async def __call__(self, body: bytes) -> bytes | Failed:
         """The encoded Answers to encoded Queries. Cancelling it gives the call up."""
         response = None
+        if not self._plain:
+            self._plain = _call_plainly(self._handle)
         try:
             response = self._score.remote(body)
             answer: bytes = await response
@@ -310,6 +313,20 @@ def _need_ray() -> None:
     """Serve would start a cluster of its own, without flowray's settings."""
     if not ray.is_initialized():
         raise NotConnected("this process is not connected to a Ray cluster")
+
+
+def _call_plainly(handle: Any) -> bool:
+    """Let each call be one plain call of a replica; False where it is too early for that.
+
+    By itself Serve lets replicas refuse calls beyond `max_ongoing`, so each call is a stream of two answers: yes, and
+    what was asked for. That takes twice the time of both processes. The handle counts its calls, too, and keeps those
+    beyond the limit back; what is not kept from a replica is as many calls from each process that asks.
+    """
+    router = handle._router._asyncio_router
+    if router._request_router is None:  # made later, it would not count calls
+        return False
+    router._enable_strict_max_ongoing_requests = False
+    return True
 
 
 def _controller() -> str:

@@ -175,8 +175,9 @@ def test_what_is_served_judges_as_what_was_learned(changes, trust, texts):
     with torch.inference_mode():
         encoded = made.read(features, torch.from_numpy(familiarity))
         learned = made.judge(encoded, torch.from_numpy(records), strengths, trust)
-    sources = [records[0, :, 0] if len(texts) else np.zeros(3, np.float32)]
-    sources += [records[:, :, number] for number in range(1, made.config.n_sources)]
-    served = made.laid_out().judge(made.serve(features), familiarity, sources, strengths.numpy(), trust)
+    prior = records[0, :, 0] if len(texts) else np.zeros(3, np.float32)
+    sources = records[:, :, 1:].swapaxes(1, 2)
+    read = made.serve(features, logits=False)
+    served = made.laid_out().judge(read, familiarity, prior, sources, strengths.numpy(), trust)
     for one, other in zip(served, learned, strict=True):
         assert one == pytest.approx(other.numpy(), abs=1e-4)

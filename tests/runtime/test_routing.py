@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 from msgspec import structs
 
 from flowray.core.book import Entry
-from flowray.core.commands import GradeTask, RequestEstimates, RequeueTask, ResolveTask
-from flowray.core.events import EstimatesFailed, EstimatesReady
-from flowray.core.model import Choice, Estimate, Failure, Grade, Outcome, Receipt, StoryLine, Task, TaskId
+from flowray.core.commands import (
+    AcceptTask,
+    GradeTask,
+    RequestEstimates,
+    RequeueTask,
+    ResolveTask,
+    StartAgent,
+    StartAttempt,
+)
+from flowray.core.coordination import Coordination
+from flowray.core.events import AgentReady, AgentsAdded, EstimatesFailed, EstimatesReady, TaskSubmitted
+from flowray.core.model import AgentSpec, Choice, Estimate, Failure, Grade, Outcome, Receipt, StoryLine, Task, TaskId
 from flowray.core.naming import class_of
-from flowray.core.states import TaskState
+from flowray.core.policy import CorePolicy
+from flowray.core.routing import RoutingPolicy
+from flowray.core.states import AgentState, TaskState
 from flowray.runtime import render
+from flowray.runtime.pump import Pump
 from flowray.runtime.routing import BATCH, RoutingDesk
 from flowray.runtime.sentences import explain, why
 from flowray.runtime.views import story_of
@@ -180,6 +193,53 @@ def test_a_task_that_is_gone_is_not_asked_about():
         return it.router.texts
 
     assert asyncio.run(scenario()) == ["text of y"]
+
+
+class Groups:
+    """A journal that keeps what is handed to it together."""
+
+    commands_since_snapshot = 0
+
+    def __init__(self):
+        self.groups: list[list] = []
+
+    def append(self, commands, done):
+        self.groups.append(list(commands))
+        done(None)
+
+
+async def test_a_decision_goes_to_the_journal_with_the_task_that_it_is_about():
+    store, router = Groups(), FakeRouter()
+    core = Coordination.recover(
+        epoch=1, rng=random.Random(1), now=0.0, policy=CorePolicy(routing=RoutingPolicy(enabled=True))
+    )
+
+    def perform(command):
+        if isinstance(command, StartAgent):
+            pump.put(AgentReady(command.agent_id, command.incarnation))
+        elif isinstance(command, RequestEstimates):
+            desk.ask(command)
+
+    desk = RoutingDesk(lambda: router, lambda event: pump.put(event), core.book.open.get, core.asking.is_asked)
+    pump = Pump(core, store, perform, lambda: 1.0, lambda error: None, [desk], desk.answers)
+    desk.begin()
+    await until(lambda: desk.version)
+    running = asyncio.create_task(pump.run())
+    for name in ("a", "b"):
+        pump.put(AgentsAdded(AgentSpec(name=name, tier="t", count=BATCH)))
+    ready = AgentState.READY
+    await until(lambda: sum(agent.state is ready for agent in core.registry.agents()) == 2 * BATCH)
+    store.groups.clear()
+    for number in range(BATCH + 1):
+        pump.put(TaskSubmitted(Task(id=TaskId(f"t{number}"), prompt="x")))
+    await until(lambda: sum(isinstance(each, StartAttempt) for group in store.groups for each in group) == BATCH + 1)
+    pump.stop()
+    await running
+    first, *later = store.groups
+    assert [sum(isinstance(each, kind) for each in first) for kind in (AcceptTask, StartAttempt)] == [BATCH + 1, BATCH]
+    assert all(each.choice.policy == "routed" for group in store.groups for each in group if hasattr(each, "choice"))
+    assert sum(isinstance(each, StartAttempt) for group in later for each in group) == 1, "the loop is not held longer"
+    assert router.batches == [BATCH, 1]
 
 
 class TestLearning:

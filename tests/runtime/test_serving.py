@@ -239,6 +239,22 @@ def test_wrong_questions_are_refused_with_the_reason(served: Any) -> None:
     assert len(decode_answers(whole).estimates) == 256
 
 
+def test_a_call_is_one_plain_call_and_no_stream(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.request_router.replica_wrapper import ActorReplicaWrapper
+
+    assert isinstance(asyncio.run(served(encode(queries(1)))), bytes)  # Serve has said by now how it routes
+    streams: list[bool] = []
+    send = ActorReplicaWrapper.send_request_python
+
+    def seen(self: Any, request: Any, *, with_rejection: bool) -> Any:
+        streams.append(with_rejection)
+        return send(self, request, with_rejection=with_rejection)
+
+    monkeypatch.setattr(ActorReplicaWrapper, "send_request_python", seen)
+    assert isinstance(asyncio.run(served(encode(queries(1)))), bytes)
+    assert streams == [False]
+
+
 def test_a_full_queue_refuses_at_once_and_clearly(served: Any) -> None:
     async def flood() -> list[Any]:
         return await asyncio.gather(*(served(encode(queries(64))) for _ in range(300)))
