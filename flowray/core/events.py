@@ -108,6 +108,7 @@ class AgentReady(Struct, frozen=True):
     running: tuple[Running, ...] = ()
     received: int = -1  # of a stateful agent: number of the last input that it has; -1 without a state
     term: int = 0  # of a stateful agent: the one it was activated for; 0 for none
+    node: str = ""  # where it is: Ray's id; "" where nobody knows
 
 
 class OutputGiven(Struct, frozen=True):
@@ -173,6 +174,19 @@ class MemoryTold(Struct, frozen=True):
     agent_ids: tuple[AgentId, ...]
 
 
+class AgentsDrained(Struct, frozen=True):
+    """Somebody wants these agents to leave their processes, of these incarnations, without anything failing."""
+
+    agents: tuple[tuple[AgentId, int], ...]
+
+
+class NodeDrained(Struct, frozen=True):
+    """Somebody wants a node without agents, or (not `drained`) takes that back."""
+
+    node: str  # Ray's id
+    drained: bool = True
+
+
 class Ticked(Struct, frozen=True):
     """Time has passed. Whatever is due by `now` happens."""
 
@@ -196,5 +210,7 @@ Event = (
     | AgentStartFailed
     | MemoryTold
     | VersionDecided
+    | AgentsDrained
+    | NodeDrained
     | Ticked
 )

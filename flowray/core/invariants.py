@@ -164,6 +164,8 @@ def _check_agent(core: Coordination, agent: Agent) -> None:
         raise InvariantBroken(f"{agent.id}: spare list")
     if agent.stopping and ("grace", agent.id) not in timers:
         raise InvariantBroken(f"{agent.id}: stopping for ever")
+    if state is AgentState.DRAINING and core.draining.is_leaving(agent.id):
+        _hold(("drain", agent.id) in timers, f"{agent.id}: leaving for ever")
     if ready or state is AgentState.DRAINING:
         return
     _hold(not agent.outstanding, f"{agent.id} is {state.value} and holds attempts")

@@ -50,6 +50,7 @@ class Agent:
         "incarnation",
         "last_lost_at",
         "losses",
+        "node",
         "outstanding",
         "over",
         "prefetch",
@@ -82,6 +83,7 @@ class Agent:
         self.resolved = 0  # attempts it finished, ever
         self.failure: Failure | None = None  # why it last failed to start
         self.free_memory = 1.0  # 0..1 of its node's, as far as anybody said
+        self.node = ""  # where its newest process is, or was
 
     def is_over(self, token: tuple[TaskId, int, int]) -> None:
         """It is done with an attempt that an earlier coordinator started, and of which nothing is known here."""

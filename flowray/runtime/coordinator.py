@@ -251,6 +251,7 @@ class Coordinator:
                 loop.call_later,
                 SubscriberFile(self._journal / "subscribers", life),
             ),
+            lambda: core.book.drained,
         )
         self._doorway.on_renewal = self._renew_certificates
         overview = Overview(

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from flowray.core.acting import ActingPolicy
 from flowray.core.admission import AdmissionPolicy
+from flowray.core.draining import DrainPolicy
 from flowray.core.model import AgentSpec, Task, TaskId
 from flowray.core.placement import PlacementPolicy
 from flowray.core.policy import CorePolicy
@@ -258,6 +259,7 @@ def _draw_policy(rng: Random) -> CorePolicy:
         adoption_s=rng.choice((0.3, 2.0, 5.0)),
         start_timeout_s=rng.choice((2.0, 10.0)),
         fence_s=Random(f"{rng.random()}/fence").choice((3.0, 11.0)),
+        drain=DrainPolicy(at_once=rng.choice((0.01, 0.2, 1.0)), grace_s=rng.choice((0.3, 5.0, 30.0))),
     )
 
 

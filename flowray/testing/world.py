@@ -12,7 +12,7 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
-from flowray.core.events import AgentLost, AgentStartFailed, Event
+from flowray.core.events import AgentLost, AgentsDrained, AgentStartFailed, Event
 from flowray.core.model import AgentId, AgentSpec, Failure
 from flowray.core.policy import CorePolicy
 from flowray.errors import StoreCorrupt
@@ -24,6 +24,7 @@ from flowray.testing.faults import (
     CoordinatorCrash,
     CoordinatorZombie,
     Crash,
+    Drain,
     FalseDeath,
     Fault,
     FullDisk,
@@ -326,6 +327,8 @@ class World:
             return lambda once: self.partitions.strike(fault)
         if isinstance(fault, FullDisk):
             return lambda once: self.strikes.full(fault)
+        if isinstance(fault, Drain):
+            return lambda once: self._befall(0.0, False, self._drain)
         if isinstance(fault, FalseDeath):
             return lambda once: self._befall(0.0, False, partial(self._die_falsely, lives_on_s=fault.lives_on_s))
         if isinstance(fault, CoordinatorCrash):
@@ -350,6 +353,11 @@ class World:
         process.hang()
         if lasts_s < float("inf"):
             self.clock.after(self.rng.uniform(0.0, lasts_s), process.wake)
+
+    def _drain(self, process: AgentProcess) -> None:
+        self.note("asked to leave")
+        self.observer.may_leave.add((process.id, process.incarnation))
+        self.tell_leader(0.0, AgentsDrained(((process.id, process.incarnation),)))
 
     def _die_falsely(self, process: AgentProcess, lives_on_s: float) -> None:
         self.trace.line(f"{process.id}#{process.incarnation} is reported dead and lives on")
