@@ -49,6 +49,7 @@ from flowray.core.commands import (
     WakeTask,
 )
 from flowray.core.draining import Draining
+from flowray.core.escalation import Escalation
 from flowray.core.events import (
     AgentLost,
     AgentReady,
@@ -122,6 +123,7 @@ class Coordination:
         self.streaming = Streaming(self.policy.streaming)
         self.stateful = Stateful(self)
         self.draining = Draining(self)
+        self.escalation = Escalation(self)
         self._rng = rng
         self._out: list[Command] = []
         self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
@@ -1005,7 +1007,10 @@ class Coordination:
         if agent is None or agent.incarnation != event.incarnation:
             return
         if agent.state in (AgentState.STARTING, AgentState.READY, AgentState.DRAINING):
-            self._lose(agent, event.cause or "its process ended", certain=event.certain)
+            crash, cause = self.escalation.is_crash(agent, event), event.cause or "its process ended"
+            self._lose(agent, cause, certain=event.certain)
+            if crash:
+                self.escalation.crashed(agent, cause)
 
     def _on_start_failed(self, event: AgentStartFailed) -> None:
         agent = self.registry.agent(event.agent_id)

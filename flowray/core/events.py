@@ -151,6 +151,7 @@ class AgentLost(Struct, frozen=True):
     incarnation: int
     cause: str = ""
     certain: bool = True  # seen dead; not where it can only not be reached (a node declared dead) or was told to end
+    created: bool = True  # there was a process: not where none could be had
 
 
 class AgentStartFailed(Struct, frozen=True):

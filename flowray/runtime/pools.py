@@ -234,7 +234,8 @@ class Pools:
         try:
             process = await self._process_for(spec, await self._apart_from(agent_id, spec))
         except (*LOST, *NOT_CREATED, *REFUSED) as error:
-            self._put(AgentLost(agent_id, incarnation, f"it could not be created: {brief(error)}"))
+            cause = f"it could not be created: {brief(error)}"
+            self._put(AgentLost(agent_id, incarnation, cause, created=False))
             return
         finally:
             self._starting -= 1

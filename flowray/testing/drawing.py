@@ -238,7 +238,7 @@ def _draw_faults(rng: Random, safety_s: float) -> tuple[Fault, ...]:
 
 
 def _draw_policy(rng: Random) -> CorePolicy:
-    return CorePolicy(
+    policy = CorePolicy(
         admission=AdmissionPolicy(
             max_open_tasks=rng.choice((25, 100_000, 100_000, 100_000, 100_000, 100_000)),
             max_open_bytes=rng.choice((16 * 1024, 1 << 30, 1 << 30, 1 << 30)),
@@ -259,8 +259,10 @@ def _draw_policy(rng: Random) -> CorePolicy:
         adoption_s=rng.choice((0.3, 2.0, 5.0)),
         start_timeout_s=rng.choice((2.0, 10.0)),
         fence_s=Random(f"{rng.random()}/fence").choice((3.0, 11.0)),
-        drain=DrainPolicy(at_once=rng.choice((0.01, 0.2, 1.0)), grace_s=rng.choice((0.3, 5.0, 30.0))),
     )
+    restart = structs.replace(policy.restart, max_crashes=rng.choice((2, 8, 1000)))
+    drain = DrainPolicy(at_once=rng.choice((0.01, 0.2, 1.0)), grace_s=rng.choice((0.3, 5.0, 30.0)))
+    return structs.replace(policy, restart=restart, drain=drain)
 
 
 def draw_routing(rng: Random) -> RoutingPolicy:
