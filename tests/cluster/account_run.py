@@ -38,7 +38,7 @@ class Plan:
     seed: int = 1
 
 
-FULL = Plan(kills=20, nodes=4)
+FULL = Plan(kills=20, nodes=3)
 
 
 class Answer(NamedTuple):
