@@ -511,6 +511,12 @@ class Pools:
         if process is not None:
             process.cause = cause
 
+    def died(self, name: str, pid: int) -> None:
+        """A keeper has seen that a process is dead."""
+        process = self._processes.get(name)
+        if process is not None and process.made is not None and process.made.pid == pid:
+            self._died(process)
+
     def memory(self, node_id: str, free: float) -> None:
         """So much of a node's memory (0..1) is free."""
         self._free[node_id] = free
