@@ -33,7 +33,19 @@ from flowray.runtime.jobs import JobEvent
 from flowray.runtime.views import AgentView, Status
 
 COMMANDS = [
-    *(["up"], ["down"], ["status"], ["agents"], ["drain"], ["run"], ["submit"], ["follow"], ["story"], ["doctor"], ["version"]),
+    *(
+        ["up"],
+        ["down"],
+        ["status"],
+        ["agents"],
+        ["drain"],
+        ["run"],
+        ["submit"],
+        ["follow"],
+        ["story"],
+        ["doctor"],
+        ["version"],
+    ),
     *(["dead-letters", "list"], ["dead-letters", "show"], ["dead-letters", "replay"], ["dead-letters", "purge"]),
     *(["config", "validate"], ["config", "show"], ["config", "schema"]),
     *(

@@ -35,7 +35,7 @@ from flowray.core.events import (
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.core.stateful import other_seat
 from flowray.mesh.endpoint import PeerGone
-from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
+from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief, seen_dead
 from flowray.runtime.blocks import LATELY_S, Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
@@ -235,7 +235,7 @@ class Pools:
             process = await self._process_for(spec, await self._apart_from(agent_id, spec))
         except (*LOST, *NOT_CREATED, *REFUSED) as error:
             cause = f"it could not be created: {brief(error)}"
-            self._put(AgentLost(agent_id, incarnation, cause, created=False))
+            self._put(AgentLost(agent_id, incarnation, cause, created=seen_dead(error)))
             return
         finally:
             self._starting -= 1
