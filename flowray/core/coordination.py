@@ -878,6 +878,7 @@ class Coordination:
                 self.registry.move(agent, "kept")
                 one.update(agent)
                 self._fill(agent)
+                self.draining.ready(agent)
         for agent in surplus:
             self.draining.unwanted(agent)
             if agent.state is AgentState.READY and agent.held:

@@ -61,6 +61,10 @@ class Draining:
         """Will it be started again when it has finished? (Else it is drained because it is not wanted any more.)"""
         return agent_id in self._leaving
 
+    def is_to_leave(self, agent_id: AgentId) -> bool:
+        """Will it be asked to leave as soon as others are back?"""
+        return agent_id in self._wanted
+
     # ── asked for ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_agents(self, event: AgentsDrained) -> None:
@@ -121,8 +125,10 @@ class Draining:
         agent = self._core.registry.agent(AgentId(key))
         if agent is None or agent.incarnation != self._wanted.get(agent.id, self._leaving.get(agent.id)):
             return
-        if agent.state is AgentState.READY:  # it waited for others, or for who takes its state over
-            self._begin(agent, hand_over=True)
+        if agent.state is AgentState.READY and self._has_room(agent.agent_class):
+            self._begin(agent)  # it waited for who takes its state over
+        elif agent.state is AgentState.READY:  # it waits until others are back, however long that takes
+            self._core.timers.set("drain", agent.id, self._core.now + self._core.policy.drain.grace_s)
         elif agent.state is AgentState.DRAINING:
             self._hand_over(agent)
 
@@ -134,7 +140,7 @@ class Draining:
 
     def _may_leave(self, agent: Agent) -> bool:
         one = agent.agent_class
-        if self._away(one) >= max(1, int(self._core.policy.drain.at_once * len(one.agents))):
+        if not self._has_room(one):
             return False
         stateful = one.spec.stateful
         if stateful is None or stateful.standby != "warm":
@@ -142,12 +148,15 @@ class Draining:
         other = self._core.registry.agent(AgentId(other_seat(agent.id, one.spec)))
         return other is not None and other.state is AgentState.READY
 
-    def _away(self, one: AgentClass) -> int:
-        return sum(agent.id in self._leaving and agent.state is not AgentState.BROKEN for agent in one.agents)
+    def _has_room(self, one: AgentClass) -> bool:
+        """May another agent of the class be away?"""
+        away = sum(agent.id in self._leaving and agent.state is not AgentState.BROKEN for agent in one.agents)
+        return away < max(1, int(self._core.policy.drain.at_once * len(one.agents)))
 
-    def _begin(self, agent: Agent, *, hand_over: bool = False) -> None:
+    def _begin(self, agent: Agent) -> None:
         self._leaving[agent.id] = self._wanted.pop(agent.id)
-        if agent.agent_class.spec.stateful is not None or (hand_over and agent.held):
+        self._core.timers.set("drain", agent.id, self._core.now + self._core.policy.drain.grace_s)
+        if agent.agent_class.spec.stateful is not None:
             self._hand_over(agent)
         elif not agent.held:
             self._leave(agent)

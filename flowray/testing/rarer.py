@@ -38,6 +38,7 @@ RARER_POINTS = (
     "heard late of a new coordinator",
     "held by a partition, then delivered",
     "kept with few agents",
+    "node drained",
     "recovered from a snapshot",
     "recovered with back-offs",
     "recovered with running attempts",

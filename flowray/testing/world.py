@@ -12,7 +12,7 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
-from flowray.core.events import AgentLost, AgentsDrained, AgentStartFailed, Event
+from flowray.core.events import AgentLost, AgentStartFailed, Event
 from flowray.core.model import AgentId, AgentSpec, Failure
 from flowray.core.policy import CorePolicy
 from flowray.errors import StoreCorrupt
@@ -245,6 +245,7 @@ class World:
             self.slowed += factor > 1.0
             kind = AgentProcess if spec.stateful is None else StatefulProcess
             process = kind(self, spec, agent_id, incarnation, factor)
+            process.node = self.strikes.place()
             self.clock.after(took_s, partial(self._agent_up, process))
         else:
             self.note("agent start hung")
@@ -256,6 +257,7 @@ class World:
             self.tell_leader(0.001, AgentStartFailed(process.id, process.incarnation, failure))
             return
         self.processes[process.id, process.incarnation] = process
+        self.strikes.came_up(process)
         process.dial()
         self.strikes.agent_up(process)
 
@@ -328,7 +330,7 @@ class World:
         if isinstance(fault, FullDisk):
             return lambda once: self.strikes.full(fault)
         if isinstance(fault, Drain):
-            return lambda once: self._befall(0.0, False, self._drain)
+            return lambda once: self._befall(0.0, False, self.strikes.drain)
         if isinstance(fault, FalseDeath):
             return lambda once: self._befall(0.0, False, partial(self._die_falsely, lives_on_s=fault.lives_on_s))
         if isinstance(fault, CoordinatorCrash):
@@ -353,11 +355,6 @@ class World:
         process.hang()
         if lasts_s < float("inf"):
             self.clock.after(self.rng.uniform(0.0, lasts_s), process.wake)
-
-    def _drain(self, process: AgentProcess) -> None:
-        self.note("asked to leave")
-        self.observer.may_leave.add((process.id, process.incarnation))
-        self.tell_leader(0.0, AgentsDrained(((process.id, process.incarnation),)))
 
     def _die_falsely(self, process: AgentProcess, lives_on_s: float) -> None:
         self.trace.line(f"{process.id}#{process.incarnation} is reported dead and lives on")

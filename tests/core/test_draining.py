@@ -85,6 +85,14 @@ def test_most_of_a_class_stays() -> None:
     assert all(team.incarnation(name) == 2 for name in names)
 
 
+def test_who_waits_for_others_to_be_back_waits_as_long_as_that_takes() -> None:
+    team = Team(CorePolicy(drain=DrainPolicy(grace_s=5.0)))
+    names = team.ready(2)
+    assert len(of(drain(team, *names), StopAgent)) == 1
+    assert not of(team.tick(60.0), StopAgent)
+    assert sum(state_of(team, name) is AgentState.READY for name in names) == 1
+
+
 def test_who_has_left_already_is_not_meant() -> None:
     team = Team()
     team.ready()
@@ -135,6 +143,20 @@ def test_a_drained_node_gets_empty_and_stays_so_over_a_restart() -> None:
     assert list(again.book.drained) == ["b"]
     said = core.handle(AgentReady(AgentId("writer-2"), 2, node="b"), 0.1)
     assert of(said, StopAgent)[0].agent_id == "writer-2", "it came up where nobody should be"
+
+
+def test_who_is_wanted_again_before_it_had_left_leaves_a_drained_node_all_the_same() -> None:
+    team = Team()
+    team.tell(AgentsAdded(spec(count=2)))
+    up_at(team, "writer-0", "a")
+    up_at(team, "writer-1", "b")
+    team.submit("t")
+    team.submit("u")
+    team.tell(AgentsAdded(spec(count=1)))  # writer-1 finishes what it has
+    team.tell(NodeDrained("b"))
+    team.tell(AgentsAdded(spec(count=2)))
+    held = next(task_id for task_id, entry in team.core.book.open.items() if entry.agent_id == "writer-1")
+    assert of(team.answer("writer-1", held), StartAgent)[0].agent_id == "writer-1"
 
 
 def test_a_node_may_be_taken_back() -> None:

@@ -320,7 +320,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
 }
 
-MUTANTS |= leaving_mutants(swap)
+MUTANTS |= leaving_mutants(swap, put)
 MUTANTS |= stateful_mutants(swap, put)
 
 
