@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from flowray.core.commands import MarkNode
 from flowray.core.draining import Draining
 from flowray.core.escalation import Escalation
 
 Plant = Callable[[], None]
 
 
-def leaving_mutants(swap: Callable[..., Plant], put: Callable[[type, str, Any], Plant]) -> dict[str, Plant]:
+def leaving_mutants(swap: Callable[..., Plant]) -> dict[str, Plant]:
     """By name, as `mutants.MUTANTS` has them."""
     d, e = Draining, Escalation
     return {
@@ -20,7 +18,6 @@ def leaving_mutants(swap: Callable[..., Plant], put: Callable[[type, str, Any], 
         "who leaves is never handed over": swap(d, "_ask", "self._core.timers.set(", "(lambda *_: None)("),
         "who leaves does not come back": swap(d, "_leave", "core._start_agent(agent)", "pass"),
         "who comes up on a drained node stays": swap(d, "ready", "agent.node in self._core.book.drained", "False"),
-        "a drained node is forgotten with its coordinator": put(MarkNode, "durable", False),
         "who left is not started again for long": swap(
             d, "is_leaving", "return agent_id in self._leaving", "return False"
         ),

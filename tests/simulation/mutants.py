@@ -320,7 +320,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
 }
 
-MUTANTS |= leaving_mutants(swap, put)
+MUTANTS |= leaving_mutants(swap)
 MUTANTS |= stateful_mutants(swap, put)
 
 
