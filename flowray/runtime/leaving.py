@@ -27,7 +27,8 @@ def drain_agents(rt: Runtime, names: Iterable[str], timeout_s: float) -> list[st
     known = {agent.agent_id for agent in status.agents} | {agent.name for agent in status.agents}
     if unknown := sorted(wanted - known):
         raise ConfigError("agents", f"there is no agent, and no class of agents, called {unknown[0]!r}")
-    meant = {a.agent_id: a.incarnation for a in status.agents if a.agent_id in wanted or a.name in wanted}
+    named = [a for a in status.agents if a.agent_id in wanted or a.name in wanted]
+    meant = {a.agent_id: a.incarnation for a in named if a.state != "broken"}  # those have no process to leave
     deadline = time.monotonic() + timeout_s
     while True:
         left = [(a.agent_id, a.incarnation) for a in status.agents if meant.get(a.agent_id) == a.incarnation]
