@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -22,16 +23,29 @@ from flowray.cli import app
 from flowray.cli.failover import KillOne
 from flowray.cli.place import Place, job_name
 from flowray.cli.progress import Progress, one_line
-from flowray.cli.screen import overrides, plain_data
+from flowray.cli.screen import Screen, overrides, plain_data
 from flowray.config import AgentConfig, Config, JobConfig
 from flowray.core.model import Outcome, StoryLine, TaskId
 from flowray.core.states import TaskState
 from flowray.jobs import Result
+from flowray.runtime import cluster
 from flowray.runtime.jobs import JobEvent
 from flowray.runtime.views import AgentView, Status
 
 COMMANDS = [
-    *(["up"], ["down"], ["status"], ["agents"], ["run"], ["submit"], ["follow"], ["story"], ["doctor"], ["version"]),
+    *(
+        ["up"],
+        ["down"],
+        ["status"],
+        ["agents"],
+        ["drain"],
+        ["run"],
+        ["submit"],
+        ["follow"],
+        ["story"],
+        ["doctor"],
+        ["version"],
+    ),
     *(["dead-letters", "list"], ["dead-letters", "show"], ["dead-letters", "replay"], ["dead-letters", "purge"]),
     *(["config", "validate"], ["config", "show"], ["config", "schema"]),
     *(
@@ -612,3 +626,33 @@ def test_kill_one_counts_only_what_this_run_does() -> None:
 def test_plain_data_leaves_nothing_out() -> None:
     assert plain_data(busy())["service_s"] is None
     assert plain_data({1: b"x", "p": Path("/a"), "s": {1}}) == {"1": "eA==", "p": "/a", "s": [1]}
+
+
+def test_what_agents_say_after_the_answer_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray's thread prints what agents say for as long as this process is in the cluster, also after the answer."""
+    joined = False
+
+    def leave() -> None:
+        nonlocal joined
+        print("an agent says: one two")  # noqa: T201 - its last words come while it leaves
+        joined = False
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: joined))
+    monkeypatch.setattr(cluster, "leave", leave)
+    screen = Screen(as_json=True)
+    with screen.alone():
+        joined = True
+    assert not joined
+    screen.answer("", {"name": "cli"})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"name": "cli"}
+    assert "an agent says" in err
+
+
+def test_a_cluster_that_was_joined_before_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setattr(cluster, "leave", lambda: pytest.fail("others use it"))
+    with Screen(as_json=True).alone():
+        pass

@@ -1,4 +1,4 @@
-"""Commands about a runtime that stays: up, down, status, agents."""
+"""Commands about a runtime that stays: up, down, status, agents, drain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from flowray.cli.screen import Address, Json, Name, Screen, Settings, overrides
 from flowray.cli.systemd import unit_of
 from flowray.config import load
-from flowray.errors import NotConnected
+from flowray.errors import ConfigError, NotConnected
 
 if TYPE_CHECKING:
     from flowray.runtime.runtime import Runtime
@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(down)
     app.command()(status)
     app.command()(agents)
+    app.command()(drain)
     app.command(
         "ray", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
     )(ray)
@@ -138,6 +139,30 @@ def agents(name: Name = "default", address: Address = "", as_json: Json = False)
     screen = Screen(as_json=as_json)
     with connected(name, address, screen) as runtime:
         screen.view(runtime.agents.view())
+
+
+def drain(
+    what: Annotated[
+        list[str], typer.Argument(metavar="NODE|AGENT|CLASS...", help="A node, by its address or id; or agents.")
+    ],
+    keep: Annotated[bool, typer.Option("--keep", help="Take it back: nodes may have agents again.")] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", help="How long to wait until all have left.")] = 120.0,
+    name: Name = "default",
+    address: Address = "",
+    as_json: Json = False,
+) -> None:
+    """Have agents leave a node, or their processes, without any task failing. They start again elsewhere."""
+    screen = Screen(as_json=as_json)
+    with connected(name, address, screen) as runtime:
+        known = {word for agent in runtime.status().agents for word in (agent.agent_id, agent.name)}
+        names, nodes = [one for one in what if one in known], [one for one in what if one not in known]
+        if keep and names:
+            raise ConfigError("--keep", f"is for nodes, and {names[0]!r} is an agent, or a class of agents")
+        done = [runtime.keep_node(one) if keep else runtime.drain_node(one, timeout_s=timeout_s) for one in nodes]
+        back = runtime.agents.drain(*names, timeout_s=timeout_s) if names else []
+        said = [f"node {one} {'may have agents again' if keep else 'is empty, and gets no agents'}" for one in done]
+        said += [f"{one} is back" for one in back]
+        screen.answer("\n".join(said), {"nodes": done, "kept": keep, "agents": back})
 
 
 def ray(context: typer.Context) -> None:

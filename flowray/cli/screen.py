@@ -42,9 +42,19 @@ class Screen:
 
     @contextmanager
     def alone(self, others: TextIO | None = None) -> Iterator[None]:
-        """Keep stdout for the answer: Ray prints what it has to say there, from threads of its own."""
+        """Keep stdout for the answer: Ray prints what it has to say there, from threads of its own.
+
+        Who joined a cluster meanwhile leaves it before stdout is stdout again: what agents say would follow the answer.
+        """
+        before = _in_a_cluster()
         with redirect_stdout(others or sys.stderr):
-            yield
+            try:
+                yield
+            finally:
+                if _in_a_cluster() and not before:
+                    from flowray.runtime.cluster import leave
+
+                    leave()
 
     def view(self, view: View) -> None:
         """Show a view."""
@@ -90,6 +100,12 @@ class Screen:
         if not self.quiet:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+
+def _in_a_cluster() -> bool:
+    """Is this process part of Ray's cluster? Asked without loading Ray, which most commands do without."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def plain_data(value: Any) -> Any:

@@ -21,6 +21,7 @@ from flowray.core.commands import (
     GradeTask,
     KeepSnapshot,
     LogInput,
+    MarkNode,
     Promote,
     RecordChunks,
     RecordMismatch,
@@ -57,6 +58,7 @@ from flowray.core.streaming import Stream
 from flowray.errors import InvalidTransition
 
 ROUTER_RECORDS = 256  # decisions about the router that are kept: the newest
+DRAINED = 256  # nodes that are remembered to be drained: the newest
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
 _RESOLVED_ARROW = {
     TaskState.SUCCEEDED: "answered",
@@ -167,7 +169,7 @@ class Entry:
 class Book:
     """Open tasks, agent specs and incarnations, as the journal has them."""
 
-    __slots__ = ("_apply", "inboxes", "incarnations", "next_seq", "open", "routers", "specs")
+    __slots__ = ("_apply", "drained", "inboxes", "incarnations", "next_seq", "open", "routers", "specs")
 
     def __init__(self) -> None:
         self.open: dict[TaskId, Entry] = {}
@@ -175,6 +177,7 @@ class Book:
         self.incarnations: dict[str, int] = {}
         self.next_seq = 0
         self.routers: list[RouterRecord] = []
+        self.drained: dict[str, None] = {}  # nodes that shall have no agents, the newest last
         self.inboxes = Inboxes()
         self._apply: dict[type, Callable[[Any], None]] = {
             AcceptTask: self._accepted,
@@ -188,6 +191,7 @@ class Book:
             StartAgent: self._agent_started,
             GradeTask: self._graded,
             RecordVersion: self._version_recorded,
+            MarkNode: self._node_marked,
             LogInput: self._logged,
             Promote: self._promoted,
             KeepSnapshot: self.inboxes.kept,
@@ -311,6 +315,13 @@ class Book:
             self.routers.pop()  # how a trial stood then is of no interest any more
         self.routers = [*self.routers, command.record][-ROUTER_RECORDS:]
 
+    def _node_marked(self, command: MarkNode) -> None:
+        self.drained.pop(command.node, None)
+        if command.drained:
+            self.drained[command.node] = None
+            if len(self.drained) > DRAINED:
+                del self.drained[next(iter(self.drained))]
+
     def snapshot(self, at: float) -> Snapshot:
         """Everything durable, at this moment."""
         return Snapshot(
@@ -321,6 +332,7 @@ class Book:
             incarnations=dict(self.incarnations),
             routers=tuple(self.routers),
             inboxes=self.inboxes.snapshot(),
+            drained=tuple(self.drained),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -329,6 +341,7 @@ class Book:
         self.specs = {spec.name: spec for spec in snapshot.specs}
         self.incarnations = dict(snapshot.incarnations)
         self.routers = list(snapshot.routers)
+        self.drained = dict.fromkeys(snapshot.drained)
         for open_task in snapshot.tasks:
             self.open[open_task.task.id] = _thawed(open_task)
         running = {task_id for task_id, entry in self.open.items() if entry.state is TaskState.RUNNING}

@@ -249,6 +249,16 @@ class StartAgent(Struct, frozen=True, tag="start_agent"):
     at: float
 
 
+class MarkNode(Struct, frozen=True, tag="mark_node"):
+    """A node shall have no agents any more, or may have some again."""
+
+    durable: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    node: str  # Ray's id
+    drained: bool
+    at: float
+
+
 class RecordVersion(Struct, frozen=True, tag="router_version"):
     """Which version of the router is in force from now on, and why.
 
@@ -399,6 +409,7 @@ Command = (
     | StartAgent
     | StopAgent
     | RecordVersion
+    | MarkNode
     | LogInput
     | Promote
     | KeepSnapshot
@@ -420,6 +431,7 @@ DurableCommand = (
     | StartAgent
     | GradeTask
     | RecordVersion
+    | MarkNode
     | RecordStep
     | RecordChunks
     | LogInput

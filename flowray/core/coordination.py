@@ -48,10 +48,13 @@ from flowray.core.commands import (
     StopAgent,
     WakeTask,
 )
+from flowray.core.draining import Draining
+from flowray.core.escalation import Escalation
 from flowray.core.events import (
     AgentLost,
     AgentReady,
     AgentsAdded,
+    AgentsDrained,
     AgentStartFailed,
     AttemptFinished,
     AttemptReturned,
@@ -62,6 +65,7 @@ from flowray.core.events import (
     Event,
     GradeGiven,
     MemoryTold,
+    NodeDrained,
     OutputGiven,
     SnapshotMade,
     StateRefused,
@@ -118,6 +122,8 @@ class Coordination:
         self.acting = Acting(self.policy.acting, self.policy.routing)
         self.streaming = Streaming(self.policy.streaming)
         self.stateful = Stateful(self)
+        self.draining = Draining(self)
+        self.escalation = Escalation(self)
         self._rng = rng
         self._out: list[Command] = []
         self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
@@ -140,6 +146,8 @@ class Coordination:
             AgentStartFailed: self._on_start_failed,
             MemoryTold: self._on_memory_told,
             VersionDecided: self._on_version,
+            AgentsDrained: self.draining.on_agents,
+            NodeDrained: self.draining.on_node,
             Ticked: self._on_tick,
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
@@ -155,6 +163,7 @@ class Coordination:
             "hopeless": self._hopeless_found,
             "inbox": self.stateful.look,
             "snapshot": self.stateful.snapshot_due,
+            "drain": self.draining.overdue,
         }
 
     # ── the doors ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -677,7 +686,7 @@ class Coordination:
             agent.observe(run_s, self.policy.placement.prefetch_s, self.policy.placement.max_prefetch)
         agent.agent_class.update(agent)
         if agent.state is AgentState.DRAINING and not agent.held:
-            self._stop(agent, "drained")
+            self.draining.emptied(agent)
 
     def _attempt_over(self, task: Task, attempt: int, agent_id: str) -> None:
         """Nothing is expected of this attempt any more: neither its end in time nor its agent's word that it has it."""
@@ -865,11 +874,13 @@ class Coordination:
         for agent in added:
             self._start_agent(agent)
         for agent in one.agents:
-            if agent.state is AgentState.DRAINING and agent not in surplus:
+            if agent.state is AgentState.DRAINING and agent not in surplus and not self.draining.is_leaving(agent.id):
                 self.registry.move(agent, "kept")
                 one.update(agent)
                 self._fill(agent)
+                self.draining.ready(agent)
         for agent in surplus:
+            self.draining.unwanted(agent)
             if agent.state is AgentState.READY and agent.held:
                 self.registry.move(agent, "drain")
                 agent.agent_class.update(agent)
@@ -923,9 +934,11 @@ class Coordination:
         agent.agent_class.update(agent)
         self.stateful.ready(agent, event)
         if agent.state is AgentState.DRAINING and not agent.held:
-            self._stop(agent, "drained")
+            self.draining.emptied(agent)
         else:
             self._fill(agent)
+        agent.node = event.node
+        self.draining.ready(agent)
 
     def _reconcile(self, agent: Agent, running: tuple[Running, ...]) -> None:
         """Bring the book and what the agent says it runs together."""
@@ -995,7 +1008,10 @@ class Coordination:
         if agent is None or agent.incarnation != event.incarnation:
             return
         if agent.state in (AgentState.STARTING, AgentState.READY, AgentState.DRAINING):
-            self._lose(agent, event.cause or "its process ended", certain=event.certain)
+            crash, cause = self.escalation.is_crash(agent, event), event.cause or "its process ended"
+            self._lose(agent, cause, certain=event.certain)
+            if crash:
+                self.escalation.crashed(agent, cause)
 
     def _on_start_failed(self, event: AgentStartFailed) -> None:
         agent = self.registry.agent(event.agent_id)
@@ -1026,8 +1042,10 @@ class Coordination:
 
         Where it is not certain that its process has ended, exclusive tasks wait until it must have stopped them.
         """
-        draining = agent.state is AgentState.DRAINING
-        self.registry.move(agent, "lost")
+        leaving = self.draining.is_leaving(agent.id)
+        draining = agent.state is AgentState.DRAINING and not leaving
+        self.registry.move(agent, "moved" if leaving and agent.state is AgentState.DRAINING else "lost")
+        self.draining.lost(agent)
         self.timers.clear("start", agent.id)
         self.timers.clear("grace", agent.id)
         stopping, agent.stopping = agent.stopping, {}

@@ -108,6 +108,7 @@ class AgentReady(Struct, frozen=True):
     running: tuple[Running, ...] = ()
     received: int = -1  # of a stateful agent: number of the last input that it has; -1 without a state
     term: int = 0  # of a stateful agent: the one it was activated for; 0 for none
+    node: str = ""  # where it is: Ray's id; "" where nobody knows
 
 
 class OutputGiven(Struct, frozen=True):
@@ -150,6 +151,7 @@ class AgentLost(Struct, frozen=True):
     incarnation: int
     cause: str = ""
     certain: bool = True  # seen dead; not where it can only not be reached (a node declared dead) or was told to end
+    created: bool = True  # there was a process: not where none could be had
 
 
 class AgentStartFailed(Struct, frozen=True):
@@ -171,6 +173,19 @@ class MemoryTold(Struct, frozen=True):
 
     free: float  # 0..1 of the node's memory
     agent_ids: tuple[AgentId, ...]
+
+
+class AgentsDrained(Struct, frozen=True):
+    """Somebody wants these agents to leave their processes, of these incarnations, without anything failing."""
+
+    agents: tuple[tuple[AgentId, int], ...]
+
+
+class NodeDrained(Struct, frozen=True):
+    """Somebody wants a node without agents, or (not `drained`) takes that back."""
+
+    node: str  # Ray's id
+    drained: bool = True
 
 
 class Ticked(Struct, frozen=True):
@@ -196,5 +211,7 @@ Event = (
     | AgentStartFailed
     | MemoryTold
     | VersionDecided
+    | AgentsDrained
+    | NodeDrained
     | Ticked
 )

@@ -164,6 +164,12 @@ def _check_agent(core: Coordination, agent: Agent) -> None:
         raise InvariantBroken(f"{agent.id}: spare list")
     if agent.stopping and ("grace", agent.id) not in timers:
         raise InvariantBroken(f"{agent.id}: stopping for ever")
+    if ready and agent.node in core.book.drained:
+        _hold(core.draining.is_to_leave(agent.id), f"{agent.id} stays on {agent.node}, which is drained")
+    if ready and core.draining.is_to_leave(agent.id):
+        _hold(("drain", agent.id) in timers, f"{agent.id}: to leave some day")
+    if state is AgentState.DRAINING and core.draining.is_leaving(agent.id):
+        _hold(("drain", agent.id) in timers, f"{agent.id}: leaving for ever")
     if ready or state is AgentState.DRAINING:
         return
     _hold(not agent.outstanding, f"{agent.id} is {state.value} and holds attempts")

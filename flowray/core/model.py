@@ -333,3 +333,4 @@ class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
     incarnations: dict[str, int] = {}  # agent id -> highest incarnation ever asked for
     routers: tuple[RouterRecord, ...] = ()  # the newest decisions about the router, oldest first
     inboxes: tuple[OpenInbox, ...] = ()  # of stateful agents
+    drained: tuple[str, ...] = ()  # nodes that shall have no agents, the newest last

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from flowray.core.acting import ActingPolicy
 from flowray.core.admission import AdmissionPolicy
+from flowray.core.draining import DrainPolicy
 from flowray.core.fencing import STOP_S
 from flowray.core.placement import PlacementPolicy
 from flowray.core.registry import RestartPolicy
@@ -24,6 +25,7 @@ class CorePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     placement: PlacementPolicy = PlacementPolicy()
     routing: RoutingPolicy = RoutingPolicy()
     restart: RestartPolicy = RestartPolicy()
+    drain: DrainPolicy = DrainPolicy()
     acting: ActingPolicy = ActingPolicy()
     streaming: StreamingPolicy = StreamingPolicy()
     stateful: StatefulPolicy = StatefulPolicy()

@@ -21,13 +21,15 @@ class RestartPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     delay_s: float = 0.5  # after the second loss within the window; doubles with each further one
     delay_max_s: float = 30.0  # and never waits longer than this
     max_start_failures: int = 3  # failed starts in a row (constructor raised), before the agent counts as broken
+    max_crashes: int = 8  # processes in a row that ended before they had done anything: the same
 
     def __post_init__(self) -> None:
         for name in ("window_s", "delay_s", "delay_max_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"restart.{name}", f"must be positive, got {getattr(self, name)}")
-        if self.max_start_failures < 1:
-            raise ConfigError("restart.max_start_failures", f"must be at least 1, got {self.max_start_failures}")
+        for name in ("max_start_failures", "max_crashes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"restart.{name}", f"must be at least 1, got {getattr(self, name)}")
 
     def wait_s(self, losses: int) -> float:
         """Delay before the start that follows the `losses`-th loss within the window."""
@@ -50,6 +52,7 @@ class Agent:
         "incarnation",
         "last_lost_at",
         "losses",
+        "node",
         "outstanding",
         "over",
         "prefetch",
@@ -82,6 +85,7 @@ class Agent:
         self.resolved = 0  # attempts it finished, ever
         self.failure: Failure | None = None  # why it last failed to start
         self.free_memory = 1.0  # 0..1 of its node's, as far as anybody said
+        self.node = ""  # where its newest process is, or was
 
     def is_over(self, token: tuple[TaskId, int, int]) -> None:
         """It is done with an attempt that an earlier coordinator started, and of which nothing is known here."""

@@ -72,8 +72,11 @@ AGENT_TRANSITIONS: dict[tuple[AgentState, str], AgentState] = {
     (_A.READY, "lost"): _A.WAITING,
     (_A.DRAINING, "lost"): _A.STOPPED,  # it was leaving anyway
     (_A.STARTING, "gave_up"): _A.BROKEN,  # too many failed starts in a row
+    (_A.WAITING, "gave_up"): _A.BROKEN,  # its processes ended one after the other, before they had done anything
     (_A.BROKEN, "retried"): _A.WAITING,  # its class was added again: its author may have mended it
     (_A.READY, "drain"): _A.DRAINING,  # the target shrank
+    (_A.DRAINING, "moved"): _A.WAITING,  # drained, or handed over, to be started again elsewhere
+    (_A.READY, "moved"): _A.WAITING,  # the same of one that had nothing to finish
     (_A.DRAINING, "kept"): _A.READY,  # wanted again before it had left
     (_A.DRAINING, "stopped"): _A.STOPPED,  # drained
     (_A.WAITING, "stopped"): _A.STOPPED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import ray
@@ -49,25 +50,28 @@ class Blocks:
         """The tier of a class."""
         return self._config.tiers.get(spec.tier, TierConfig())
 
-    def take(self, spec: AgentSpec) -> tuple[PlacementGroup, Place]:
-        """A place for a process of this class; a block is added where there is none.
+    def take(self, spec: AgentSpec, avoid: Collection[str] = ()) -> tuple[PlacementGroup, Place]:
+        """A place for a process of this class, on none of the nodes `avoid`; a block is added where there is none.
 
         A place that is there goes before one that Ray has found no room for yet.
         """
         with self._lock:
             self._learn(spec)
-            free = self._free[spec.name]
+            free = self._usable(spec, avoid)
             if not free:
-                self._add_block(spec)
+                self._add_block(spec, 1 if avoid else 0, _off(avoid))
+                free = self._usable(spec, avoid)
             place = free[0]
             if len(free) > 1:
                 states = self._states_lately()
                 place = min(free, key=lambda one: _RANK.get(states.get(one.block, ""), len(_RANK)))
-            free.remove(place)
+            self._free[spec.name].remove(place)
             return self._groups[place.block], place
 
-    def take_apart(self, spec: AgentSpec, node_id: str, wait_s: float) -> tuple[PlacementGroup, Place] | None:
-        """A place on any node but this one; None when there is none in `wait_s`.
+    def take_apart(
+        self, spec: AgentSpec, node_id: str, wait_s: float, avoid: Collection[str] = ()
+    ) -> tuple[PlacementGroup, Place] | None:
+        """A place on any node but this one and those to `avoid`; None when there is none in `wait_s`.
 
         Places of the class on that node are given up then: whoever needs them needs them elsewhere. Where there is
         none, those are that no node has: they may wait for one that is lost, apart from this one.
@@ -76,12 +80,12 @@ class Blocks:
             self._learn(spec)
             here = self._nodes()
             for place in self._free[spec.name]:
-                if here.get(place, node_id) != node_id:
+                if here.get(place, node_id) not in (node_id, *avoid):
                     self._free[spec.name].remove(place)
                     return self._groups[place.block], place
             wrong = [place for place in self._free[spec.name] if here.get(place) == node_id]
             nowhere = [place for place in self._free[spec.name] if place not in here]
-            self._add_block(spec, 1, {"ray.io/node-id": f"!{node_id}"})
+            self._add_block(spec, 1, _off((node_id, *avoid)))
             place = self._free[spec.name].pop()
             group = self._groups[place.block]
             self._tried.add(place.block)
@@ -96,6 +100,22 @@ class Blocks:
         finally:
             self._tried.discard(place.block)
 
+    def vacate(self, node_id: str) -> None:
+        """Give up the places on this node that nobody has, as far as their blocks have nobody elsewhere."""
+        with self._lock:
+            here = self._nodes()
+            there = [(name, one) for name, free in self._free.items() for one in free if here.get(one) == node_id]
+        for name, place in there:
+            self.remove(name, place)
+
+    def _usable(self, spec: AgentSpec, avoid: Collection[str]) -> list[Place]:
+        """The places of a class that nobody has, without those on nodes to avoid."""
+        free = self._free[spec.name]
+        if not avoid or not free:
+            return list(free)
+        here = self._nodes()
+        return [place for place in free if here.get(place) not in avoid]
+
     def _nodes(self) -> dict[Place, str]:
         """Where the places are that Ray has found room for."""
         return {
@@ -105,7 +125,7 @@ class Blocks:
             for index, node_id in table["bundles_to_node_id"].items()
         }
 
-    def take_spare(self, spec: AgentSpec, wait_s: float) -> Place | None:
+    def take_spare(self, spec: AgentSpec, wait_s: float, avoid: Collection[str] = ()) -> Place | None:
         """A place that nobody needs, for a process that is only to be ready. None when there is none in `wait_s`.
 
         A block that is not in place by then is removed: it would wait for room that agents need later, and take it
@@ -113,17 +133,17 @@ class Blocks:
         """
         with self._lock:
             self._learn(spec)
-            free = self._free[spec.name]
+            free = self._usable(spec, avoid)
             states = self._states() if free else {}
             for place in free:
                 if states.get(place.block) == _IN_PLACE:
-                    free.remove(place)
+                    self._free[spec.name].remove(place)
                     return place
             available = ray.available_resources()
             if free or any(available.get(name, 0.0) < amount for name, amount in self.bundle(spec).items()):
                 return None
-            self._add_block(spec, 1)
-            place = free.pop()
+            self._add_block(spec, 1, _off(avoid))
+            place = self._free[spec.name].pop()
             group = self._groups[place.block]
             self._tried.add(place.block)
         try:
@@ -250,3 +270,8 @@ class Blocks:
         )
         self._made[spec.name] = number + 1
         self._free[spec.name].extend(Place(name, index) for index in range(size))
+
+
+def _off(nodes: Collection[str]) -> dict[str, str]:
+    """For Ray: on none of these nodes."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"} if nodes else {}

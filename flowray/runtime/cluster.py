@@ -140,6 +140,11 @@ def join_or_start(config: Config) -> bool:
     return True
 
 
+def leave() -> None:
+    """Leave the cluster that this process joined; one that it started ends."""
+    ray.shutdown()
+
+
 @contextmanager
 def _fast_start(config: Config) -> Iterator[None]:
     """Start an embedded cluster's processes as fast as can be while it is entered, and say when that did not work."""

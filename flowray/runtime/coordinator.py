@@ -167,6 +167,10 @@ class CoordinatorActor:
         """A keeper is about to end a process of agents, and says why."""
         self._usable().ended(process, cause)
 
+    async def died(self, process: str, pid: int) -> None:
+        """A keeper has seen that a process of agents is dead."""
+        self._usable().died(process, pid)
+
     async def memory(self, node_id: str, free: float) -> None:
         """A keeper says how much of its node's memory (0..1) is free."""
         self._usable().memory(node_id, free)
@@ -252,6 +256,7 @@ class Coordinator:
                 loop.call_later,
                 SubscriberFile(self._journal / "subscribers", life),
             ),
+            lambda: core.book.drained,
         )
         self._doorway.on_renewal = self._renew_certificates
         overview = Overview(
@@ -588,6 +593,10 @@ class Coordinator:
     def ended(self, process: str, cause: str) -> None:
         """See Pools.ended."""
         self._pools.ended(process, cause)
+
+    def died(self, process: str, pid: int) -> None:
+        """See Pools.died."""
+        self._pools.died(process, pid)
 
     def memory(self, node_id: str, free: float) -> None:
         """See Pools.memory."""

@@ -1,10 +1,13 @@
-"""One keeper on each node: it ends processes that were stopped and do not go on.
+"""One keeper on each node: it ends processes that were stopped and do not go on, and sees at once which have died.
 
 Nobody else notices these. A stopped process (SIGSTOP, a debugger that was left, a shell's job control) keeps its
 connections, Ray never asks it anything, and Ray's own checks are of nodes. So the keeper looks at the state that the
 kernel tells of each process of its runtime on its node, the coordinator's among them, and kills what was stopped for
 too long. Whoever watches the process then learns of its death as of any other, and death is certain: nothing that was
 given to it can go on when it is given to another. It also tells how much of the node's memory is free.
+
+The kernel tells of a death by a pidfd; the coordinator hears of it from here within milliseconds, where Ray may take
+half a second for a process on another node.
 
 A silence, a busy event loop, a process that waits for its disk are no reason: only the kernel's word "stopped" is.
 """
@@ -69,6 +72,7 @@ class Keeper:
         self._stopped = Stopped(stopped_s)
         self._handles: dict[Watched, int] = {}  # -> pidfd, which no later process of the same pid answers to
         self._coordinator: Any = None
+        self._telling: set[asyncio.Task[None]] = set()  # of deaths
         self._looking: asyncio.Task[None] | None = None
         self._measuring: asyncio.Task[None] | None = None
         self._told = math.nan  # free memory, as the coordinator knows it
@@ -79,13 +83,30 @@ class Keeper:
         self._told = math.nan  # there may be other agents now, or another coordinator
         wanted = set(decode(body))
         for one in self._handles.keys() - wanted:
-            os.close(self._handles.pop(one))
+            self._let_go(one)
         for one in wanted - self._handles.keys():
             with contextlib.suppress(ProcessLookupError):  # it is gone: whoever watches it knows
                 self._handles[one] = os.pidfd_open(one.pid)
+                asyncio.get_running_loop().add_reader(self._handles[one], self._died, one)
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look())
             self._measuring = asyncio.get_running_loop().create_task(self._measure())
+
+    def _died(self, one: Watched) -> None:
+        self._let_go(one)
+        if one.name != COORDINATOR:
+            telling = asyncio.get_running_loop().create_task(self._tell(one))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+
+    def _let_go(self, one: Watched) -> None:
+        handle = self._handles.pop(one)
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+
+    async def _tell(self, one: Watched) -> None:
+        with contextlib.suppress(TimeoutError, *LOST, *REFUSED):  # a coordinator that is away hears it from Ray
+            await asyncio.wait_for(self._coordinator.died.remote(one.name, one.pid), _MEMORY_S)
 
     async def stay(self) -> None:
         """Never return: whoever waits for this learns when the keeper dies."""
@@ -114,16 +135,12 @@ class Keeper:
             # A coordinator that does not listen will learn of the death, and not of its reason.
             with contextlib.suppress(TimeoutError, *LOST, *REFUSED):
                 await asyncio.wait_for(self._coordinator.ended.remote(one.name, cause), _NOTE_S)
-        handle = self._handles.pop(one, None)
+        handle = self._handles.get(one)
         if handle is None:
-            return  # it is not ours to watch any more
-        try:
-            if state_of(one.pid) == "T":  # it may have gone on meanwhile
+            return  # it is not ours to watch any more, or has died
+        if state_of(one.pid) == "T":  # it may have gone on meanwhile
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        finally:
-            os.close(handle)
 
 
 def free_memory() -> float:

@@ -41,6 +41,18 @@ class Keepers:
         if self._pids.get(node_id, {}).pop(name, None) is not None:
             self._tell(node_id)
 
+    async def dismiss(self, node_id: str) -> None:
+        """A node is drained: its keeper goes, too. (With the next process there comes another one.)"""
+        if not self._pids.get(node_id):
+            await asyncio.to_thread(self._end, node_id)
+
+    def _end(self, node_id: str) -> None:
+        with contextlib.suppress(ValueError, *LOST):  # there is none
+            ray.kill(ray.get_actor(self._name(node_id), namespace=NAMESPACE), no_restart=True)
+
+    def _name(self, node_id: str) -> str:
+        return f"{self._runtime}/keeper/{node_id}"
+
     def close(self) -> None:
         """Everything is ended by whoever calls this, the keepers too."""
         self._closed = True
@@ -89,7 +101,7 @@ class Keepers:
         return (
             ray.remote(Keeper)
             .options(
-                name=f"{self._runtime}/keeper/{node_id}",
+                name=self._name(node_id),
                 namespace=NAMESPACE,
                 get_if_exists=True,
                 lifetime="detached",

@@ -87,6 +87,8 @@ class Question(Struct, frozen=True, array_like=True, tag="question"):
     history: str = ""  # and of a set of outcomes
     first: int = 0  # number of the first chunk wanted,
     restarts: int | None = None  # and how many restarts there were when those before it were read; None: none was
+    agents: list[tuple[str, int]] = []  # to be drained: agents, and the incarnations that are meant
+    node: str = ""  # the same of a node: Ray's id
 
 
 class Reply(Struct, frozen=True, array_like=True, tag="reply"):

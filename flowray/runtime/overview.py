@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 
+from msgspec import structs
+
 from flowray.core.coordination import Coordination
 from flowray.core.model import TaskId
 from flowray.core.states import TaskState
@@ -55,7 +57,10 @@ class Overview:
             ended={state.value: count for state, count in self._store.counts().items()},
             open_bytes=core.admission.open_bytes,
             agents=self._agents(),
-            nodes=sight.nodes,
+            nodes=tuple(
+                structs.replace(node, drained=True) if node.node_id in core.book.drained else node
+                for node in sight.nodes
+            ),
             blocks=sight.blocks,
             pid=os.getpid(),
             node=self._node_id,

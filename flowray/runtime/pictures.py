@@ -178,7 +178,7 @@ def _nodes(nodes: Sequence[NodeView]) -> Table:
     rows = tuple(
         (
             Cell(node.address, "strong"),
-            Cell("alive" if node.alive else "dead", "good" if node.alive else "bad"),
+            _state_of(node),
             Cell(f"{node.cpus:g}"),
             Cell(size(node.memory_bytes)),
             Cell(", ".join(f"{k}={v}" for k, v in _own_labels(node)) or "-", "faint"),
@@ -187,6 +187,12 @@ def _nodes(nodes: Sequence[NodeView]) -> Table:
     )
     columns = ("node", "state", "CPUs", "memory", "labels")
     return Table(columns, (("nodes", rows),), frozenset({"CPUs", "memory"}), frozenset({"labels"}))
+
+
+def _state_of(node: NodeView) -> Cell:
+    if node.drained and node.alive:
+        return Cell("drained", "busy")
+    return Cell("alive" if node.alive else "dead", "good" if node.alive else "bad")
 
 
 def _own_labels(node: NodeView) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import psutil
@@ -35,7 +35,7 @@ from flowray.core.events import (
 from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.core.stateful import other_seat
 from flowray.mesh.endpoint import PeerGone
-from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief
+from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief, seen_dead
 from flowray.runtime.blocks import LATELY_S, Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
@@ -95,7 +95,9 @@ class Pools:
         put: Callable[[Event], None],
         spec_of: Callable[[str], AgentSpec | None],
         directory: TalkDirectory,
+        drained: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`drained` says which nodes shall have no processes."""
         self._config = config
         self._epoch = epoch
         self._coordinator = coordinator
@@ -106,6 +108,7 @@ class Pools:
         self._put = put
         self._spec_of = spec_of
         self.directory = directory
+        self._drained = drained
         self._blocks = Blocks(config)
         self._several = False  # nodes: seen so far
         self._look: asyncio.Task[None] | None = None  # at the nodes
@@ -204,6 +207,23 @@ class Pools:
                     continue  # it went by itself
         self._blocks.remove_all()
 
+    async def vacate(self, node_id: str) -> list[str]:
+        """End what waits for an agent on a drained node, and give its places up; which agents are there still.
+
+        (Those leave when the core has them leave.) Once there is none, nothing of this runtime is on the node.
+        """
+        there = [one for one in self._processes.values() if one.made is not None and one.made.node_id == node_id]
+        for process in there:
+            if process in self._warm.get(process.spec_name, ()):
+                process.stopped = True
+                process.link.kill()
+                self._lost(process, "its node is drained")
+        await asyncio.to_thread(self._blocks.vacate, node_id)
+        left = sorted(agent_id for one in there if not one.gone for agent_id in one.agents)
+        if not left and not any(not one.gone for one in there):
+            await self._keepers.dismiss(node_id)
+        return left or [one.link.process for one in there if not one.gone]
+
     def blocks(self) -> dict[str, str]:
         """Placement groups of this runtime that are not in place -> their state."""
         return self._blocks.missing()
@@ -214,7 +234,8 @@ class Pools:
         try:
             process = await self._process_for(spec, await self._apart_from(agent_id, spec))
         except (*LOST, *NOT_CREATED, *REFUSED) as error:
-            self._put(AgentLost(agent_id, incarnation, f"it could not be created: {brief(error)}"))
+            cause = f"it could not be created: {brief(error)}"
+            self._put(AgentLost(agent_id, incarnation, cause, created=seen_dead(error)))
             return
         finally:
             self._starting -= 1
@@ -256,9 +277,10 @@ class Pools:
     def _is_ready(self, process: Process, agent_id: AgentId, incarnation: int) -> None:
         if process.gone:
             return
-        if process.made is not None and process.made.node_id in self._free:
-            self._put(MemoryTold(self._free[process.made.node_id], (agent_id,)))
-        self._put(AgentReady(agent_id, incarnation))
+        node_id = process.made.node_id if process.made is not None else ""
+        if node_id in self._free:
+            self._put(MemoryTold(self._free[node_id], (agent_id,)))
+        self._put(AgentReady(agent_id, incarnation, node=node_id))
 
     async def _apart_from(self, agent_id: str, spec: AgentSpec) -> str:
         """The node where another process of the same stateful agent is; "" where any node will do."""
@@ -283,19 +305,12 @@ class Pools:
                     return process
             elif self._opening.get(spec.name) is opening:
                 del self._opening[spec.name]
-        warm = self._warm.get(spec.name)
-        if several == 1 and apart_from:
-            elsewhere = [one for one in warm or () if one.made is not None and one.made.node_id != apart_from]
-            if elsewhere:
-                self._warm[spec.name].remove(elsewhere[0])
-                return elsewhere[0]
-            return await self._create(spec, apart_from=apart_from)
         if several == 1:
-            return warm.pop() if warm else await self._create(spec)
+            return self._take_warm(spec, apart_from) or await self._create(spec, apart_from=apart_from)
         opening = self._opening[spec.name] = asyncio.get_running_loop().create_future()
         self._rooms[spec.name] = several - 1
         try:
-            process = warm.pop() if warm else await self._create(spec)
+            process = self._take_warm(spec) or await self._create(spec)
         except BaseException as error:
             if self._opening.get(spec.name) is opening:
                 del self._opening[spec.name]
@@ -305,6 +320,15 @@ class Pools:
             raise
         opening.set_result(process)
         return process
+
+    def _take_warm(self, spec: AgentSpec, apart_from: str = "") -> Process | None:
+        """The newest warm process of a class that is not on this node, nor on one that is drained."""
+        wrong = {apart_from, *self._drained()} - {""}
+        for process in reversed(self._warm.get(spec.name, ())):
+            if process.made is None or process.made.node_id not in wrong:
+                self._warm[spec.name].remove(process)
+                return process
+        return None
 
     async def _create(self, spec: AgentSpec, spare: Place | None = None, apart_from: str = "") -> Process:
         """Start a process, in this place or in one that is found for it, and have it load the class.
@@ -346,8 +370,9 @@ class Pools:
         if spare is not None:
             group, place = self._blocks.group(spare), spare
         else:
-            found = self._blocks.take_apart(spec, apart_from, _ROOM_S) if apart_from else None
-            group, place = found or self._blocks.take(spec)
+            avoid = tuple(self._drained())
+            found = self._blocks.take_apart(spec, apart_from, _ROOM_S, avoid) if apart_from else None
+            group, place = found or self._blocks.take(spec, avoid)
         try:
             actor = self._actor_class.options(
                 name=f"{self._config.name}/agent/{name}",
@@ -402,7 +427,7 @@ class Pools:
 
     async def _warm_one(self, spec: AgentSpec) -> None:
         try:
-            place = await asyncio.to_thread(self._blocks.take_spare, spec, _ROOM_S)
+            place = await asyncio.to_thread(self._blocks.take_spare, spec, _ROOM_S, tuple(self._drained()))
             if place is None:
                 return
             process = await self._create(spec, place)
@@ -486,6 +511,12 @@ class Pools:
         if process is not None:
             process.cause = cause
 
+    def died(self, name: str, pid: int) -> None:
+        """A keeper has seen that a process is dead."""
+        process = self._processes.get(name)
+        if process is not None and process.made is not None and process.made.pid == pid:
+            self._died(process)
+
     def memory(self, node_id: str, free: float) -> None:
         """So much of a node's memory (0..1) is free."""
         self._free[node_id] = free
@@ -543,7 +574,7 @@ class Pools:
                 self._put(event)
             if one.hears:
                 self.directory.put(one.agent_id, name, one.topics)
-            self._put(_ready(one))
+            self._put(_ready(one, process.made.node_id))
         self._spawn(self._watch(process))
 
     def _newest(self, agent_id: str) -> int:
@@ -601,8 +632,8 @@ def results_as_events(agent_id: str, incarnation: int, results: list[Result]) ->
     return events
 
 
-def _ready(held: Held) -> AgentReady:
-    return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running), held.received, held.term)
+def _ready(held: Held, node_id: str) -> AgentReady:
+    return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running), held.received, held.term, node_id)
 
 
 async def _ends(pid: int) -> bool:

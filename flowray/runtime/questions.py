@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from flowray.core.coordination import Coordination
-from flowray.core.events import AgentsAdded, CancelRequested
-from flowray.core.model import AgentSpec, TaskId
+from flowray.core.events import AgentsAdded, AgentsDrained, CancelRequested, NodeDrained
+from flowray.core.model import AgentId, AgentSpec, TaskId
 from flowray.core.stateful import STANDBY
 from flowray.errors import ConfigError, FlowrayError, StoreError
 from flowray.runtime.figures import Figures
@@ -136,6 +136,15 @@ class Questions:
             return self._overview.router_versions()
         if what == "add_agents" and question.spec is not None:
             return await self._add_agents(question.spec)
+        if what == "drain_agents":
+            self._pump.put(AgentsDrained(tuple((AgentId(name), number) for name, number in question.agents)))
+            await self._pump.synced()
+            return True
+        if what in ("drain_node", "keep_node"):
+            drained = what == "drain_node"
+            self._pump.put(NodeDrained(question.node, drained))
+            await self._pump.synced()
+            return await self._pools.vacate(question.node) if drained else []
         if what == "process":
             process = self._pools.current(question.agent_id)
             made = process.made if process is not None and not process.gone else None

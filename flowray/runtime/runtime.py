@@ -32,6 +32,7 @@ from flowray.errors import (
 from flowray.mesh.bulk import BulkClient
 from flowray.mesh.identities import outside_credentials, target_options
 from flowray.mesh.tickets import Ticket, split_address
+from flowray.runtime import leaving
 from flowray.runtime.driver import Driver
 from flowray.runtime.graders import Graded, Grader, check_grade, grade_all
 from flowray.runtime.handle import Handle, Handles
@@ -92,6 +93,23 @@ class Agents:
         )
         self._runtime._add(spec)
         return spec.name
+
+    def drain(self, *names: str, timeout_s: float = 120.0) -> list[str]:
+        """Have agents leave their processes, and be started again, without anything failing; their ids.
+
+        They take nothing new, finish what they have, and come back as their next incarnations; others take what waits
+        meanwhile. Of each class a fifth leaves at a time (`core.drain.at_once`). What is not finished after
+        `core.drain.grace_s` (30 s) is handed over to others.
+
+        Args:
+            names: agents ("writer-0"), or classes of agents ("writer") for all of theirs.
+            timeout_s: how long to wait until all have come back.
+
+        Raises:
+            ConfigError: there is nobody of such a name.
+            WaitTimeout: not within `timeout_s`; those that have not come back go on with it.
+        """
+        return leaving.drain_agents(self._runtime, names, timeout_s)
 
     def view(self) -> AgentsView:
         """All agents at this moment."""
@@ -497,6 +515,26 @@ class Runtime:
     def status(self) -> Status:
         """The runtime at this moment."""
         return self._ask(Question("status"), Status)
+
+    def drain_node(self, node: str, *, timeout_s: float = 120.0) -> str:
+        """Have all agents leave a node, and none be started there, without anything failing; gives the node's id.
+
+        They leave as by `agents.drain`, and start on other nodes. When this returns no process of this runtime is on
+        the node. That none shall be is on disk, and holds until `keep_node`.
+
+        Args:
+            node: its address, or its id in Ray (or the beginning of that), as `status()` has them.
+            timeout_s: how long to wait until the node is empty.
+
+        Raises:
+            ConfigError: no living node is called so, or it is the coordinator's.
+            WaitTimeout: not within `timeout_s`; agents go on leaving.
+        """
+        return leaving.drain_node(self, node, timeout_s)
+
+    def keep_node(self, node: str) -> str:
+        """Take `drain_node` back: agents may be started there again. Gives the node's id."""
+        return leaving.keep_node(self, node)
 
     def offer_router(self, artifact: Path | str, history: Path | str = "") -> str:
         """Begin the trial of another version of the router; gives the version.

@@ -59,6 +59,7 @@ class NodeView(View, frozen=True, kw_only=True, omit_defaults=True):
     cpus: float = 0.0
     memory_bytes: int = 0
     labels: dict[str, str] = {}
+    drained: bool = False  # it shall have no agents
 
 
 class Status(View, frozen=True, kw_only=True, omit_defaults=True):

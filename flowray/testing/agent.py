@@ -116,6 +116,7 @@ class AgentProcess:
         self.id = agent_id
         self.incarnation = incarnation
         self.factor = factor  # its service times are so many times the usual
+        self.node = ""  # where it is; "" where nobody knows
         self.alive = True
         self.hung = False
         self.epoch_seen = 0
@@ -203,7 +204,7 @@ class AgentProcess:
 
     def report(self, held: tuple[Running, ...]) -> AgentReady:
         """What it says of itself to a coordinator."""
-        return AgentReady(self.id, self.incarnation, held)
+        return AgentReady(self.id, self.incarnation, held, node=self.node)
 
     def say_again(self, stream: Stream) -> None:
         """Everything that was said, and is not known to be on disk."""

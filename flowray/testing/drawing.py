@@ -10,6 +10,7 @@ from msgspec import structs
 
 from flowray.core.acting import ActingPolicy
 from flowray.core.admission import AdmissionPolicy
+from flowray.core.draining import DrainPolicy
 from flowray.core.model import AgentSpec, Task, TaskId
 from flowray.core.placement import PlacementPolicy
 from flowray.core.policy import CorePolicy
@@ -237,7 +238,7 @@ def _draw_faults(rng: Random, safety_s: float) -> tuple[Fault, ...]:
 
 
 def _draw_policy(rng: Random) -> CorePolicy:
-    return CorePolicy(
+    policy = CorePolicy(
         admission=AdmissionPolicy(
             max_open_tasks=rng.choice((25, 100_000, 100_000, 100_000, 100_000, 100_000)),
             max_open_bytes=rng.choice((16 * 1024, 1 << 30, 1 << 30, 1 << 30)),
@@ -259,6 +260,9 @@ def _draw_policy(rng: Random) -> CorePolicy:
         start_timeout_s=rng.choice((2.0, 10.0)),
         fence_s=Random(f"{rng.random()}/fence").choice((3.0, 11.0)),
     )
+    restart = structs.replace(policy.restart, max_crashes=rng.choice((2, 8, 1000)))
+    drain = DrainPolicy(at_once=rng.choice((0.01, 0.2, 1.0)), grace_s=rng.choice((0.3, 5.0, 30.0)))
+    return structs.replace(policy, restart=restart, drain=drain)
 
 
 def draw_routing(rng: Random) -> RoutingPolicy:

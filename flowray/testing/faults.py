@@ -50,6 +50,14 @@ class FalseDeath(Fault):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drain(Fault):
+    """Somebody wants an agent to leave its process. (No fault, but it comes when nobody counts on it.)"""
+
+    at_s: float | None = None
+    rate_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hang(Fault):
     """Agent processes stop without a word, as by `kill -STOP`; nobody is told."""
 

@@ -132,6 +132,7 @@ class Observer:
         self._last_at = 0.0  # of what is on disk
         self._deadlines: dict[TaskId, float] = {}  # of accepted tasks
         self._starts: dict[str, list[float]] = {}  # agent -> when it was started, in this epoch and without an answer
+        self.may_leave: set[tuple[str, int]] = set()  # agents that were asked to, and their incarnations
         self._starts_of = 0  # that epoch
         self._fences: dict[TaskId, int] = {}  # of the last attempt that the journal has
         self._steps: dict[TaskId, dict[str, Payload | None]] = {}  # on disk; of ended tasks too
@@ -193,6 +194,8 @@ class Observer:
         if epoch != self._starts_of:
             self._starts_of = epoch
             self._starts.clear()
+        if (command.agent_id, command.incarnation - 1) in self.may_leave:  # no loss, or one that cannot be told apart
+            self._starts.pop(command.agent_id, None)
         starts, policy = self._starts.setdefault(command.agent_id, []), self._world.policy.restart
         if len(starts) >= 2 and command.at - starts[-2] < policy.window_s:
             waited_s = command.at - starts[-1]

@@ -11,6 +11,7 @@ from flowray.testing.faults import (
     ClockJump,
     CoordinatorCrashLoop,
     CrashMidway,
+    Drain,
     Fault,
     FullDisk,
     Partition,
@@ -21,6 +22,7 @@ from flowray.testing.faults import (
 RARER_POINTS = (
     "agent crashed again",
     "agents scaled while some were cut off",
+    "asked to leave",
     "clock ahead",
     "clock behind",
     "coordinator crashed again",
@@ -36,6 +38,7 @@ RARER_POINTS = (
     "heard late of a new coordinator",
     "held by a partition, then delivered",
     "kept with few agents",
+    "node drained",
     "recovered from a snapshot",
     "recovered with back-offs",
     "recovered with running attempts",
@@ -72,6 +75,7 @@ def draw_rarer_faults(rng: Random, safety_s: float) -> tuple[Fault, ...]:
         lambda: AgentCrashLoop(ratio=rng.random() * 0.8, within_s=rng.choice((0.1, 2.0))),
         lambda: TornWrite(ratio=rng.choice((0.5, 1.0))),
         lambda: BitFlip(ratio=rng.random() * 0.5),
+        lambda: Drain(rate_per_s=rate(20.0)),
     ]
     chance = rng.choice((0.0, 0.15, 0.3, 0.3, 0.6))
     return tuple(make() for make in possible if rng.random() < chance)

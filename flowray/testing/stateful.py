@@ -90,7 +90,7 @@ class StatefulProcess(AgentProcess):
     # ── connecting ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def report(self, held: tuple[Running, ...]) -> AgentReady:
-        return AgentReady(self.id, self.incarnation, held, self.received, self.term)
+        return AgentReady(self.id, self.incarnation, held, self.received, self.term, self.node)
 
     def say_again(self, stream: Stream) -> None:
         super().say_again(stream)

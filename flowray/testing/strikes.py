@@ -5,12 +5,14 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+from flowray.core.events import AgentsDrained, NodeDrained
 from flowray.testing.faults import (
     AgentCrashLoop,
     BitFlip,
     ClockJump,
     CoordinatorCrashLoop,
     CrashMidway,
+    Drain,
     Duplicate,
     FullDisk,
     LateNews,
@@ -23,12 +25,17 @@ if TYPE_CHECKING:
     from flowray.testing.world import World
 
 
+NODES = ("n0", "n1", "n2")  # of worlds in which nodes are drained; the first never is, so there is room
+
+
 class Strikes:
     """Draws, from a source of its own: a fault that is not among a world's faults draws nothing."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng = Random(f"{world.seed}/strikes")
+        self._places = Random(f"{world.seed}/places")
+        self.emptied: set[str] = set()  # nodes that were drained at some time
         self._full_until = 0.0
         self._midway, self._failing_sync = world.fault(CrashMidway), world.fault(SyncError)  # asked for all the time
 
@@ -95,6 +102,34 @@ class Strikes:
         if fault is not None and self._rng.random() < fault.ratio:
             world.note("agent crashed again")
             world.clock.after(self._rng.uniform(0.0, fault.within_s), lambda: world.crash(process))
+
+    def place(self) -> str:
+        """The node of a process that is asked for: none that is drained, as far as the coordinator knows."""
+        leader = self._world.leader
+        if self._world.fault(Drain) is None:
+            return ""
+        drained = leader.core.book.drained if leader is not None else {}
+        return self._places.choice([node for node in NODES if node not in drained])
+
+    def drain(self, process: AgentProcess) -> None:
+        """Somebody wants it to leave its process, or its node without agents for a while."""
+        world = self._world
+        if process.node in ("", NODES[0]) or self._places.random() < 0.7:
+            world.note("asked to leave")
+            world.observer.may_leave.add((process.id, process.incarnation))
+            world.tell_leader(0.0, AgentsDrained(((process.id, process.incarnation),)))
+            return
+        world.note("node drained")
+        self.emptied.add(process.node)
+        for other in world.processes.values():
+            self.came_up(other)
+        world.tell_leader(0.0, NodeDrained(process.node))
+        world.tell_leader(self._places.uniform(0.0, 30.0), NodeDrained(process.node, drained=False))
+
+    def came_up(self, process: AgentProcess) -> None:
+        """Where its node is or was drained it may be told to leave."""
+        if process.node in self.emptied:
+            self._world.observer.may_leave.add((process.id, process.incarnation))
 
     def says_again(self) -> bool:
         """Is a notice of death given twice?"""

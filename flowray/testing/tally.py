@@ -16,6 +16,7 @@ _POINTS = {  # fault -> the points that a world comes by when it strikes
     "CoordinatorCrashLoop": ("coordinator crashed again",),
     "CoordinatorZombie": ("coordinator paused",),
     "CrashMidway": ("crashed between two effects",),
+    "Drain": ("asked to leave", "node drained"),
     "FalseDeath": ("reported dead and lives on",),
     "FullDisk": ("disk full",),
     "Hang": ("agent hung",),

@@ -22,6 +22,7 @@ from flowray.core.commands import (
     KeepSnapshot,
     KnownTask,
     LogInput,
+    MarkNode,
     Promote,
     RecordChunks,
     RecordMismatch,
@@ -42,6 +43,7 @@ from flowray.core.events import (
     AgentLost,
     AgentReady,
     AgentsAdded,
+    AgentsDrained,
     AgentStartFailed,
     AttemptFinished,
     AttemptReturned,
@@ -51,6 +53,7 @@ from flowray.core.events import (
     EstimatesReady,
     Event,
     GradeGiven,
+    NodeDrained,
     OutputGiven,
     SnapshotMade,
     StateRefused,
@@ -123,6 +126,10 @@ def event_text(event: Event) -> str:
         return f"{event.agent_id}#{event.incarnation} ready" + (f", holds {held}" if held else "")
     if isinstance(event, AgentLost):
         return f"{event.agent_id}#{event.incarnation} lost: {event.cause}"
+    if isinstance(event, AgentsDrained):
+        return f"to be drained: {', '.join(f'{agent_id}#{incarnation}' for agent_id, incarnation in event.agents)}"
+    if isinstance(event, NodeDrained):
+        return f"{event.node} is to be {'drained' if event.drained else 'kept'}"
     if isinstance(event, VersionDecided):
         return f"router {_version(event.record)}"
     if isinstance(event, GradeGiven):
@@ -168,6 +175,8 @@ def command_text(command: Command) -> str:
         return f"grade {command.task_id} {command.quality:g}"
     if isinstance(command, RecordVersion):
         return f"record router {_version(command.record)}"
+    if isinstance(command, MarkNode):
+        return f"mark {command.node} as {'drained' if command.drained else 'kept'}"
     if isinstance(command, RecordStep):
         return f"record step {command.name} of {command.task_id} attempt {command.attempt}"
     if isinstance(command, RecordChunks):

@@ -24,6 +24,7 @@ from flowray.testing.faults import (
     CoordinatorCrash,
     CoordinatorZombie,
     Crash,
+    Drain,
     FalseDeath,
     Fault,
     FullDisk,
@@ -244,6 +245,7 @@ class World:
             self.slowed += factor > 1.0
             kind = AgentProcess if spec.stateful is None else StatefulProcess
             process = kind(self, spec, agent_id, incarnation, factor)
+            process.node = self.strikes.place()
             self.clock.after(took_s, partial(self._agent_up, process))
         else:
             self.note("agent start hung")
@@ -255,6 +257,7 @@ class World:
             self.tell_leader(0.001, AgentStartFailed(process.id, process.incarnation, failure))
             return
         self.processes[process.id, process.incarnation] = process
+        self.strikes.came_up(process)
         process.dial()
         self.strikes.agent_up(process)
 
@@ -326,6 +329,8 @@ class World:
             return lambda once: self.partitions.strike(fault)
         if isinstance(fault, FullDisk):
             return lambda once: self.strikes.full(fault)
+        if isinstance(fault, Drain):
+            return lambda once: self._befall(0.0, False, self.strikes.drain)
         if isinstance(fault, FalseDeath):
             return lambda once: self._befall(0.0, False, partial(self._die_falsely, lives_on_s=fault.lives_on_s))
         if isinstance(fault, CoordinatorCrash):

@@ -92,6 +92,8 @@ KINDS = {  # of faults -> what the summary calls them
     "head": "head_kill",
     "keeper": "keeper_kill",
     "serve": "serve_kill",  # a run of its own: test_serve_kills
+    "stateful": "stateful_kill",  # a run of its own: test_accounts
+    "stateful node": "stateful_node_kill",
 }
 OF_COORDINATOR = ("coordinator", "stopped")
 

@@ -39,17 +39,18 @@ class Verdict:
     foreign: list[str] = field(default_factory=list)  # a value that is not this task's answer
     split: list[str] = field(default_factory=list)  # one key with two tasks, or one task with two keys
     impossible: list[str] = field(default_factory=list)  # an effect before its cause; a history that contradicts itself
+    disordered: list[str] = field(default_factory=list)  # inputs of an entity that were applied in another order
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.twice or self.foreign or self.split or self.impossible)
+        return not (self.lost or self.twice or self.foreign or self.split or self.impossible or self.disordered)
 
     def __str__(self) -> str:
         lines = [
             f"{self.accepted} tasks accepted, {self.unknown} submits with unknown end, "
             f"{self.reads} reads by {self.readers} clients, {self.states}"
         ]
-        for name in ("lost", "twice", "foreign", "split", "impossible"):
+        for name in ("lost", "twice", "foreign", "split", "impossible", "disordered"):
             found = getattr(self, name)
             lines.append(f"{name}: {len(found)}" + "".join(f"\n  {one}" for one in found[:10]))
         return "\n".join(lines)

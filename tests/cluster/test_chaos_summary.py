@@ -17,7 +17,7 @@ def run(*faults: tuple[str, float | None], lost: int = 0, failed: int = 0) -> di
 
 def test_faults_are_counted_over_all_runs_and_times_joined() -> None:
     runs = [run(("gcs_kill", 0.1), ("partition", 4.0)), run(("gcs_kill", 0.3), lost=1, failed=2)]
-    runs.append({"watched_s": 30, "zombies": {"exclusive": {"zombie_s": 9.5}, "ordinary": {"zombie_s": 30.0}}})
+    runs.append({"watched_s": 30, "zombies": {"exclusive": [{"zombie_s": 9.5}, {"zombie_s": 9.1}]}})
     cut, store = joined(runs)["faults"]
     assert store == {
         "fault": "gcs_kill",
@@ -29,7 +29,7 @@ def test_faults_are_counted_over_all_runs_and_times_joined() -> None:
         "p99_s": 0.3,
         "max_s": 0.3,
     }
-    assert (cut["n"], cut["lost"], cut["zombie_s"]) == (1, 0, {"exclusive": 9.5, "ordinary": 30.0})
+    assert (cut["n"], cut["lost"], cut["zombie_s"], cut["zombie_n"]) == (1, 0, {"exclusive": 9.5}, {"exclusive": 2})
 
 
 def test_a_fault_after_which_nothing_was_interrupted_has_no_times() -> None:
@@ -45,6 +45,16 @@ def test_the_exit_status_says_whether_something_was_lost(
     (tmp_path / "one.json").write_text(json.dumps(run(("head_kill", 9.0), lost=lost)))
     assert main(tmp_path) == status
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["faults"][0]["lost"] == lost
+
+
+def test_inputs_out_of_order_are_counted_where_there_are_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = run(("stateful_kill", 0.1))
+    one["verdict"]["disordered"] = ["e1: input 3 was applied after input 4"]
+    (tmp_path / "one.json").write_text(json.dumps(one))
+    assert main(tmp_path) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["faults"][0]["disordered"] == 1
 
 
 def test_nothing_found_is_no_success(tmp_path: Path) -> None:

@@ -127,6 +127,16 @@ class AsyncTool:
         return None
 
 
+class Crasher:
+    """Takes its process down when it is made."""
+
+    def __init__(self) -> None:
+        os._exit(3)
+
+    def run(self, task: fr.Task) -> None:
+        return None
+
+
 class Broken:
     """Does not start."""
 

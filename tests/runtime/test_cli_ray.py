@@ -132,6 +132,13 @@ def test_a_runtime_that_stays(place: Place) -> None:
     assert code == 1
     assert "did you mean 'count'?" in err
 
+    assert place.ask("drain", "counter-0", "counter", *here)["agents"] == ["counter-0", "counter-1"]
+    assert [a["incarnation"] for a in place.ask("agents", *here)["agents"]] == [2, 2]
+    code, _, err = place.call("drain", "10.99.99.99", *here)
+    assert (code, "no living node is called '10.99.99.99'" in err) == (2, True)
+    node = place.ask("status", *here)["nodes"][0]["address"]
+    assert "coordinator's own node" in place.call("drain", node, *here)[2]
+
     told = place.ask("story", answer["task_id"], *here)
     assert [line["what"] if isinstance(line, dict) else line[1] for line in told["lines"]] == [
         *("accepted", "started", "succeeded"),

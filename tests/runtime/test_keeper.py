@@ -32,6 +32,11 @@ class Told:
         self.ended = self
         self.free: list[float] = []
         self.memory = SimpleNamespace(remote=self.hear)
+        self.dead: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.died = SimpleNamespace(remote=self.bury)
+
+    async def bury(self, name: str, pid: int) -> None:
+        self.dead.put_nowait((name, pid))
 
     async def hear(self, node_id: str, free: float) -> None:
         assert node_id == "node"
@@ -118,3 +123,29 @@ async def test_a_process_that_is_gone_is_no_trouble(sleeper: subprocess.Popen[by
     os.kill(sleeper.pid, signal.SIGSTOP)
     assert await until_dead(sleeper) == -signal.SIGKILL
     assert state_of(int(gone.stdout)) == ""
+
+
+async def test_a_death_is_told(sleeper: subprocess.Popen[bytes]) -> None:
+    keeper, coordinator = Keeper("node", 5.0), Told()
+    await keeper.watch(encode((Watched("agent", sleeper.pid),)), coordinator)
+    sleeper.kill()
+    assert await asyncio.wait_for(coordinator.dead.get(), 60) == ("agent", sleeper.pid)
+
+
+async def test_the_death_of_a_coordinator_is_told_to_nobody(sleeper: subprocess.Popen[bytes]) -> None:
+    keeper, coordinator = Keeper("node", 5.0), Told()
+    await keeper.watch(encode((Watched(COORDINATOR, sleeper.pid),)), coordinator)
+    sleeper.kill()
+    await until_dead(sleeper)
+    await asyncio.sleep(0.1)
+    assert coordinator.dead.empty()
+
+
+async def test_who_is_not_watched_any_more_may_die(sleeper: subprocess.Popen[bytes]) -> None:
+    keeper, coordinator = Keeper("node", 5.0), Told()
+    await keeper.watch(encode((Watched("agent", sleeper.pid),)), coordinator)
+    await keeper.watch(encode(()), coordinator)
+    sleeper.kill()
+    await until_dead(sleeper)
+    await asyncio.sleep(0.1)
+    assert coordinator.dead.empty()

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from shells import Shell, submitted
 
-from flowray.core.commands import AcceptTask, AnswerCancel, Command, ResolveTask
+from flowray.core.commands import AcceptTask, AnswerCancel, Command, MarkNode, ResolveTask
 from flowray.core.events import AgentsAdded, AttemptFinished
 from flowray.core.model import AgentId, AgentSpec, Asked, TaskId
 from flowray.runtime.figures import Figures
@@ -37,6 +37,9 @@ class NoProcesses:
 
     def blocks(self) -> dict[str, str]:
         return {}
+
+    async def vacate(self, node_id: str) -> list[str]:
+        return [f"somebody on {node_id}"]
 
 
 class Desk(Shell):
@@ -197,3 +200,21 @@ async def test_the_text_that_is_kept_is_told(desk):
     )
     await written.wait()
     assert await desk.ask("asked", "routed", outside=True) == "what?"
+
+
+async def test_a_node_is_drained_and_kept_and_both_are_on_disk(desk):
+    assert await desk.ask("drain_node", node="n1") == ["somebody on n1"]
+    assert list(desk.pump.core.book.drained) == ["n1"]
+    assert await desk.ask("keep_node", node="n1") == []
+    assert not desk.pump.core.book.drained
+    assert [(c.node, c.drained) for c in desk.performed if isinstance(c, MarkNode)] == [("n1", True), ("n1", False)]
+
+
+async def test_agents_are_drained_by_incarnation(desk):
+    assert await desk.ask("drain_agents", agents=[("a-0", 7)]) is True
+    assert desk.pump.core.registry.agent("a-0").incarnation == 1, "another one was meant"
+
+
+@pytest.mark.parametrize("what", ["drain_node", "keep_node", "drain_agents"])
+async def test_nobody_outside_drains(desk, what):
+    assert (await desk.ask(what, outside=True))[0] == "ConfigError"

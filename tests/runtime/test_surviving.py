@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from ray_agents import Broken, Tool
+from ray_agents import Broken, Crasher, Tool
 from ray_processes import living
 
 import flowray as fr
@@ -22,12 +22,13 @@ from flowray.errors import AgentStartFailed, ConfigError
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 WAIT_S = 90.0
 HERE = Path(__file__).parent
+GIVEN_UP = {"core__restart__max_crashes": 4}
 
 
 @pytest.fixture(scope="module")
 def rt(start_runtime: Callable[..., fr.Runtime]) -> Iterator[fr.Runtime]:
     # Where nobody reports an agent's loss, its tasks wait for `adoption_s`: so long that a test here would fail.
-    with start_runtime("surviving", core__retry__poison_kills=2, core__adoption_s=600.0) as runtime:
+    with start_runtime("surviving", core__retry__poison_kills=2, core__adoption_s=600.0, **GIVEN_UP) as runtime:
         runtime.agents.add(Tool, count=2, capabilities={"tools"})
         runtime.wait_ready()
         yield runtime
@@ -192,6 +193,17 @@ def test_agents_that_do_not_start_say_why_and_their_tasks_fail(rt: fr.Runtime) -
         rt.wait_ready(WAIT_S)
     with pytest.raises(fr.UnknownCapability, match="its agents do not start"):
         rt.submit("y", needs={"broken"})
+
+
+def test_a_class_that_takes_its_process_down_at_each_start_is_given_up(rt: fr.Runtime) -> None:
+    rt.agents.add(Crasher, capabilities={"crash"})
+    doomed = rt.submit("x", needs={"crash"})
+    with pytest.raises(fr.TaskFailed, match="CrashLoop: 4 of its processes in a row"):
+        doomed.result(WAIT_S)
+    shown = next(agent for agent in rt.agents if agent.name == "crasher")
+    assert shown.state == "broken" and "CrashLoop" in shown.failure
+    with pytest.raises(fr.UnknownCapability, match="CrashLoop"):
+        rt.submit("x", needs={"crash"})
 
 
 def test_a_killed_driver_resumes_from_its_journal(

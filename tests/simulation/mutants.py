@@ -49,8 +49,10 @@ from flowray.testing.shrinking import shrink
 from flowray.testing.swarm import collect_rarely, run_seed
 
 try:
+    from .leaving_mutants import leaving_mutants
     from .stateful_mutants import stateful_mutants
 except ImportError:  # run as a script
+    from leaving_mutants import leaving_mutants
     from stateful_mutants import stateful_mutants
 
 BUDGET = 5000  # seeds
@@ -318,6 +320,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
 }
 
+MUTANTS |= leaving_mutants(swap)
 MUTANTS |= stateful_mutants(swap, put)
 
 
