@@ -33,8 +33,8 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run  ## audit Python's standard library with a team of 24 agents, and kill one on the way
 	$(BIN)/flowray run clusters/audit.yaml $(INPUT) -o $(OUT) --set job.options.tests=false --fresh --kill-one
 
-test: $(VENV)/.dev  ## all tests that fit into ten minutes on two cores
-	$(BIN)/pytest --durations=30
+test: $(VENV)/.dev  ## all tests but the longest: those that start Ray one after the other, beside them all others
+	$(BIN)/pytest -n 2 --dist loadgroup --durations=30
 
 test-fast: $(VENV)/.dev  ## the tests that need no Ray
 	$(BIN)/pytest -m "not ray and not cluster"

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores: torch and numpy take one
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `bench` is no installed package: it lies at the root
 
 # How long an example takes says what else the machine does. In CI hypothesis has a profile of its own.
