@@ -34,7 +34,7 @@ demo: $(VENV)/.run  ## audit Python's standard library with a team of 24 agents,
 	$(BIN)/flowray run clusters/audit.yaml $(INPUT) -o $(OUT) --set job.options.tests=false --fresh --kill-one
 
 test: $(VENV)/.dev  ## all tests but the longest: those that start Ray one after the other, beside them all others
-	$(BIN)/pytest -n 2 --dist loadgroup --durations=30
+	$(BIN)/pytest -n 2 --no-loadscope-reorder --durations=30
 
 test-fast: $(VENV)/.dev  ## the tests that need no Ray
 	$(BIN)/pytest -m "not ray and not cluster"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+ROOT = Path(__file__).resolve().parents[1]
+_STARTS_RAY = re.compile(r"pytest\.mark\.(ray|cluster)\b")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share the cores: torch and numpy take one
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `bench` is no installed package: it lies at the root
+sys.path.insert(0, str(ROOT))  # `bench` is no installed package: it lies at the root
 
 # How long an example takes says what else the machine does. In CI hypothesis has a profile of its own.
 settings.register_profile("flowray", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None)
@@ -26,25 +32,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="scenarios: write the transcripts that come out")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads which group a test is of
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --chaos-full the longest tests are not there. (Skipped, they would look as if something were missing.)
+class RayApart(LoadScopeScheduling):
+    """Spreads tests over processes (`-n 2`) by module, and keeps all modules that start Ray in one of them.
 
-    Spread over processes (`-n 2 --dist loadgroup`), all that starts Ray stays in one of them, and begins first: two
-    clusters at once would measure each other. What needs no Ray goes to the other.
+    Two clusters at once would measure each other. (xdist has groups for that, which pytest 9.2 does not know any more.)
     """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "ray" if _STARTS_RAY.search((ROOT / module).read_text()) else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RayApart | None:
+    return RayApart(config, log) if config.getvalue("dist") == "load" else None  # not where --dist says otherwise
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --chaos-full the longest tests are not there. (Skipped, they would look as if something were missing.)"""
     if not config.getoption("--chaos-full"):
         left_out = [item for item in items if item.get_closest_marker("chaos")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("chaos")]
-    for item in items:
-        if _starts_ray(item):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=_starts_ray, reverse=True)
-
-
-def _starts_ray(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(marker) for marker in ("ray", "cluster"))
 
 
 @pytest.hookimpl(wrapper=True)
