@@ -133,7 +133,8 @@ def test_the_trainers_device_is_checked_where_it_is_configured():
         RetrainConfig(device="tpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch knows no GPU")
 def test_a_gpu_learns_what_the_cpu_learns():
     """Other random draws and another order of sums: the same accuracy of labels, a log loss within 0.03."""
     there, here = training.train([trades()], replace(CONFIG, device="auto"), SHAPE), trained()

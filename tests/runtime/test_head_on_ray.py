@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -40,7 +41,11 @@ class Head:
 
     def process(self, name: str) -> psutil.Process | None:
         """A process of Ray's, the supervisor's child."""
-        return next((child for child in self.supervisor.children() if child.name() == name), None)
+        for child in self.supervisor.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended between the two questions
+                if child.name() == name:
+                    return child
+        return None
 
     def kill(self, name: str) -> None:
         """And wait until another one is there."""
