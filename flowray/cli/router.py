@@ -71,11 +71,9 @@ def train(
     screen = Screen(as_json=as_json)
     trained = training.train(sets, training.TrainingConfig(seed=seed, device=on), report=partial(_tell, screen))
     digest = estimator.save(out, trained)
-    document = {"model": str(out), "sha256": digest, "seconds": trained.seconds, "device": on}
-    screen.answer(
-        f"{out}: trained on {len(sets)} sets in {trained.seconds:.0f} s, on {on}",
-        {**document, "data": dict(trained.digests)},
-    )
+    learned = {"seconds": trained.seconds, "device": on, "data": dict(trained.digests)}
+    said = f"{out}: trained on {len(sets)} sets in {trained.seconds:.0f} s, on {on}"
+    screen.answer(said, {"model": str(out), "sha256": digest, **learned})
 
 
 def prune(

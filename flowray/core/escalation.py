@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowray.core.events import AgentLost
-from flowray.core.model import AgentId, Failure
+from flowray.core.model import Failure
 from flowray.core.states import AgentState
 
 if TYPE_CHECKING:
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 class Escalation:
     """A part of Coordination: who dies again and again."""
 
-    __slots__ = ("_core", "_crashes")
+    __slots__ = ("_core",)
 
     def __init__(self, core: Coordination) -> None:
         self._core = core
-        self._crashes: dict[AgentId, tuple[int, float, int]] = {}  # -> in a row, when, what it had finished by then
 
     def is_crash(self, agent: Agent, event: AgentLost) -> bool:
         """Is this death, of an agent that is still as it was before it, the agent's own?"""
@@ -44,13 +43,13 @@ class Escalation:
         core, policy = self._core, self._core.policy.restart
         if agent.state is not AgentState.WAITING:
             return  # it was leaving anyway
-        count, last_at, finished = self._crashes.get(agent.id, (0, core.now, agent.resolved))
+        count, last_at, finished = agent.crashes
         if core.now - last_at > policy.window_s or finished != agent.resolved:
             count = 0
-        self._crashes[agent.id] = (count + 1, core.now, agent.resolved)
+        agent.crashes = (count + 1, core.now, agent.resolved)
         if count + 1 < policy.max_crashes:
             return
-        del self._crashes[agent.id]
+        agent.crashes = (0, core.now, agent.resolved)
         message = f"{count + 1} of its processes in a row ended before they had done anything; the last one: {cause}"
         agent.failure = Failure(kind="agent_lost", type="CrashLoop", message=message)
         core.registry.move(agent, "gave_up")

@@ -46,6 +46,7 @@ class Agent:
         "agent_class",
         "counted_held",
         "counted_slots",
+        "crashes",
         "failure",
         "free_memory",
         "id",
@@ -82,6 +83,8 @@ class Agent:
         self.losses = 0  # within the restart window
         self.last_lost_at = float("-inf")
         self.start_failures = 0  # in a row
+        # processes that died of themselves, in a row; when the last one did; attempts it had finished by then
+        self.crashes: tuple[int, float, int] = (0, 0.0, 0)
         self.resolved = 0  # attempts it finished, ever
         self.failure: Failure | None = None  # why it last failed to start
         self.free_memory = 1.0  # 0..1 of its node's, as far as anybody said

@@ -56,6 +56,17 @@ def test_what_waits_for_nobody_else_is_a_dead_letter_that_says_why() -> None:
     assert "exit code 139" in outcome.failure.message
 
 
+def test_who_was_not_wanted_for_a_while_begins_anew() -> None:
+    team = team_of(count=2)
+    crash(team, 2, "writer-1")
+    team.tell(AgentsAdded(spec(count=1)))
+    team.tell(AgentsAdded(spec(count=2)))
+    crash(team, 2, "writer-1")
+    assert state_of(team, "writer-1") is AgentState.STARTING
+    crash(team, 1, "writer-1")
+    assert state_of(team, "writer-1") is AgentState.BROKEN
+
+
 def test_what_others_can_do_goes_to_them() -> None:
     team = team_of()
     team.submit("a")
