@@ -30,6 +30,7 @@ from flowray.core.states import TaskState
 from flowray.jobs import Result
 from flowray.runtime import cluster
 from flowray.runtime.jobs import JobEvent
+from flowray.runtime.runtime import Runtime
 from flowray.runtime.views import AgentView, Status
 
 COMMANDS = [
@@ -318,6 +319,19 @@ def test_without_a_runtime_the_way_out_is_told(
     assert (code, out) == (1, "")
     assert "no runtime 'default' is up" in err
     assert "flowray up" in err
+
+
+def test_ray_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import ray
+
+    asked: list[Any] = []
+    monkeypatch.setattr(ray, "init", lambda *arguments, **options: asked.append(options))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # imported, and no more
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(errors.NotConnected):
+        Runtime.connect("nobody")
+    assert asked == []
 
 
 def test_an_address_where_nobody_answers(flowray: Call) -> None:

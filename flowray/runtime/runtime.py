@@ -221,7 +221,8 @@ class Runtime:
 
         The way there is a ticket: the one that every runtime leaves for its user on its own machine (found by the
         name), or the file that `address` names, made by `flowray ticket` for another machine. Where there is no
-        ticket, or `address` is that of a Ray cluster ("host:port", "auto"), the runtime is found through Ray.
+        ticket, and this process is on a Ray cluster (or RAY_ADDRESS names one), or `address` is that of one
+        ("host:port", "auto"), the runtime is found through Ray.
 
         Raises:
             NotConnected: there is no such runtime, or the ticket opens nothing any more.
@@ -232,7 +233,8 @@ class Runtime:
                 return cls(Way.by_ticket(Ticket.load(address or name)))
             except NotConnected:
                 # On another node of the cluster, in a job for example, there is no ticket, but there is Ray.
-                if address or not (os.environ.get("RAY_ADDRESS") or "ray" in sys.modules):
+                # Never any Ray that happens to run here: another's takes minutes to say that it lets nobody in.
+                if address or not (os.environ.get("RAY_ADDRESS") or _is_on_ray()):
                     raise
         from flowray.runtime import starting
 
@@ -634,6 +636,12 @@ def _error_named(reply: Reply, question: Question) -> FlowrayError:
     if isinstance(kind, type) and issubclass(kind, StoreError):
         return kind(reply.detail)
     return FlowrayError(f"{question.what}: {reply.error}: {reply.detail}")
+
+
+def _is_on_ray() -> bool:
+    """Whether this process has joined a Ray cluster (or is one of its workers). Asking does not import Ray."""
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _spec_arguments(one: Any) -> dict[str, Any]:
