@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -28,3 +29,15 @@ def cluster(missing: str) -> Iterator[NamespaceCluster]:
         pytest.skip(missing)
     with NamespaceCluster(nodes=2, cpus=2, labels=[{}, {"zone": "far"}]) as running:
         yield running
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Tell whoever watches, past pytest's capturing: what was measured is worth reading when all is well, too."""
+
+    def told(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    return told

@@ -7,7 +7,7 @@ Short by default; --chaos-full for the counts of `make chaos`. FLOWRAY_STATEFUL_
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +19,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 @pytest.mark.timeout(900)
 def test_no_kill_loses_an_acknowledged_input_or_applies_it_twice(
-    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
-    def say(text: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
-
     plan = FULL if request.config.getoption("--chaos-full") else Plan()
     report = run(replace(plan, seed=int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))), say)
     report.write(Path(os.environ.get("FLOWRAY_STATEFUL_JSON") or tmp_path / "stateful.json"))

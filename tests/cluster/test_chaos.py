@@ -9,7 +9,7 @@ the figures, FLOWRAY_CHAOS_SEED another seed.
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +25,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 @pytest.mark.timeout(1500)
 def test_no_kill_loses_an_accepted_task_or_gives_it_two_outcomes(
-    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
-    def say(text: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
-
     plan = FULL if request.config.getoption("--chaos-full") else Plan()
     report = run(replace(plan, seed=int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))), say)
     path = Path(os.environ.get("FLOWRAY_CHAOS_JSON") or tmp_path / "chaos.json")

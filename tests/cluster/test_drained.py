@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ AGENTS = 6
 
 
 @pytest.mark.timeout(280)
-def test_drain_fails_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_fails_nothing(say: Callable[[str], None]) -> None:
     with NamespaceCluster(nodes=3, cpus=2) as cluster:
         directory = cluster.directory / "drained"
         directory.mkdir()
@@ -43,8 +44,7 @@ def test_drain_fails_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (directory / "end").touch()
         client.check(60.0)
         node = cluster.node_of(said["node"])
-    with capsys.disabled():
-        sys.stdout.write(f"\ndrained: {said['took_s']}, {said['figures']}, {len(said['totals'])} inputs\n{verdict}\n")
+    say(f"\ndrained: {said['took_s']}, {said['figures']}, {len(said['totals'])} inputs\n{verdict}")
 
     assert verdict.good, verdict
     assert verdict.states == {"succeeded": said["tasks"]} and not said["missing"]

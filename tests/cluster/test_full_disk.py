@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.timeout(240)
-def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, disk: Path, say: Callable[[str], None]) -> None:
     home = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
     (tmp_path / "home").mkdir()
     settings = {"directory": str(tmp_path), "journal": str(disk / "journal"), "name": f"disk-{tmp_path.name[-8:]}"}
@@ -97,8 +97,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, disk: Path, capsy
         client.kill()
         client.wait()
     verdict: Verdict = check(read_history(tmp_path / "work.jsonl", tmp_path / "again.jsonl"))
-    with capsys.disabled():
-        sys.stdout.write(f"\nfull disk: a submit: {refused}\nconnecting: {connecting}\n{verdict}\n")
+    say(f"\nfull disk: a submit: {refused}\nconnecting: {connecting}\n{verdict}")
     assert refused.startswith("CoordinatorUnavailable") and "full" in refused
     assert "full" in connecting
     assert verdict.good, verdict

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from chaos_run import HERE
@@ -25,7 +26,7 @@ AWAY_S = 75.0
 
 @pytest.mark.timeout(600)
 def test_a_driver_in_ray_outlives_a_control_store_that_is_away_for_more_than_a_minute_and_the_head(
-    capsys: pytest.CaptureFixture[str],
+    say: Callable[[str], None],
 ) -> None:
     with NamespaceCluster(nodes=2, cpus=2, store="embedded") as cluster:
         directory = cluster.directory / "outage"
@@ -62,9 +63,6 @@ def test_a_driver_in_ray_outlives_a_control_store_that_is_away_for_more_than_a_m
         again_s = next(at for at, _ in driven() if at > started_at) - started_at
         (directory / "end").touch()
         driver.check(30.0)
-    with capsys.disabled():
-        said = f"{len(took)} tasks of a driver in Ray meanwhile, the slowest took {max(took):.3f} s"
-        sys.stdout.write(
-            f"\n{said}; after the head's death the first came {again_s:.2f} s after the node was back in the cluster\n"
-        )
+    say(f"\n{len(took)} tasks of a driver in Ray meanwhile, the slowest took {max(took):.3f} s")
+    say(f"after the head's death the first came {again_s:.2f} s after the node was back in the cluster")
     assert len(took) > AWAY_S  # more than one in a second

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def host_pid_of(cluster: NamespaceCluster, pid: int) -> tuple[int, int]:
 
 @pytest.mark.timeout(290)
 def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
-    server: postgres.PostgresServer, missing: str, capsys: pytest.CaptureFixture[str]
+    server: postgres.PostgresServer, missing: str, say: Callable[[str], None]
 ) -> None:
     if missing:
         pytest.skip(missing)
@@ -117,11 +117,8 @@ def test_a_coordinator_moves_to_another_node_with_all_that_is_open(
         writer.check(60.0)
         reader.check(90.0)
         verdict = check(read_history(*sorted(directory.glob("*r.jsonl"))))
-        with capsys.disabled():
-            times = (
-                f"its process died {process_s:.2f} s, the server died {server_s:.2f} s, its node died {node_s:.2f} s"
-            )
-            sys.stdout.write(f"\nback after {times}\n{verdict}\n")
+        times = f"its process died {process_s:.2f} s, the server died {server_s:.2f} s, its node died {node_s:.2f} s"
+        say(f"\nback after {times}\n{verdict}")
         assert verdict.good, verdict
         assert verdict.accepted > settings["open"] and verdict.states.keys() == {"succeeded"}
         assert (directory / "drained").read_text().split()[1] == "0"

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -40,7 +41,7 @@ SETTLE_S = 2.0
 
 @pytest.mark.timeout(240)
 def test_ten_times_too_much_for_a_while(
-    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     for_s = 30.0 if request.config.getoption("--chaos-full") else 6.0
     overrides = {
@@ -104,9 +105,8 @@ def test_ten_times_too_much_for_a_while(
 
     counts = [json.loads((tmp_path / f"client-{number}.json").read_text()) for number in range(CLIENTS)]
     verdict = check(read_history(*tmp_path.glob("client-*.jsonl")))
-    with capsys.disabled():
-        sys.stdout.write(f"\noverload: {counts}\n{verdict}\nresident MB, with the load on and at most: ")
-        sys.stdout.write(f"{ {name: (before[name], most[name]) for name in most} }; bound {BOUND_MB}\n")
+    say(f"\noverload: {counts}\n{verdict}\nresident MB, with the load on and at most: ")
+    say(f"{ {name: (before[name], most[name]) for name in most} }; bound {BOUND_MB}")
     assert verdict.good, verdict
     assert verdict.states == {"succeeded": sum(one["accepted"] for one in counts)}
     refused = sum(one["refused"] for one in counts)

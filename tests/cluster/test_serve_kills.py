@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Run:
 
 
 @pytest.mark.timeout(1200)
-def test_no_task_fails_while_serve_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_task_fails_while_serve_is_killed(tmp_path: Path, say: Callable[[str], None]) -> None:
     began_at = time.monotonic()
     with NamespaceCluster(nodes=1, cpus=4, object_store_mb=256) as cluster:
         run = Run(cluster)
@@ -90,8 +91,7 @@ def test_no_task_fails_while_serve_is_killed(tmp_path: Path, capsys: pytest.Capt
         verdict = check(read_history(run.directory / "writer.jsonl"))
         report = Report(SEED, time.monotonic() - began_at, verdict, run.faults)
         report.write(Path(os.environ.get("FLOWRAY_SERVE_JSON") or tmp_path / "serve.json"))
-        with capsys.disabled():
-            sys.stdout.write(f"\n{verdict}\n\n{report.table()}\n\n")
+        say(f"\n{verdict}\n\n{report.table()}\n")
 
     assert verdict.good, verdict
     assert set(verdict.states) == {"succeeded"}, verdict.states

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def times(file: Path) -> list[float]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("fence_all", [False, True])
 def test_an_exclusive_attempt_behind_a_cut_cable_stops_before_the_next_begins(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], fence_all: bool
+    tmp_path: Path, say: Callable[[str], None], fence_all: bool
 ) -> None:
     found: dict[str, list[dict[str, float]]] = {}
     nodes = 1 + len(FAR)
@@ -78,8 +79,7 @@ def test_an_exclusive_attempt_behind_a_cut_cable_stops_before_the_next_begins(
     path = Path(os.environ.get("FLOWRAY_ZOMBIES_JSON") or tmp_path / "zombies.json")
     path = path.with_stem(f"{path.stem}-all") if fence_all else path
     path.write_text(json.dumps({"watched_s": CUT_S, "zombies": found}, indent=1))
-    with capsys.disabled():
-        sys.stdout.write(f"\nattempts behind cut cables, watched for {CUT_S:g} s: {json.dumps(found)}\n")
+    say(f"\nattempts behind cut cables, watched for {CUT_S:g} s: {json.dumps(found)}")
 
     assert all(said[name] == 2 for name in behind), "what the zombie came to does not count"
     assert not again, "no third attempt of anything"
