@@ -17,7 +17,7 @@ from flowray.config import Config
 from flowray.errors import ConfigError, NotConnected
 from flowray.runtime._ray_errors import brief
 from flowray.runtime.template import deferred, setup
-from flowray.runtime.template.quick import quick
+from flowray.runtime.template.quick import RayletGone, quick
 
 NAMESPACE = "flowray"
 
@@ -100,6 +100,7 @@ def join_or_start(config: Config) -> bool:
     Raises:
         NotConnected: the cluster named by the configuration or by RAY_ADDRESS cannot be joined.
         ConfigError: Ray's authentication is switched off in the environment.
+        RayletGone: the embedded cluster did not come up, twice.
     """
     if ray.is_initialized():
         return False
@@ -125,6 +126,15 @@ def join_or_start(config: Config) -> bool:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise NotConnected(f"no Ray cluster at {address}: {brief(error)}") from error
         return False
+    try:
+        _start(config, common)
+    except RayletGone as error:  # some two of a thousand starts, of Ray's own making
+        _log.warning("%s: another node is started", error)
+        _start(config, common)
+    return True
+
+
+def _start(config: Config, common: dict[str, Any]) -> None:
     with _fast_start(config):
         ray.init(
             address="local",
@@ -137,7 +147,6 @@ def join_or_start(config: Config) -> bool:
             _system_config=system_config(config),
             **common,
         )
-    return True
 
 
 def leave() -> None:

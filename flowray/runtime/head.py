@@ -38,7 +38,7 @@ from flowray.core.relaunching import NODE, STORE, GiveUp, Relaunching
 from flowray.runtime.cluster import system_config
 from flowray.runtime.home import HOME
 from flowray.runtime.template import setup
-from flowray.runtime.template.quick import quick
+from flowray.runtime.template.quick import RayletGone, quick
 
 STARTED = "Ray runtime started."  # what it prints once the head is up
 _LOOK_S = 0.25  # the longest it takes to see a death that a pidfd did not tell
@@ -139,7 +139,11 @@ class Supervisor:
 
     def run(self) -> int:
         """Start the head and keep it; returns the exit status when it cannot be kept."""
-        self._start_node()
+        try:
+            self._start_node()
+        except RayletGone as error:
+            say(f"{error}: another node is started")
+            self._start_node()
         print(STARTED, flush=True)  # noqa: T201 - whoever started this waits for it
         dead: list[str] = []
         while True:

@@ -167,3 +167,45 @@ def test_a_stopped_runtime_says_so(start_runtime: Callable[..., fr.Runtime]) -> 
     with pytest.raises(NotConnected):
         runtime.submit("too late")
     assert not groups("short")
+
+
+def test_an_embedded_cluster_whose_raylet_dies_while_it_starts_is_started_again() -> None:
+    code = """
+import os, signal
+import psutil, ray
+from ray._private import services
+from flowray.config import load
+from flowray.runtime import cluster
+from flowray.runtime.template.quick import RayletGone
+
+start, deaths = services.start_raylet, [2]
+
+def dying(*arguments, **options):
+    started = start(*arguments, **options)
+    if deaths[0]:
+        deaths[0] -= 1
+        os.kill(started.process.pid, signal.SIGKILL)
+    return started
+
+services.start_raylet = dying
+config = load(None, {}, {"ray.agent_output": False, "ray.num_cpus": 1})
+try:
+    cluster.join_or_start(config)
+except RayletGone as error:
+    print("twice:", error, ray.is_initialized())
+print([child.name() for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")])
+deaths[0] = 1
+print(cluster.join_or_start(config), ray.cluster_resources()["CPU"], deaths[0])
+print([child.name() for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")])
+cluster.leave()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "twice: Ray's raylet ended while it started (status -9) False",
+        "[]",
+        "True 1.0 0",
+        "['gcs_server', 'raylet']",
+    ]
+    assert done.stderr.count("another node is started") == 2
