@@ -182,10 +182,8 @@ class Queue:
 
     def in_vain(self) -> Lane | None:
         """A lane where tasks wait beside an idle agent that could do them, which is wrong."""
-        for lane in self._lanes.values():
-            if lane._waiting and lane.free:
-                return lane
-        return None
+        vain = [lane for lane in self._lanes.values() if lane._waiting and lane.free]
+        return vain[0] if vain else None
 
     def lanes(self) -> list[Lane]:
         """All lanes, oldest first."""

@@ -148,7 +148,8 @@ class Stateful:
 
     def holding(self, task_id: TaskId) -> int:
         """How many instances have this task wait for a number: one or none, or something is wrong."""
-        return len([instance for instance in self._instances.values() if task_id in instance.lane])
+        instances = self._instances
+        return len([one for one in instances.values() if task_id in one.lane]) if instances else 0
 
     def is_logged(self, entry: Entry) -> bool:
         """Has this task a number already?"""

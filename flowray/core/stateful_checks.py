@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from flowray.core.coordination import Coordination
     from flowray.core.stateful import Instance
 
+_RUNNING = TaskState.RUNNING  # looked up once, as in `flowray.core.invariants`
+_SEATED = (AgentState.READY, AgentState.DRAINING)
+
 
 def check_stateful(core: Coordination) -> None:
     """Raise InvariantBroken, with what is wrong, if the state of an instance contradicts itself."""
@@ -35,38 +38,41 @@ def _hold(condition: bool, what: str) -> None:
 
 
 def _check_log(core: Coordination, instance: Instance) -> None:
-    inbox, policy = instance.inbox, core.policy.stateful
+    inbox, policy, timers = instance.inbox, core.policy.stateful, core.timers.live
     name, seqs = inbox.agent_id, list(inbox.inputs)
-    _hold(seqs == sorted(seqs), f"{name}: inputs out of order")
-    inside = not seqs or (inbox.base < seqs[0] and seqs[-1] < inbox.next_seq)
-    _hold(inside, f"{name}: inputs {seqs[:1]} to {seqs[-1:]} between {inbox.base} and {inbox.next_seq}")
-    size = sum(logged.task.size_bytes for logged in inbox.inputs.values())
-    _hold(size == inbox.size_bytes, f"{name}: {inbox.size_bytes} bytes counted, {size} held")
-    _hold(len(seqs) <= policy.max_inputs, f"{name}: {len(seqs)} inputs since the last snapshot")
-    _hold(len(inbox.unanswered) <= policy.window, f"{name}: {len(inbox.unanswered)} inputs without an outcome")
+    if seqs != sorted(seqs):
+        raise InvariantBroken(f"{name}: inputs out of order")
+    if seqs and not (inbox.base < seqs[0] and seqs[-1] < inbox.next_seq):
+        raise InvariantBroken(f"{name}: inputs {seqs[0]} to {seqs[-1]} between {inbox.base} and {inbox.next_seq}")
+    size = sum([logged.task.size_bytes for logged in inbox.inputs.values()])
+    if size != inbox.size_bytes:
+        raise InvariantBroken(f"{name}: {inbox.size_bytes} bytes counted, {size} held")
+    if len(seqs) > policy.max_inputs:
+        raise InvariantBroken(f"{name}: {len(seqs)} inputs since the last snapshot")
+    if len(inbox.unanswered) > policy.window:
+        raise InvariantBroken(f"{name}: {len(inbox.unanswered)} inputs without an outcome")
     for task_id, seq in inbox.unanswered.items():
         logged, entry = inbox.inputs.get(seq), core.book.open.get(task_id)
         if logged is None or logged.task.id != task_id:
             raise InvariantBroken(f"{name}: input {seq} of {task_id} is not there")
-        if entry is None or entry.state is not TaskState.RUNNING:
+        if entry is None or entry.state is not _RUNNING:
             raise InvariantBroken(f"{name}: {task_id} does not run")
-    looked_at = ("inbox", name) in core.timers
-    waits = len(instance.lane) and core.stateful.has_room(instance)
-    _hold(not waits or looked_at, f"{name}: {len(instance.lane)} tasks wait for a number, and there is room")
-    timed = ("snapshot", name) in core.timers
+    if len(instance.lane) and core.stateful.has_room(instance) and ("inbox", name) not in timers:
+        raise InvariantBroken(f"{name}: {len(instance.lane)} tasks wait for a number, and there is room")
+    timed = ("snapshot", name) in timers
     due = bool(seqs) and instance.active is not None
-    _hold(timed == due, f"{name}: snapshot timer {timed}, {len(seqs)} inputs, active {instance.active}")
+    if timed != due:
+        raise InvariantBroken(f"{name}: snapshot timer {timed}, {len(seqs)} inputs, active {instance.active}")
 
 
 def _check_seats(core: Coordination, instance: Instance) -> None:
     inbox = instance.inbox
     for seat in instance.seats.values():
         agent = core.registry.agent(seat.agent_id)
-        there = agent is not None and agent.state in (AgentState.READY, AgentState.DRAINING)
-        there = there and agent is not None and agent.incarnation == seat.incarnation
-        _hold(there, f"{seat.agent_id}#{seat.incarnation} has a seat and is not there")
-        up_to_date = seat.position in (-1, inbox.last)
-        _hold(up_to_date, f"{seat.agent_id} was given inputs up to {seat.position}, there are {inbox.last}")
+        if agent is None or agent.incarnation != seat.incarnation or agent.state not in _SEATED:
+            raise InvariantBroken(f"{seat.agent_id}#{seat.incarnation} has a seat and is not there")
+        if seat.position not in (-1, inbox.last):
+            raise InvariantBroken(f"{seat.agent_id} was given inputs up to {seat.position}, there are {inbox.last}")
     if instance.active is not None:
         _hold(instance.active.position >= 0, f"{inbox.agent_id} is active without a state")
     elif instance.seats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class Timers:
@@ -56,6 +56,11 @@ class Timers:
                 return at
             heapq.heappop(self._heap)
         return None
+
+    @property
+    def live(self) -> Collection[tuple[str, str]]:
+        """What is set now, for whoever looks for many: to be looked at, not to be kept."""
+        return self._live
 
     def __len__(self) -> int:
         return len(self._live)

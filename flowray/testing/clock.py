@@ -15,13 +15,17 @@ from typing import Protocol
 class VirtualClock:
     """What will happen when. `now` is in seconds and starts at 0."""
 
-    __slots__ = ("_heap", "_number", "now", "steps")
+    __slots__ = ("_heap", "_number", "now")
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.steps = 0  # entries run so far
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
+
+    @property
+    def steps(self) -> int:
+        """Entries run so far."""
+        return self._number - len(self._heap)
 
     def at(self, when: float, do: Callable[[], None]) -> None:
         """Do something at a time; at once (but not before this returns) when that has passed."""
@@ -38,7 +42,6 @@ class VirtualClock:
         if not self._heap or self._heap[0][0] > until:
             return False
         self.now, _, do = heappop(self._heap)
-        self.steps += 1
         do()
         return True
 
@@ -46,12 +49,13 @@ class VirtualClock:
         """Run entries until `done()` or until the time `until`, where `now` then stands. True when done."""
         heap = self._heap
         while done is None or not done():
-            if not heap or heap[0][0] > until:
-                self.now = max(self.now, until)
-                return done is not None and done()
-            self.now, _, do = heappop(heap)
-            self.steps += 1
-            do()
+            while heap and heap[0][0] <= until:
+                self.now, _, do = heappop(heap)
+                do()
+                if done is not None and done():
+                    return True
+            self.now = max(self.now, until)
+            return done is not None and done()
         return True
 
 

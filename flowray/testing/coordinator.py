@@ -320,7 +320,7 @@ class CoordinatorProcess:
     def _handle(self, event: Event, reply: Reply | None = None, acknowledge: Callable[[], None] | None = None) -> None:
         world = self.world
         world.observer.told(self, event)
-        commands = self.core.handle(event, self.now)
+        commands = self.core.handle(event, world.clock.now + self.ahead_s)
         if commands and not self._carry_out(commands, reply):
             return
         if acknowledge is not None:
@@ -380,8 +380,9 @@ class CoordinatorProcess:
             do()
 
     def _release(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self.writer.synced and self.alive:
-            self._waiting.popleft()[1]()
+        waiting, writer = self._waiting, self.writer
+        while waiting and waiting[0][0] <= writer.synced and self.alive:
+            waiting.popleft()[1]()
 
     def _schedule_tick(self) -> None:
         due = self.core.next_due()

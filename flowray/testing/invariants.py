@@ -60,7 +60,15 @@ from flowray.core.commands import (
     WakeTask,
 )
 from flowray.core.coordination import Coordination
-from flowray.core.events import AgentReady, AttemptFinished, EstimatesReady, Event
+from flowray.core.events import (
+    AgentReady,
+    AttemptFinished,
+    EstimatesReady,
+    Event,
+    OutputGiven,
+    SnapshotMade,
+    TaskSubmitted,
+)
 from flowray.core.fencing import fence_of
 from flowray.core.inboxes import Inbox
 from flowray.core.invariants import check_touched
@@ -83,7 +91,9 @@ CHECK_SHARE = 3  # or as many as so many times its tasks and agents; what an eve
 COMPARED = 0.003  # share of the events after which the core is rebuilt from the journal and compared
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
-
+_NOTED = frozenset({StartAttempt, RequeueTask, ResolveTask, RefuseTask, KnownTask})  # what may be worth having seen
+_OF_STATES = frozenset({OutputGiven, SnapshotMade, TaskSubmitted})  # what the judge of stateful agents looks at
+_NO_DRAWS = Random(0)  # a core that is compared and thrown away is asked for nothing
 
 _ACTED = {
     "hedge": "a second attempt after a while",
@@ -521,8 +531,9 @@ class Observer:
     def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
         """The core is about to be told this: note the races worth having seen."""
         note, core = self._world.note, coordinator.core
-        self.stateful.told(core, coordinator.epoch, event)
-        if type(event) is AttemptFinished:
+        if type(event) is OutputGiven:
+            self.stateful.told(core, coordinator.epoch, event)
+        elif type(event) is AttemptFinished:
             entry = core.book.open.get(event.task_id)
             if entry is None and event.failure is None:
                 outcome = self.resolved.get(event.task_id)
@@ -547,31 +558,12 @@ class Observer:
         world = self._world
         world.trace.step(coordinator.epoch, event, commands)
         for command in commands:
-            if type(command) is StartAttempt:
-                self._count_second(coordinator.epoch, command)
-                if command.reason != "first":
-                    world.note(f"{command.reason} attempt")
-                elif command.choice.policy == "prefetch":
-                    world.note("prefetched")
-                elif command.choice.policy == "batch":
-                    world.note("sent together")
-                elif command.choice.policy == "recent":
-                    world.note("kept with few agents")
-                self._note_routing(command.choice)
-            elif type(command) is RequeueTask and command.arrow == "outlived":
-                world.note("an attempt was outlived by the one beside it")
-                if command.failure is not None and command.failure.kind == "diverged":
-                    world.note("stopped for giving other chunks")
-            elif type(command) is ResolveTask:
-                self._note_end(coordinator, command.outcome)
-            elif type(command) is RefuseTask:
-                world.note(f"refused: {command.reason}")
-            elif type(command) is RequeueTask and command.arrow == "held_back":
-                world.note("held back")
-            elif type(command) is KnownTask and command.task_id != command.submitted_id:
-                world.note("repeat recognised by its key")
+            kind = type(command)
+            if kind in _NOTED:
+                self._note_command(coordinator.epoch, command)
         core = coordinator.core
-        self.stateful.handled(core, event, commands)
+        if type(event) in _OF_STATES:
+            self.stateful.handled(core, event, commands)
         if type(event) is AttemptFinished:
             agent = core.registry.agent(event.agent_id)
             token = event.task_id, event.attempt, event.epoch
@@ -588,10 +580,38 @@ class Observer:
         if self._rng.random() < COMPARED:
             self.compare(coordinator)
 
+    def _note_command(self, epoch: int, command: Command) -> None:
+        note = self._world.note
+        if type(command) is StartAttempt:
+            self._count_second(epoch, command)
+            if command.reason != "first":
+                note(f"{command.reason} attempt")
+            elif command.choice.policy == "prefetch":
+                note("prefetched")
+            elif command.choice.policy == "batch":
+                note("sent together")
+            elif command.choice.policy == "recent":
+                note("kept with few agents")
+            self._note_routing(command.choice)
+        elif type(command) is RequeueTask and command.arrow == "outlived":
+            note("an attempt was outlived by the one beside it")
+            if command.failure is not None and command.failure.kind == "diverged":
+                note("stopped for giving other chunks")
+        elif type(command) is ResolveTask:
+            self._note_end(command.outcome)
+        elif type(command) is RefuseTask:
+            note(f"refused: {command.reason}")
+        elif type(command) is RequeueTask and command.arrow == "held_back":
+            note("held back")
+        elif type(command) is KnownTask and command.task_id != command.submitted_id:
+            note("repeat recognised by its key")
+
     def _count_second(self, epoch: int, command: StartAttempt) -> None:
         """Second attempts stay within their shares of those that may have one, and what can be saved up."""
         started, policy = self._doubled, self._world.policy.acting
         started[epoch, command.reason if command.beside else "one"] += 1
+        if not command.beside:  # that allows more of them, and is none
+            return
         for reason, share, burst in (
             ("hedge", policy.hedge_share, policy.hedge_burst),
             ("copy", policy.copy_share, policy.copy_burst),
@@ -620,7 +640,7 @@ class Observer:
         if receipt.explored:
             note("explored")
 
-    def _note_end(self, coordinator: CoordinatorProcess, outcome: Outcome) -> None:
+    def _note_end(self, outcome: Outcome) -> None:
         note, failure = self._world.note, outcome.failure
         if outcome.state is TaskState.DEAD and failure is not None:
             note(f"dead: {failure.kind}")
@@ -638,7 +658,7 @@ class Observer:
         now = core.now
         rebuilt = Coordination.recover(
             epoch=core.epoch + 1,
-            rng=Random(0),
+            rng=_NO_DRAWS,
             now=now,
             policy=core.policy,
             snapshot=snapshot,

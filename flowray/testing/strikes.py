@@ -37,11 +37,11 @@ class Strikes:
         self._places = Random(f"{world.seed}/places")
         self.emptied: set[str] = set()  # nodes that were drained at some time
         self._full_until = 0.0
-        self._midway, self._failing_sync = world.fault(CrashMidway), world.fault(SyncError)  # asked for all the time
+        self.midway, self._failing_sync = world.fault(CrashMidway), world.fault(SyncError)  # asked for all the time
 
     def heal(self) -> None:
         """No more faults."""
-        self._midway = self._failing_sync = None
+        self.midway = self._failing_sync = None
 
     def flips(self) -> Random | None:
         """A source of wrong bits, when there shall be one in what a coordinator reads."""
@@ -78,7 +78,7 @@ class Strikes:
 
     def down_midway_s(self) -> float | None:
         """For how long the coordinator is gone when it ends right now; None when it goes on."""
-        fault = self._midway
+        fault = self.midway
         return fault.down_s if fault is not None and self._rng.random() < fault.ratio else None
 
     def coordinator_started(self) -> None:

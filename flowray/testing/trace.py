@@ -65,7 +65,8 @@ from flowray.core.model import Failure, RouterRecord
 from flowray.core.streaming import DIGEST_BYTES
 from flowray.testing.clock import VirtualClock
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode_into = msgspec.msgpack.Encoder().encode_into
+_BUFFER = 1 << 16  # bytes that are digested together
 
 
 class Trace:
@@ -77,25 +78,33 @@ class Trace:
         self._clock = clock
         self._keep = keep
         self._digest = hashlib.blake2b(digest_size=16)
+        self._undigested = bytearray()
 
     @property
     def digest(self) -> str:
         """Equal for equal runs."""
+        self._update()
         return self._digest.hexdigest()
 
     def line(self, text: str) -> None:
         """Something outside the core."""
-        self._digest.update(text.encode())
+        self._undigested += text.encode()
         if self._keep:
             self.lines.append(f"{self._clock.now:10.4f}       {text}")
 
     def step(self, epoch: int, event: Event, commands: Sequence[Command]) -> None:
         """One event and what the core made of it."""
         self.events += 1
-        self._digest.update(_encode((self._clock.now, epoch, type(event).__name__, event, commands)))
+        _encode_into((self._clock.now, epoch, type(event).__name__, event, commands), self._undigested, -1)
+        if len(self._undigested) > _BUFFER:
+            self._update()
         if self._keep:
             self.lines.append(f"{self._clock.now:10.4f}  e{epoch:<3} {event_text(event)}")
             self.lines.extend(f"{'':18}-> {command_text(command)}" for command in commands)
+
+    def _update(self) -> None:
+        self._digest.update(self._undigested)
+        self._undigested.clear()
 
 
 def event_text(event: Event) -> str:

@@ -175,6 +175,8 @@ class World:
 
     def cuts_short(self, coordinator: CoordinatorProcess) -> bool:
         """Does this coordinator end between two effects of one event? Then it has."""
+        if self.strikes.midway is None:  # asked for each command
+            return not coordinator.alive
         down_s = self.strikes.down_midway_s()
         if down_s is None or not coordinator.alive:
             return not coordinator.alive
