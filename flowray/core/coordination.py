@@ -124,7 +124,7 @@ class Coordination:
         self.stateful = Stateful(self)
         self.draining = Draining(self)
         self.escalation = Escalation(self)
-        self._rng = rng
+        self.rng = rng
         self._out: list[Command] = []
         self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -258,37 +258,33 @@ class Coordination:
     def _on_submitted(self, event: TaskSubmitted) -> None:
         task = event.task
         if task.id in self.book.open or self.admission.recent(task.id):
-            self._out.append(KnownTask(task.id, task.id))
+            self.emit(KnownTask(task.id, task.id))
             return
         owner = self.admission.by_key(task.key)
         if owner is not None:
             if owner[1] == task.fingerprint:
-                self._out.append(KnownTask(task.id, owner[0]))
+                self.emit(KnownTask(task.id, owner[0]))
             else:
                 detail = f"key {task.key!r} belongs to task {owner[0]}, which asks for something else"
-                self._out.append(RefuseTask(task.id, "conflict", detail))
+                self.emit(RefuseTask(task.id, "conflict", detail))
             return
         lane = self._lane(task)
         if (stateful := self.stateful.has(task)) or task.entity:
             why = self.stateful.why_not(task) if stateful else f"entity: no stateful agents called {task.agent!r}"
             if why:
-                self._out.append(RefuseTask(task.id, "unknown_capability", why))
+                self.emit(RefuseTask(task.id, "unknown_capability", why))
                 return
         elif not lane.classes or all(one.hopeless for one in lane.classes):
-            self._out.append(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
+            self.emit(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
             return
         if task.fallback and not self._may_fall_back(task):
-            self._out.append(
-                RefuseTask(task.id, "unknown_capability", f"no agents called {task.fallback!r} (fallback)")
-            )
+            self.emit(RefuseTask(task.id, "unknown_capability", f"no agents called {task.fallback!r} (fallback)"))
             return
         full = self.admission.full(task)
         if full:
-            self._out.append(
-                RefuseTask(task.id, "queue_full", full, retry_after_s(self.registry, self.admission.open_tasks))
-            )
+            self.emit(RefuseTask(task.id, "queue_full", full, retry_after_s(self.registry, self.admission.open_tasks)))
             return
-        self._commit(AcceptTask(task, self.now, self.book.next_seq))
+        self.commit(AcceptTask(task, self.now, self.book.next_seq))
         self.admission.opened(task)
         entry = self.book.open[task.id]
         if entry.deadline_at is not None:
@@ -317,25 +313,25 @@ class Coordination:
         """Find an agent for the task: at once, or with a router's help where there is a choice."""
         if entry.failures and is_last(entry.task, entry.failures) and self._fall_back(entry, None):
             return
-        candidates = self.asking.about(lane, self._rng)
+        candidates = self.asking.about(lane, self.rng)
         if len(candidates) < 2:
             self._place_anywhere(entry, lane)
             return
-        if not self.asking.pays(entry, lane, self._rng):
+        if not self.asking.pays(entry, lane, self.rng):
             self._place_anywhere(entry, lane, "not_worth")
             return
         task_id = entry.task.id
         self.asking.ask(task_id, self.now)
         if ("estimates", "") not in self.timers:
             self.timers.set("estimates", "", self.now + self.policy.routing.within_s)
-        self._out.append(RequestEstimates(task_id, candidates, tried_by(entry)))
+        self.emit(RequestEstimates(task_id, candidates, tried_by(entry)))
 
     def _place_anywhere(self, entry: Entry, lane: Lane, why: str = "", detail: str = "") -> None:
         """Start the task where there is room, or let it wait. Older and more urgent tasks of its lane go first.
 
         `why` and `detail` say what kept the router from having a word, where it should have had one.
         """
-        chosen = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self._rng)
+        chosen = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self.rng)
         if chosen is not None:
             choice = structs.replace(chosen[1], unrouted=why, detail=detail) if why else chosen[1]
             self._start(entry, chosen[0], choice)
@@ -395,9 +391,9 @@ class Coordination:
         if entry.failures:
             failed = {name for name, _ in tried_by(entry)}
             candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
-        chosen, standing = self.asking.choose(entry, lane, candidates, event, self.now, took_s, self._rng)
+        chosen, standing = self.asking.choose(entry, lane, candidates, event, self.now, took_s, self.rng)
         bound = self.queue.bound(lane, chosen)
-        found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self._rng)
+        found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self.rng)
         if found is not None:
             self._start(entry, found[0], standing.as_choice(found[1].considered))
         else:
@@ -445,7 +441,7 @@ class Coordination:
             return
         self.acting.started()
         remaining_s, tried = entry.remaining_s(self.now), {name for name, _ in tried_by(entry)}
-        second = self.acting.copy(self._lane(task), choice.receipt, agent.id, tried, remaining_s, self._rng)
+        second = self.acting.copy(self._lane(task), choice.receipt, agent.id, tried, remaining_s, self.rng)
         if second is not None:
             self._start_on(entry, second.agent, second.choice, "copy", beside=True)
         else:
@@ -453,7 +449,7 @@ class Coordination:
 
     def _start_on(self, entry: Entry, agent: Agent, choice: Choice, reason: str, *, beside: bool = False) -> None:
         task, attempt, remaining_s = entry.task, entry.attempts + 1, entry.remaining_s(self.now)
-        self._commit(
+        self.commit(
             StartAttempt(
                 task.id, attempt, self.epoch, agent.id, agent.incarnation, self.now, reason, choice, remaining_s, beside
             )
@@ -482,7 +478,7 @@ class Coordination:
         choice = entry.choice()
         tried = {name for name, _ in tried_by(entry)}
         receipt = None if choice is None else choice.receipt
-        second = self.acting.hedge(self._lane(entry.task), receipt, entry.agent_id, tried, self._rng)
+        second = self.acting.hedge(self._lane(entry.task), receipt, entry.agent_id, tried, self.rng)
         if second is not None:
             self._start_on(entry, second.agent, second.choice, "hedge", beside=True)
         else:  # looked at again when it has run for twice as long
@@ -494,7 +490,7 @@ class Coordination:
         if one is None:
             return False
         lane, standing = self.queue.of(one), Standing(receipt, "fallback", one.spec.name)
-        found = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self._rng)
+        found = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self.rng)
         if found is not None:
             self._start(entry, found[0], standing.as_choice(found[1].considered))
         else:
@@ -601,10 +597,10 @@ class Coordination:
                 verdict = "refused"
             else:
                 verdict = "recorded"
-                self._commit(RecordStep(event.task_id, event.attempt, event.epoch, event.name, self.now, event.value))
+                self.commit(RecordStep(event.task_id, event.attempt, event.epoch, event.name, self.now, event.value))
                 self.admission.grew(step_bytes(event.name, event.value))
         token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
-        self._out.append(AnswerStep(*token, event.name, verdict, value, detail, event.number))
+        self.emit(AnswerStep(*token, event.name, verdict, value, detail, event.number))
 
     def _on_chunks(self, event: ChunksMade) -> None:
         """Record what is new of them; of a task's attempts all are held to the chunks that stand."""
@@ -630,7 +626,7 @@ class Coordination:
                     if other != held:  # it may have given what is withdrawn now
                         self._displace(entry, other)
         token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
-        self._out.append(AnswerChunks(*token, event.number, verdict, detail))
+        self.emit(AnswerChunks(*token, event.number, verdict, detail))
 
     def _record_chunks(
         self,
@@ -644,7 +640,7 @@ class Coordination:
         stream, before = entry.stream, entry.grown_bytes
         restarts = 0 if stream is None else len(stream.restarts) + (first < stream.count)
         where = (event.task_id, event.attempt, event.epoch, first, self.now)
-        self._commit(RecordChunks(*where, restarts, digests, len(body), skip, body))
+        self.commit(RecordChunks(*where, restarts, digests, len(body), skip, body))
         self.admission.grew(entry.grown_bytes - before)
         self.streaming.open_bytes += len(body)
 
@@ -706,7 +702,7 @@ class Coordination:
             return
         task_id, not_before = entry.task.id, self.now
         if alone and answer is None:
-            not_before += self.policy.retry.delay_s(entry.failures + 1, self._rng)
+            not_before += self.policy.retry.delay_s(entry.failures + 1, self.rng)
         failed = RequeueTask(task_id, attempt, self.now, "failed", failure, "failures", not_before)
         if answer is not None:
             failed = structs.replace(failed, quality=answer.quality, cost_usd=answer.cost_usd, run_s=answer.run_s)
@@ -715,9 +711,9 @@ class Coordination:
     def _go_on(self, entry: Entry, over: RequeueTask) -> None:
         """An attempt is over without an outcome: the one beside it goes on, or the task waits for the next."""
         if entry.extra is not None:
-            self._commit(structs.replace(over, arrow="outlived", not_before=0.0))
+            self.commit(structs.replace(over, arrow="outlived", not_before=0.0))
             return
-        self._commit(over)
+        self.commit(over)
         if over.arrow == "requeued":
             self._place(entry, self._lane(entry.task))
         else:
@@ -786,7 +782,7 @@ class Coordination:
             self._end_stream(entry, answer)
         outcome = outcome_of(entry, state, self.now, answer=answer, failure=failure)
         asked = asked_of(entry, self.policy.routing.keep_text)
-        self._commit(ResolveTask(outcome, task if state is TaskState.DEAD else None, asked))
+        self.commit(ResolveTask(outcome, task if state is TaskState.DEAD else None, asked))
         self.admission.closed(task, entry.grown_bytes)
         self.streaming.open_bytes -= entry.stream.size_bytes if entry.stream is not None else 0
         if entry.deadline_at is not None:
@@ -799,18 +795,18 @@ class Coordination:
     def _on_graded(self, event: GradeGiven) -> None:
         """An open task has no answer yet that a grade could be about."""
         if event.task_id not in self.book.open:
-            self._commit(GradeTask(event.task_id, event.quality, self.now, event.by))
+            self.commit(GradeTask(event.task_id, event.quality, self.now, event.by))
 
     def _on_cancel(self, event: CancelRequested) -> None:
         entry = self.book.open.get(event.task_id)
         if entry is None:
-            self._out.append(AnswerCancel(event.task_id, None))
+            self.emit(AnswerCancel(event.task_id, None))
             return
         if self.stateful.is_logged(entry):  # some process may have applied it already, and all will
-            self._out.append(AnswerCancel(event.task_id, TaskState.RUNNING))
+            self.emit(AnswerCancel(event.task_id, TaskState.RUNNING))
             return
         self._withdraw(entry, TaskState.CANCELLED, Failure(kind="cancelled", message="cancelled by its caller"))
-        self._out.append(AnswerCancel(event.task_id, TaskState.CANCELLED))
+        self.emit(AnswerCancel(event.task_id, TaskState.CANCELLED))
 
     def _withdraw(self, entry: Entry, state: TaskState, failure: Failure) -> None:
         """End an open task from outside: take it from wherever it is."""
@@ -851,7 +847,7 @@ class Coordination:
 
     def _tell_to_stop(self, agent: Agent, one: Running) -> None:
         agent.stopping[one.task_id, one.attempt, one.epoch] = self.now
-        self._out.append(CancelAttempt(one.task_id, one.attempt, agent.id, agent.incarnation, one.epoch))
+        self.emit(CancelAttempt(one.task_id, one.attempt, agent.id, agent.incarnation, one.epoch))
         if ("grace", agent.id) not in self.timers:
             self.timers.set("grace", agent.id, self.now + self.policy.cancel_grace_s)
 
@@ -866,7 +862,7 @@ class Coordination:
             self._add_agents(standbys)
 
     def _add_agents(self, spec: AgentSpec) -> None:
-        self._commit(AddAgents(spec, self.now))
+        self.commit(AddAgents(spec, self.now))
         one, added, surplus = self._join(spec)
         for agent in self.registry.broken(spec.name):  # added again: its author may have mended it
             self.registry.move(agent, "retried")
@@ -900,7 +896,7 @@ class Coordination:
     def _start_agent(self, agent: Agent) -> None:
         self.registry.move(agent, "requested")
         agent.incarnation += 1
-        self._commit(StartAgent(agent.id, agent.incarnation, agent.agent_class.spec.name, self.now))
+        self.commit(StartAgent(agent.id, agent.incarnation, agent.agent_class.spec.name, self.now))
         self.timers.set("start", agent.id, self.now + self.policy.start_timeout_s)
 
     def _stop(self, agent: Agent, reason: str) -> None:
@@ -909,7 +905,7 @@ class Coordination:
             self.timers.clear(kind, agent.id)
         agent.agent_class.update(agent)
         if agent.incarnation:
-            self._out.append(StopAgent(agent.id, agent.incarnation, reason))
+            self.emit(StopAgent(agent.id, agent.incarnation, reason))
         self.registry.forget(agent)
         self._unbind(agent.agent_class)
         self._give_up_hopeless(agent.agent_class)
@@ -922,7 +918,7 @@ class Coordination:
         if agent is None or event.incarnation < known or over or agent.state is AgentState.BROKEN:
             for one in event.running:
                 self._may_go_on(one.task_id)
-            self._out.append(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
+            self.emit(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
             return
         # Higher than ours only when the journal is an older copy: StartAgent waits for the disk.
         agent.incarnation = event.incarnation
@@ -998,7 +994,7 @@ class Coordination:
         self._leave_queue(entry)
         self.timers.clear("backoff", one.task_id)
         choice = Choice("adopted", 1, ((agent.id, agent.load),))
-        self._commit(
+        self.commit(
             StartAttempt(one.task_id, one.attempt, one.epoch, agent.id, agent.incarnation, self.now, "adopted", choice)
         )
         self._confirm(entry, agent, one.attempt)
@@ -1106,7 +1102,7 @@ class Coordination:
             # Looked at again when it says that it is over, or its agent is lost: within this time.
             self.timers.set("backoff", key, self.now + self.policy.cancel_grace_s)
             return
-        self._commit(WakeTask(entry.task.id, self.now))
+        self.commit(WakeTask(entry.task.id, self.now))
         self._place(entry, self._lane(entry.task))
 
     def _attempt_timed_out(self, key: str) -> None:
@@ -1132,7 +1128,7 @@ class Coordination:
         if due > self.now:  # the one that set the timer did stop; another was told later
             self.timers.set("grace", agent.id, due)
             return
-        self._out.append(StopAgent(agent.id, agent.incarnation, "an attempt that was told to stop goes on"))
+        self.emit(StopAgent(agent.id, agent.incarnation, "an attempt that was told to stop goes on"))
         self._lose_quietly(agent, "ended by the coordinator: a stopped attempt went on")
 
     def _lose_quietly(self, agent: Agent, cause: str) -> None:
@@ -1149,7 +1145,7 @@ class Coordination:
     def _start_timed_out(self, key: str) -> None:
         agent = self.registry.agent(AgentId(key))
         if agent is not None and agent.state is AgentState.STARTING:
-            self._out.append(StopAgent(agent.id, agent.incarnation, "it was not ready in time"))
+            self.emit(StopAgent(agent.id, agent.incarnation, "it was not ready in time"))
             self._lose_quietly(agent, "it was not ready in time")
 
     def _adoption_over(self, key: str) -> None:
@@ -1166,13 +1162,17 @@ class Coordination:
     # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _on_version(self, event: VersionDecided) -> None:
-        self._commit(RecordVersion(structs.replace(event.record, at=self.now)))
+        self.commit(RecordVersion(structs.replace(event.record, at=self.now)))
 
     # ── the one way out ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _commit(self, command: DurableCommand) -> None:
+    def commit(self, command: DurableCommand) -> None:
         """Emit a durable command: applied to the book here, to the journal by the driver."""
         self.book.apply(command)
+        self._out.append(command)
+
+    def emit(self, command: Command) -> None:
+        """Emit a command that changes nothing of the book."""
         self._out.append(command)
 
 

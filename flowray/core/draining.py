@@ -77,7 +77,7 @@ class Draining:
         """A node shall have no agents, or may have some again."""
         core = self._core
         if (event.node in core.book.drained) != event.drained:
-            core._commit(MarkNode(event.node, event.drained, core.now))
+            core.commit(MarkNode(event.node, event.drained, core.now))
         for agent in core.registry.agents():
             if agent.node == event.node and event.drained:
                 self._ask(agent.id, agent.incarnation)
@@ -172,13 +172,13 @@ class Draining:
         core.registry.move(agent, "moved")
         agent.prefetch, agent.service_s = 0, -1.0
         agent.agent_class.update(agent)
-        core._out.append(StopAgent(agent.id, agent.incarnation, _LEFT))
+        core.emit(StopAgent(agent.id, agent.incarnation, _LEFT))
         core._unbind(agent.agent_class)
         core._start_agent(agent)
 
     def _hand_over(self, agent: Agent) -> None:
         """End its process although it has something: others get that, and nobody is to blame."""
         core = self._core
-        core._out.append(StopAgent(agent.id, agent.incarnation, _LEFT))
+        core.emit(StopAgent(agent.id, agent.incarnation, _LEFT))
         core._lose_quietly(agent, _LEFT)
         core.timers.set("restart", agent.id, core.now)  # it was no crash: nothing to be spaced out

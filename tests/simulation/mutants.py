@@ -117,7 +117,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "poison never found": swap(C, "_attempt_lost", 'counts == "kills" and', "False and"),
     "losses unbounded": swap(C, "_attempt_lost", "elif counts and", "elif False and"),
     "resolved twice": swap(
-        C, "_commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
+        C, "commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
     ),
     "tasks lost with their agent": swap(C, "_requeue_all", "held = self._held_or_claimed(agent)", "held = []"),
     "deadline forgotten": swap(C, "_on_submitted", "if entry.deadline_at is not None:", "if False:"),
@@ -134,7 +134,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "admission counter leaks": swap(
         Admission, "closed", "self.open_tasks -= 1", "self.open_tasks -= task.priority < 5"
     ),
-    "wake-up lost": swap(C, "_backoff_over", "self._commit(WakeTask", "return None and (WakeTask"),
+    "wake-up lost": swap(C, "_backoff_over", "self.commit(WakeTask", "return None and (WakeTask"),
     "adopts what runs elsewhere": swap(
         C,
         "_adopt_or_stop",
