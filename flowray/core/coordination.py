@@ -31,7 +31,6 @@ from flowray.core.commands import (
     AnswerCancel,
     AnswerChunks,
     AnswerStep,
-    CancelAttempt,
     Command,
     DurableCommand,
     GradeTask,
@@ -99,6 +98,7 @@ from flowray.core.routing import run_times
 from flowray.core.stateful import Stateful, standby_of
 from flowray.core.states import AgentState, TaskState
 from flowray.core.steps import no_room, step_bytes
+from flowray.core.stopping import Stopping
 from flowray.core.streaming import DIGEST_BYTES, Streaming, fit
 from flowray.core.timers import Timers
 
@@ -121,6 +121,7 @@ class Coordination:
         self.asking = Asking(self.policy.routing)
         self.acting = Acting(self.policy.acting, self.policy.routing)
         self.streaming = Streaming(self.policy.streaming)
+        self.stopping = Stopping(self)
         self.stateful = Stateful(self)
         self.draining = Draining(self)
         self.escalation = Escalation(self)
@@ -156,7 +157,7 @@ class Coordination:
             "attempt": self._attempt_timed_out,
             "hedge": self._hedge_due,
             "estimates": self._estimates_late,
-            "grace": self._grace_over,
+            "grace": self.stopping.grace_over,
             "restart": self._restart_due,
             "start": self._start_timed_out,
             "adoption": self._adoption_over,
@@ -653,7 +654,7 @@ class Coordination:
         """An attempt gives other chunks than the one that leads, or goes on from chunks that were withdrawn."""
         alone = entry.extra is None
         self._attempt_over(entry.task, held.attempt, held.agent_id)
-        self._stop_attempt(entry.task.id, held)
+        self.stopping.stop(entry.task.id, held)
         failure = Failure(kind="diverged", message=f"attempt {held.attempt} gave other chunks than those that stand")
         self._attempt_lost(entry, held.attempt, failure, "losses" if alone else "")
 
@@ -664,11 +665,8 @@ class Coordination:
         if current and event.task_id in agent.outstanding:
             del agent.outstanding[event.task_id]
         elif token in agent.stopping:
-            del agent.stopping[token]
-            self._is_over(token)
+            self.stopping.ended(agent, token)
             run_s = None  # how long it ran until it was stopped says nothing of its agent
-            if not agent.stopping:
-                self.timers.clear("grace", agent.id)
         else:
             if event.epoch < self.epoch:
                 agent.is_over(token)
@@ -732,7 +730,7 @@ class Coordination:
         elif counts and entry.losses + 1 >= retry.max_losses:
             message = f"{entry.losses + 1} attempts were lost; the last: {failure.message}"
             self._give_up(entry, Failure(kind="agent_lost", message=message))
-        elif entry.task.exclusive and (over_in_s or self._goes_on(entry.task.id)):
+        elif entry.task.exclusive and (over_in_s or self.stopping.goes_on(entry.task.id)):
             not_before = self.now + over_in_s
             why = f"waits {over_in_s:g} s until it must be over" if over_in_s else "waits until it says that it is over"
             failure = structs.replace(failure, message=f"{failure.message}; its task is exclusive and {why}")
@@ -742,23 +740,6 @@ class Coordination:
             self._go_on(entry, RequeueTask(entry.task.id, attempt, self.now, "requeued", failure, counts))
 
     # ── tasks: exclusive ones ────────────────────────────────────────────────────────────────────────────────────
-
-    def _goes_on(self, task_id: TaskId) -> bool:
-        """Was an attempt of it told to stop, and has not said yet that it did?"""
-        return any(token[0] == task_id for agent in self.registry.agents() for token in agent.stopping)
-
-    def _is_over(self, token: tuple[TaskId, int, int]) -> None:
-        """An attempt that was told to stop has ended: an exclusive task need not wait for that any more."""
-        entry = self.book.open.get(token[0])
-        waits = entry is not None and entry.task.exclusive and entry.state is TaskState.BACKING_OFF
-        if entry is not None and waits and token[1:] == (entry.attempt, entry.epoch):
-            self.timers.set("backoff", token[0], max(entry.not_before, self.now))
-
-    def _may_go_on(self, task_id: TaskId) -> None:
-        """An attempt of it may be running where nobody can stop it: an exclusive task waits until it is over."""
-        entry = self.book.open.get(task_id)
-        if entry is not None and entry.task.exclusive and entry.state is TaskState.BACKING_OFF:
-            self.timers.set("backoff", task_id, max(entry.not_before, self.now + self.policy.fence_s))
 
     def may_lease(self, agent_id: AgentId, incarnation: int) -> bool:
         """Is this life of the agent one that is given attempts, and has it not been given up?"""
@@ -788,7 +769,7 @@ class Coordination:
         if entry.deadline_at is not None:
             self.timers.clear("deadline", task.id)
         if entry.extra is not None:
-            self._stop_attempts(entry)
+            self.stopping.stop_all(entry)
         if self.stateful.has(task):
             self.stateful.ended(task)
 
@@ -817,7 +798,7 @@ class Coordination:
             self.timers.clear("backoff", task_id)
         self._resolve(entry, state, failure=failure)
         if was is TaskState.RUNNING and entry.extra is None:
-            self._stop_attempts(entry)
+            self.stopping.stop_all(entry)
 
     def _leave_queue(self, entry: Entry) -> None:
         """Take a waiting task from wherever it waits: in a lane, or for estimates."""
@@ -829,27 +810,6 @@ class Coordination:
             return
         self._lane_of(entry).remove(task_id)
         self.asking.take(task_id)
-
-    def _stop_attempts(self, entry: Entry) -> None:
-        """The task has ended: what still runs of it shall stop."""
-        for held in entry.running():
-            self._attempt_over(entry.task, held.attempt, held.agent_id)
-            self._stop_attempt(entry.task.id, held)
-
-    def _stop_attempt(self, task_id: TaskId, held: Held) -> None:
-        """Tell its agent to stop an attempt. It holds its slot until the agent says that it is over."""
-        agent = self.registry.agent(AgentId(held.agent_id))
-        if agent is None or agent.outstanding.get(task_id) != held.attempt:
-            return
-        del agent.outstanding[task_id]
-        self._tell_to_stop(agent, Running(task_id, held.attempt, held.epoch))
-        agent.agent_class.update(agent)
-
-    def _tell_to_stop(self, agent: Agent, one: Running) -> None:
-        agent.stopping[one.task_id, one.attempt, one.epoch] = self.now
-        self.emit(CancelAttempt(one.task_id, one.attempt, agent.id, agent.incarnation, one.epoch))
-        if ("grace", agent.id) not in self.timers:
-            self.timers.set("grace", agent.id, self.now + self.policy.cancel_grace_s)
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -917,7 +877,7 @@ class Coordination:
         over = event.incarnation == known and agent is not None and agent.state is AgentState.WAITING
         if agent is None or event.incarnation < known or over or agent.state is AgentState.BROKEN:
             for one in event.running:
-                self._may_go_on(one.task_id)
+                self.stopping.may_go_on(one.task_id)
             self.emit(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
             return
         # Higher than ours only when the journal is an older copy: StartAgent waits for the disk.
@@ -953,7 +913,7 @@ class Coordination:
                 if held.incarnation != agent.incarnation:
                     over_in_s = self.policy.fence_s
                 elif entry.task.exclusive:  # this may be a report from before it had it
-                    self._tell_to_stop(agent, Running(*token))
+                    self.stopping.tell(agent, Running(*token))
                 failure = Failure(kind="agent_lost", message="its agent does not have it")
                 self._attempt_lost(entry, held.attempt, failure, "losses", over_in_s)
         for one in said.values():
@@ -989,7 +949,7 @@ class Coordination:
         # It may have heard already that it shall stop, or have answered since: then this report is from before.
         fresh = fresh and token not in agent.stopping and token not in agent.over
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
-            self._tell_to_stop(agent, one)
+            self.stopping.tell(agent, one)
             return
         self._leave_queue(entry)
         self.timers.clear("backoff", one.task_id)
@@ -1043,13 +1003,7 @@ class Coordination:
         self.registry.move(agent, "moved" if leaving and agent.state is AgentState.DRAINING else "lost")
         self.draining.lost(agent)
         self.timers.clear("start", agent.id)
-        self.timers.clear("grace", agent.id)
-        stopping, agent.stopping = agent.stopping, {}
-        for token in stopping:
-            if certain:
-                self._is_over(token)
-            else:
-                self._may_go_on(token[0])
+        self.stopping.lost(agent, certain=certain)
         agent.prefetch, agent.service_s = 0, -1.0
         agent.agent_class.update(agent)
         if draining:
@@ -1098,7 +1052,7 @@ class Coordination:
 
     def _backoff_over(self, key: str) -> None:
         entry = self.book.open[TaskId(key)]
-        if entry.task.exclusive and self._goes_on(entry.task.id):
+        if entry.task.exclusive and self.stopping.goes_on(entry.task.id):
             # Looked at again when it says that it is over, or its agent is lost: within this time.
             self.timers.set("backoff", key, self.now + self.policy.cancel_grace_s)
             return
@@ -1109,7 +1063,7 @@ class Coordination:
         entry, held = self._meant(key)
         message = f"attempt {held.attempt} did not end within {entry.task.attempt_timeout_s:g} s"
         self._attempt_over(entry.task, held.attempt, held.agent_id)
-        self._stop_attempt(entry.task.id, held)
+        self.stopping.stop(entry.task.id, held)
         failure = Failure(kind="timeout", type="TimeoutError", message=message, retryable=True)
         self._attempt_failed(entry, held.attempt, failure)
 
@@ -1118,18 +1072,6 @@ class Coordination:
         task_id, _, attempt = key.rpartition("#")
         entry = self.book.open[TaskId(task_id)]
         return entry, entry.numbered(int(attempt))
-
-    def _grace_over(self, key: str) -> None:
-        """An attempt that was told to stop still holds its slot: end the process."""
-        agent = self.registry.agent(AgentId(key))
-        if agent is None or not agent.stopping:
-            return
-        due = min(agent.stopping.values()) + self.policy.cancel_grace_s
-        if due > self.now:  # the one that set the timer did stop; another was told later
-            self.timers.set("grace", agent.id, due)
-            return
-        self.emit(StopAgent(agent.id, agent.incarnation, "an attempt that was told to stop goes on"))
-        self._lose_quietly(agent, "ended by the coordinator: a stopped attempt went on")
 
     def _lose_quietly(self, agent: Agent, cause: str) -> None:
         """Lose an agent by our own decision: its other attempts are not to blame."""

@@ -41,6 +41,7 @@ from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
+from flowray.core.stopping import Stopping
 from flowray.testing import coordinator as testing_coordinator
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
@@ -130,7 +131,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
     "priority inverted": swap(Lane, "push", "(-task.priority, seq, task.id)", "(task.priority, seq, task.id)"),
     "newest first": swap(Lane, "push", "(-task.priority, seq, task.id)", "(-task.priority, -seq, task.id)"),
-    "slot of a stopped attempt leaks": swap(C, "_free_slot", "del agent.stopping[token]", "pass"),
+    "slot of a stopped attempt leaks": swap(Stopping, "ended", "del agent.stopping[token]", "pass"),
     "admission counter leaks": swap(
         Admission, "closed", "self.open_tasks -= 1", "self.open_tasks -= task.priority < 5"
     ),
@@ -145,7 +146,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         C, "_restart_due", "self._start_agent(agent)", "self.timers.set('restart', key, self.now + 1e6)"
     ),
     "capabilities ignored": swap(AgentClass, "serves", "self.capabilities.issuperset(key.needs)", "True"),
-    "hung agents are kept": swap(C, "_grace_over", "due > self.now", "(due := self.now + 1e6)"),
+    "hung agents are kept": swap(Stopping, "grace_over", "due > core.now", "(due := core.now + 1e6)"),
     # two attempts at once
     "the other attempt is not told to stop": swap(C, "_resolve", "if entry.extra is not None:", "if False:"),
     "both answers count": swap(
@@ -180,7 +181,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "is given steps that are not on disk": swap(P, "_starts_late", " or bool(entry.steps)", ""),
     "exclusive tasks do not wait": swap(C, "_attempt_lost", "elif entry.task.exclusive and", "elif False and"),
     "told to stop and not waited for": swap(
-        C, "_backoff_over", "if entry.task.exclusive and self._goes_on(entry.task.id):", "if False:"
+        C, "_backoff_over", "if entry.task.exclusive and self.stopping.goes_on(entry.task.id):", "if False:"
     ),
     "found: second attempt is given steps of later": swap(P, "_given", "dict(", "("),
     "exclusive attempts start before they are on disk": swap(P, "_starts_late", "entry.task.exclusive or ", ""),
