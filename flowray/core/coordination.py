@@ -23,6 +23,7 @@ from msgspec import structs
 
 from flowray.core.acting import Acting, is_last, may_join
 from flowray.core.admission import Admission
+from flowray.core.adopting import Adopting
 from flowray.core.asking import Asking, Candidate, Standing, tried_by
 from flowray.core.book import Book, Entry, asked_of, outcome_of
 from flowray.core.commands import (
@@ -82,7 +83,6 @@ from flowray.core.model import (
     Failure,
     Held,
     Receipt,
-    Running,
     Snapshot,
     Task,
     TaskId,
@@ -121,13 +121,13 @@ class Coordination:
         self.asking = Asking(self.policy.routing)
         self.acting = Acting(self.policy.acting, self.policy.routing)
         self.streaming = Streaming(self.policy.streaming)
+        self.adopting = Adopting(self)
         self.stopping = Stopping(self)
         self.stateful = Stateful(self)
         self.draining = Draining(self)
         self.escalation = Escalation(self)
         self.rng = rng
         self._out: list[Command] = []
-        self._claims: dict[str, dict[TaskId, None]] = {}  # agent -> attempts it has yet to confirm after a restart
         self._handlers: dict[type, Callable[[Any], None]] = {
             TaskSubmitted: self._on_submitted,
             CancelRequested: self._on_cancel,
@@ -160,7 +160,7 @@ class Coordination:
             "grace": self.stopping.grace_over,
             "restart": self._restart_due,
             "start": self._start_timed_out,
-            "adoption": self._adoption_over,
+            "adoption": self.adopting.overdue,
             "hopeless": self._hopeless_found,
             "inbox": self.stateful.look,
             "snapshot": self.stateful.snapshot_due,
@@ -250,8 +250,7 @@ class Coordination:
                 core.timers.set("backoff", task_id, max(entry.not_before, now + fence_s))
             else:
                 for held in entry.running():
-                    core._claims.setdefault(held.agent_id, {})[task_id] = None
-                    core.timers.set("adoption", attempt_key(task_id, held.attempt), now + grace_s)
+                    core.adopting.expect(task_id, held, now + grace_s)
         return core
 
     # ── tasks: in ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -688,7 +687,7 @@ class Coordination:
             self.timers.clear("attempt", attempt_key(task.id, attempt))
         if task.idempotent:
             self.timers.clear("hedge", task.id)
-        self._unclaim(task.id, attempt, agent_id)
+        self.adopting.release(task.id, attempt, agent_id)
 
     def _attempt_failed(
         self, entry: Entry, attempt: int, failure: Failure, answer: AttemptFinished | None = None
@@ -886,7 +885,7 @@ class Coordination:
         agent.start_failures, agent.failure = 0, None
         self.timers.clear("start", agent.id)
         self.timers.clear("restart", agent.id)
-        self._reconcile(agent, event.running)
+        self.adopting.reconcile(agent, event.running)
         agent.agent_class.update(agent)
         self.stateful.ready(agent, event)
         if agent.state is AgentState.DRAINING and not agent.held:
@@ -895,69 +894,6 @@ class Coordination:
             self._fill(agent)
         agent.node = event.node
         self.draining.ready(agent)
-
-    def _reconcile(self, agent: Agent, running: tuple[Running, ...]) -> None:
-        """Bring the book and what the agent says it runs together."""
-        said = {(r.task_id, r.attempt, r.epoch): r for r in running}
-        for task_id in self._held_or_claimed(agent):
-            entry = self.book.open[task_id]
-            held = entry.at(agent.id)
-            token = (task_id, held.attempt, held.epoch)
-            self._unclaim(task_id, held.attempt, agent.id)
-            if token in said and held.incarnation == agent.incarnation:
-                del said[token]
-                self._confirm(entry, agent, held.attempt)
-            else:
-                agent.outstanding.pop(task_id, None)
-                over_in_s = 0.0
-                if held.incarnation != agent.incarnation:
-                    over_in_s = self.policy.fence_s
-                elif entry.task.exclusive:  # this may be a report from before it had it
-                    self.stopping.tell(agent, Running(*token))
-                failure = Failure(kind="agent_lost", message="its agent does not have it")
-                self._attempt_lost(entry, held.attempt, failure, "losses", over_in_s)
-        for one in said.values():
-            self._adopt_or_stop(agent, one)
-
-    def _held_or_claimed(self, agent: Agent) -> list[TaskId]:
-        """The attempts that the book has at this agent, whether the agent confirmed them or has yet to."""
-        return [*agent.outstanding, *self._claims.get(agent.id, ())]
-
-    def _confirm(self, entry: Entry, agent: Agent, attempt: int) -> None:
-        """The agent has what the book says. How long it has been at it is not known: its time begins now."""
-        self._hold(agent, entry.task, attempt)
-        if attempt == entry.attempt and entry.extra is None and may_join(entry.task, entry.failures):
-            choice = entry.choice()
-            if choice is not None and choice.policy != "fallback":
-                self._time_hedge(entry, agent, choice.receipt)
-
-    def _unclaim(self, task_id: TaskId, attempt: int, agent_id: str) -> None:
-        """The attempt needs no confirmation any more."""
-        claims = self._claims.get(agent_id)
-        if claims is not None and task_id in claims:
-            del claims[task_id]
-            self.timers.clear("adoption", attempt_key(task_id, attempt))
-
-    def _adopt_or_stop(self, agent: Agent, one: Running) -> None:
-        """The agent runs something that the book does not expect there: keep it if nobody else has it."""
-        entry = self.book.open.get(one.task_id)
-        # Not from an epoch before the last attempt's, whatever its number: its fence would be the lower one. Where the
-        # last one started was a second attempt, which has ended, its epoch is not known any more.
-        fresh = entry is not None and one.attempt > entry.attempts == entry.attempt
-        fresh = fresh and entry is not None and entry.epoch <= one.epoch < self.epoch
-        token = (one.task_id, one.attempt, one.epoch)
-        # It may have heard already that it shall stop, or have answered since: then this report is from before.
-        fresh = fresh and token not in agent.stopping and token not in agent.over
-        if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
-            self.stopping.tell(agent, one)
-            return
-        self._leave_queue(entry)
-        self.timers.clear("backoff", one.task_id)
-        choice = Choice("adopted", 1, ((agent.id, agent.load),))
-        self.commit(
-            StartAttempt(one.task_id, one.attempt, one.epoch, agent.id, agent.incarnation, self.now, "adopted", choice)
-        )
-        self._confirm(entry, agent, one.attempt)
 
     def _on_agent_lost(self, event: AgentLost) -> None:
         agent = self.registry.agent(event.agent_id)
@@ -1017,7 +953,7 @@ class Coordination:
             self._give_up_hopeless(agent.agent_class)
 
     def _requeue_all(self, agent: Agent, cause: str, *, blame: bool, certain: bool) -> None:
-        held = self._held_or_claimed(agent)
+        held = self.adopting.held_by(agent)
         agent.outstanding.clear()
         for position, task_id in enumerate(held):
             entry = self.book.open[task_id]
@@ -1089,12 +1025,6 @@ class Coordination:
         if agent is not None and agent.state is AgentState.STARTING:
             self.emit(StopAgent(agent.id, agent.incarnation, "it was not ready in time"))
             self._lose_quietly(agent, "it was not ready in time")
-
-    def _adoption_over(self, key: str) -> None:
-        entry, held = self._meant(key)
-        self._unclaim(entry.task.id, held.attempt, held.agent_id)
-        failure = Failure(kind="agent_lost", message=f"{held.agent_id} did not report after a coordinator restart")
-        self._attempt_lost(entry, held.attempt, failure, "losses", self.policy.fence_s)
 
     def _hopeless_found(self, key: str) -> None:
         for one in self.registry.classes():

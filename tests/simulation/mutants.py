@@ -24,6 +24,7 @@ from typing import Any
 
 from flowray.core import acting, book, coordination, streaming
 from flowray.core.admission import Admission
+from flowray.core.adopting import Adopting
 from flowray.core.book import Book, Entry
 from flowray.core.commands import (
     AcceptTask,
@@ -120,11 +121,11 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "resolved twice": swap(
         C, "commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
     ),
-    "tasks lost with their agent": swap(C, "_requeue_all", "held = self._held_or_claimed(agent)", "held = []"),
+    "tasks lost with their agent": swap(C, "_requeue_all", "held = self.adopting.held_by(agent)", "held = []"),
     "deadline forgotten": swap(C, "_on_submitted", "if entry.deadline_at is not None:", "if False:"),
     "deadline forgotten by recovery": swap(C, "recover", "if entry.deadline_at is not None)", "if False)"),
     "running attempts forgotten by recovery": swap(
-        C, "recover", 'core.timers.set("adoption", attempt_key(task_id, held.attempt), now + grace_s)', "pass"
+        Adopting, "expect", 'self._timers.set("adoption", attempt_key(task_id, held.attempt), until)', "pass"
     ),
     "cancel answered, task goes on": swap(
         C, "_on_cancel", "self._withdraw(entry, TaskState.CANCELLED,", "(lambda *_: None)(entry, TaskState.CANCELLED,"
@@ -137,7 +138,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
     "wake-up lost": swap(C, "_backoff_over", "self.commit(WakeTask", "return None and (WakeTask"),
     "adopts what runs elsewhere": swap(
-        C,
+        Adopting,
         "_adopt_or_stop",
         "if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):",
         "if entry is None or not fresh:",
@@ -190,8 +191,10 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "leases for those given up": swap(C, "may_lease", "return alive and", "return True or"),
     "leases of an epoch that is over": swap(P, "lease", "self._when_synced(grant)", "grant()"),
     # bugs that the simulation found
-    "found: adopts with a lower fence": swap(C, "_adopt_or_stop", "entry.epoch <= one.epoch", "one.epoch"),
-    "found: claim outlives its answer": swap(C, "_attempt_over", "self._unclaim(task.id, attempt, agent_id)", "pass"),
+    "found: adopts with a lower fence": swap(Adopting, "_adopt_or_stop", "entry.epoch <= one.epoch", "one.epoch"),
+    "found: claim outlives its answer": swap(
+        C, "_attempt_over", "self.adopting.release(task.id, attempt, agent_id)", "pass"
+    ),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
     "found: draining agents are not kept": swap(C, "_add_agents", "agent not in surplus", "False"),
@@ -211,8 +214,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
         Agent, "observe", "max_prefetch if prefetch_s > 0 else 0", "max_prefetch"
     ),
     "found: stale list after a hand-back": swap(C, "_on_returned", "agent.agent_class.update(agent)\n", "pass\n"),
-    "found: adopts what it told to stop": swap(C, "_adopt_or_stop", "not in agent.stopping", "not in ()"),
-    "found: adopts what has answered": swap(C, "_adopt_or_stop", "and token not in agent.over", ""),
+    "found: adopts what it told to stop": swap(Adopting, "_adopt_or_stop", "not in agent.stopping", "not in ()"),
+    "found: adopts what has answered": swap(Adopting, "_adopt_or_stop", "and token not in agent.over", ""),
     # what the driver must keep
     "no fence": put(Writer, "fenced", property(lambda self: False)),
     "tells before it is on disk": swap(P, "_when_synced", "if self.writer.synced < position:", "if False:"),
@@ -265,7 +268,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "story not in the snapshot": swap(book, "_frozen", "story=tuple(entry.story)", "story=()"),
     "incarnations not in the snapshot": swap(Book, "restore", "dict(snapshot.incarnations)", "{}"),
     "age of tasks begins again": swap(Book, "restore", "self.next_seq = snapshot.next_seq", "pass"),
-    "adopted and still in its lane": swap(C, "_adopt_or_stop", "self._leave_queue(entry)", "pass"),
+    "adopted and still in its lane": swap(Adopting, "_adopt_or_stop", "core._leave_queue(entry)", "pass"),
     # agents, deadlines and what waits
     "death of an old incarnation counts": swap(C, "_on_agent_lost", "or agent.incarnation != event.incarnation", ""),
     "reports of old incarnations count": swap(C, "_on_agent_ready", "event.incarnation < known or", ""),
