@@ -109,7 +109,7 @@ class Adopting:
         if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):
             core.stopping.tell(agent, one)
             return
-        core._leave_queue(entry)
+        core.placing.leave(entry)
         self._timers.clear("backoff", one.task_id)
         choice = Choice("adopted", 1, ((agent.id, agent.load),))
         core.commit(

@@ -21,10 +21,10 @@ from typing import Any
 
 from msgspec import structs
 
-from flowray.core.acting import Acting, is_last, may_join
+from flowray.core.acting import Acting, may_join
 from flowray.core.admission import Admission
 from flowray.core.adopting import Adopting
-from flowray.core.asking import Asking, Candidate, Standing, tried_by
+from flowray.core.asking import Asking, tried_by
 from flowray.core.book import Book, Entry, asked_of, outcome_of
 from flowray.core.commands import (
     AcceptTask,
@@ -40,7 +40,6 @@ from flowray.core.commands import (
     RecordStep,
     RecordVersion,
     RefuseTask,
-    RequestEstimates,
     RequeueTask,
     ResolveTask,
     StartAgent,
@@ -79,7 +78,6 @@ from flowray.core.model import (
     AgentId,
     AgentSpec,
     Choice,
-    Estimate,
     Failure,
     Held,
     Receipt,
@@ -88,13 +86,12 @@ from flowray.core.model import (
     TaskId,
 )
 from flowray.core.naming import attempt_key
-from flowray.core.placement import choose_agent
+from flowray.core.placing import Placing
 from flowray.core.policy import CorePolicy
-from flowray.core.queueing import Lane, Queue
+from flowray.core.queueing import Queue
 from flowray.core.refusal import retry_after_s, why_nobody
 from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
-from flowray.core.routing import run_times
 from flowray.core.stateful import Stateful, standby_of
 from flowray.core.states import AgentState, TaskState
 from flowray.core.steps import no_room, step_bytes
@@ -102,7 +99,6 @@ from flowray.core.stopping import Stopping
 from flowray.core.streaming import DIGEST_BYTES, Streaming, fit
 from flowray.core.timers import Timers
 
-_LANES_LOOKED_AT = 4  # of those that wait for other classes, by an agent without work
 _SOON_S = 0.05  # an attempt that cannot be hedged now is not looked at again before
 
 
@@ -112,6 +108,7 @@ class Coordination:
     def __init__(self, *, epoch: int, rng: Rng, policy: CorePolicy | None = None) -> None:
         self.epoch = epoch
         self.policy = policy or CorePolicy()
+        self.rng = rng
         self.now = 0.0
         self.book = Book()
         self.registry = Registry(self.policy.restart)
@@ -121,12 +118,12 @@ class Coordination:
         self.asking = Asking(self.policy.routing)
         self.acting = Acting(self.policy.acting, self.policy.routing)
         self.streaming = Streaming(self.policy.streaming)
+        self.placing = Placing(self)
         self.adopting = Adopting(self)
         self.stopping = Stopping(self)
         self.stateful = Stateful(self)
         self.draining = Draining(self)
         self.escalation = Escalation(self)
-        self.rng = rng
         self._out: list[Command] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             TaskSubmitted: self._on_submitted,
@@ -139,8 +136,8 @@ class Coordination:
             OutputGiven: self.stateful.output,
             SnapshotMade: self.stateful.snapshot_made,
             StateRefused: self.stateful.refused,
-            EstimatesReady: self._on_estimates,
-            EstimatesFailed: self._on_no_estimates,
+            EstimatesReady: self.placing.on_estimates,
+            EstimatesFailed: self.placing.on_no_estimates,
             AgentsAdded: self._on_agents_added,
             AgentReady: self._on_agent_ready,
             AgentLost: self._on_agent_lost,
@@ -156,7 +153,7 @@ class Coordination:
             "backoff": self._backoff_over,
             "attempt": self._attempt_timed_out,
             "hedge": self._hedge_due,
-            "estimates": self._estimates_late,
+            "estimates": self.placing.estimates_late,
             "grace": self.stopping.grace_over,
             "restart": self._restart_due,
             "start": self._start_timed_out,
@@ -243,7 +240,8 @@ class Coordination:
             core.admission.grew(entry.grown_bytes)
             core.streaming.open_bytes += entry.stream.size_bytes if entry.stream is not None else 0
             if entry.state is TaskState.QUEUED:
-                core._wait_recovered(entry)
+                waiting = core.stateful if core.stateful.has(entry.task) else core.placing
+                waiting.recovered(entry)
             elif entry.state is TaskState.BACKING_OFF:
                 # Its last attempt may have been told to stop, and not have said yet that it did.
                 fence_s = core.policy.fence_s if entry.task.exclusive and keep_agents else 0.0
@@ -268,7 +266,7 @@ class Coordination:
                 detail = f"key {task.key!r} belongs to task {owner[0]}, which asks for something else"
                 self.emit(RefuseTask(task.id, "conflict", detail))
             return
-        lane = self._lane(task)
+        lane = self.placing.lane(task)
         if (stateful := self.stateful.has(task)) or task.entity:
             why = self.stateful.why_not(task) if stateful else f"entity: no stateful agents called {task.agent!r}"
             if why:
@@ -277,7 +275,7 @@ class Coordination:
         elif not lane.classes or all(one.hopeless for one in lane.classes):
             self.emit(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
             return
-        if task.fallback and not self._may_fall_back(task):
+        if task.fallback and not self.placing.fallback_of(task):
             self.emit(RefuseTask(task.id, "unknown_capability", f"no agents called {task.fallback!r} (fallback)"))
             return
         full = self.admission.full(task)
@@ -292,144 +290,9 @@ class Coordination:
         if stateful:
             self.stateful.arrive(entry)
         else:
-            self._place(entry, lane)
+            self.placing.place(entry, lane)
 
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def _lane(self, task: Task) -> Lane:
-        found = self.queue.find(task)  # which is falsy when nobody waits there
-        return found if found is not None else self.queue.lane(task, self.registry.classes())
-
-    def _lane_of(self, entry: Entry) -> Lane:
-        """The lane where a waiting task is."""
-        lane = self._lane(entry.task)
-        standing = self.asking.standing(entry.task.id)
-        one = None if standing is None else self.registry.named(standing.chosen)
-        if standing is None or one is None:
-            return lane
-        return self.queue.of(one) if standing.policy == "fallback" else self.queue.bound(lane, one)
-
-    def _place(self, entry: Entry, lane: Lane) -> None:
-        """Find an agent for the task: at once, or with a router's help where there is a choice."""
-        if entry.failures and is_last(entry.task, entry.failures) and self._fall_back(entry, None):
-            return
-        candidates = self.asking.about(lane, self.rng)
-        if len(candidates) < 2:
-            self._place_anywhere(entry, lane)
-            return
-        if not self.asking.pays(entry, lane, self.rng):
-            self._place_anywhere(entry, lane, "not_worth")
-            return
-        task_id = entry.task.id
-        self.asking.ask(task_id, self.now)
-        if ("estimates", "") not in self.timers:
-            self.timers.set("estimates", "", self.now + self.policy.routing.within_s)
-        self.emit(RequestEstimates(task_id, candidates, tried_by(entry)))
-
-    def _place_anywhere(self, entry: Entry, lane: Lane, why: str = "", detail: str = "") -> None:
-        """Start the task where there is room, or let it wait. Older and more urgent tasks of its lane go first.
-
-        `why` and `detail` say what kept the router from having a word, where it should have had one.
-        """
-        chosen = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self.rng)
-        if chosen is not None:
-            choice = structs.replace(chosen[1], unrouted=why, detail=detail) if why else chosen[1]
-            self._start(entry, chosen[0], choice)
-        elif lane.classes and all(one.hopeless for one in lane.classes):
-            if not self._fall_back(entry, None):
-                self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
-        else:
-            if why:
-                self.asking.leave_out(entry.task.id, why, detail)
-            lane.push(entry.task, entry.seq)
-
-    def _on_estimates(self, event: EstimatesReady) -> None:
-        for task_id, estimates in event.answers:
-            asked_at = self.asking.answered(task_id)
-            if asked_at is not None:
-                self._route(self.book.open[task_id], estimates, event, self.now - asked_at)
-        self._forget_late()
-
-    def _on_no_estimates(self, event: EstimatesFailed) -> None:
-        for task_id in event.task_ids:
-            if self.asking.answered(task_id) is not None:
-                entry = self.book.open[task_id]
-                self._place_anywhere(entry, self._lane(entry.task), "failed", event.reason)
-        self._forget_late()
-
-    def _estimates_late(self, key: str) -> None:
-        for task_id in self.asking.late(self.now):
-            entry = self.book.open[task_id]
-            self._place_anywhere(entry, self._lane(entry.task), "late")
-        if (at := self.asking.next_late()) is not None:
-            self.timers.set("estimates", "", at)
-
-    def _forget_late(self) -> None:
-        """One timer serves all questions: it is not wanted while none is under way."""
-        if self.asking.next_late() is None:
-            self.timers.clear("estimates", "")
-
-    def _route(self, entry: Entry, estimates: tuple[Estimate, ...], event: EstimatesReady, took_s: float) -> None:
-        """Choose a class of agents, and start the task on one of them or let it wait for one."""
-        task, lane = entry.task, self._lane(entry.task)
-        candidates: list[Candidate] = []
-        for estimate, run_s in zip(estimates, run_times(estimates), strict=True):
-            one = lane.by_name.get(estimate.candidate)
-            if one is not None and one.ready_slots:
-                queued = lane.waiting.get(estimate.candidate)
-                wait_s = one.wait_s(len(queued) if queued is not None else 0, run_s)
-                candidates.append(Candidate(estimate, one, wait_s))
-        if not candidates:
-            self._place_anywhere(entry, lane, "failed")
-            return
-        if task.fallback:
-            expectations = [(each.estimate, each.wait_s) for each in candidates]
-            if self.acting.is_lost(expectations, entry.remaining_s(self.now)):
-                receipt = self.asking.given_up(task.fallback, candidates, event, took_s)
-                if self._fall_back(entry, receipt):
-                    return
-        if entry.failures:
-            failed = {name for name, _ in tried_by(entry)}
-            candidates = [each for each in candidates if each.estimate.candidate not in failed] or candidates
-        chosen, standing = self.asking.choose(entry, lane, candidates, event, self.now, took_s, self.rng)
-        bound = self.queue.bound(lane, chosen)
-        found = None if len(bound) else choose_agent(bound, self.policy.placement, self.now, self.rng)
-        if found is not None:
-            self._start(entry, found[0], standing.as_choice(found[1].considered))
-        else:
-            self.asking.decide(task.id, standing)
-            bound.push(task, entry.seq)
-            lane.bound.add(bound)
-
-    def _take_over(self, agent: Agent) -> bool:
-        """Give an idle agent a task that waits for another class, where that is worth as much by now."""
-        one = agent.agent_class
-        for lane in one.lanes:
-            for bound in [lane.bound[at] for at in range(min(len(lane.bound), _LANES_LOOKED_AT))]:
-                head = bound.head()
-                if head is None:
-                    lane.bound.discard(bound)
-                    continue
-                entry = self.book.open[head[2]]
-                standing = self.asking.taken_over(entry, one, bound.classes[0], self.now)
-                if standing is not None:
-                    bound.pop()
-                    self.asking.take(entry.task.id)
-                    self._start(entry, agent, standing.as_choice(((agent.id, agent.load),)))
-                    return True
-        return False
-
-    def _unbind(self, one: AgentClass) -> None:
-        """Nobody of the class takes attempts now: what was meant for it is decided again."""
-        if one.ready_slots:
-            return
-        for lane in [lane for lane in one.lanes if lane.key.agent == one.spec.name]:
-            for task_id in sorted(lane.ids()):
-                if self.asking.standing(task_id) is not None:
-                    lane.remove(task_id)
-                    self.asking.take(task_id)
-                    entry = self.book.open[task_id]
-                    self._place(entry, self._lane(entry.task))
 
     def _start(self, entry: Entry, agent: Agent, choice: Choice) -> None:
         """Start the one attempt of a waiting task; where that is not enough, a second one beside it."""
@@ -441,7 +304,7 @@ class Coordination:
             return
         self.acting.started()
         remaining_s, tried = entry.remaining_s(self.now), {name for name, _ in tried_by(entry)}
-        second = self.acting.copy(self._lane(task), choice.receipt, agent.id, tried, remaining_s, self.rng)
+        second = self.acting.copy(self.placing.lane(task), choice.receipt, agent.id, tried, remaining_s, self.rng)
         if second is not None:
             self._start_on(entry, second.agent, second.choice, "copy", beside=True)
         else:
@@ -478,64 +341,11 @@ class Coordination:
         choice = entry.choice()
         tried = {name for name, _ in tried_by(entry)}
         receipt = None if choice is None else choice.receipt
-        second = self.acting.hedge(self._lane(entry.task), receipt, entry.agent_id, tried, self.rng)
+        second = self.acting.hedge(self.placing.lane(entry.task), receipt, entry.agent_id, tried, self.rng)
         if second is not None:
             self._start_on(entry, second.agent, second.choice, "hedge", beside=True)
         else:  # looked at again when it has run for twice as long
             self.timers.set("hedge", key, self.now + max(_SOON_S, self.now - entry.started_at))
-
-    def _fall_back(self, entry: Entry, receipt: Receipt | None) -> bool:
-        """Give the task to its fallback, or let it wait for that; False where there is none that will come."""
-        one = self._may_fall_back(entry.task)
-        if one is None:
-            return False
-        lane, standing = self.queue.of(one), Standing(receipt, "fallback", one.spec.name)
-        found = None if len(lane) else choose_agent(lane, self.policy.placement, self.now, self.rng)
-        if found is not None:
-            self._start(entry, found[0], standing.as_choice(found[1].considered))
-        else:
-            self.asking.decide(entry.task.id, standing)
-            lane.push(entry.task, entry.seq)
-        return True
-
-    def _may_fall_back(self, task: Task) -> AgentClass | None:
-        one = self.registry.named(task.fallback) if task.fallback else None
-        return None if one is None or one.hopeless else one
-
-    def _wait_recovered(self, entry: Entry) -> None:
-        """A task that waited when an earlier coordinator ended waits again; nobody is there yet to start it."""
-        if self.stateful.has(entry.task):
-            self.stateful.recovered(entry)
-            return
-        if is_last(entry.task, entry.failures) and self._fall_back(entry, None):
-            return
-        if self.policy.routing.enabled:
-            self.asking.leave_out(entry.task.id, "recovered")
-        self._lane(entry.task).push(entry.task, entry.seq)
-
-    def _fill(self, agent: Agent) -> None:
-        """Give an agent with room the best of what waits for its class."""
-        one = agent.agent_class
-        while agent in one.free or agent in one.spare:
-            best: Lane | None = None
-            best_head: tuple[int, int, TaskId] | None = None
-            for lane in one.lanes:
-                if len(lane):
-                    head = lane.head()
-                    if head is not None and (best_head is None or head < best_head):
-                        best, best_head = lane, head
-            if best is None:
-                if agent in one.free and self._take_over(agent):
-                    continue
-                return
-            entry = self.book.open[best.pop()]
-            policy = "next_free" if agent in one.free else "prefetch"
-            considered = ((agent.id, agent.load),)
-            standing, why, detail = self.asking.take(entry.task.id)
-            if standing is not None:
-                self._start(entry, agent, standing.as_choice(considered))
-            else:
-                self._start(entry, agent, Choice(policy, 1, considered, None, why, detail))
 
     # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -559,7 +369,7 @@ class Coordination:
             else:
                 self._attempt_failed(entry, attempt, event.failure)
         if agent is not None:
-            self._fill(agent)
+            self.placing.fill(agent)
 
     def _is_current(self, entry: Entry, event: AttemptFinished | AttemptReturned) -> bool:
         return (
@@ -583,7 +393,7 @@ class Coordination:
             self._attempt_over(entry.task, event.attempt, event.agent_id)
             self._go_on(entry, RequeueTask(event.task_id, event.attempt, self.now, "requeued", None))
         if agent is not None:
-            self._fill(agent)
+            self.placing.fill(agent)
 
     def _on_step(self, event: StepFinished) -> None:
         """Record the first result of each step; only a running attempt's, so what a zombie brings is refused."""
@@ -712,7 +522,7 @@ class Coordination:
             return
         self.commit(over)
         if over.arrow == "requeued":
-            self._place(entry, self._lane(entry.task))
+            self.placing.place(entry, self.placing.lane(entry.task))
         else:
             self.timers.set("backoff", entry.task.id, over.not_before)
 
@@ -792,23 +602,12 @@ class Coordination:
         """End an open task from outside: take it from wherever it is."""
         task_id, was = entry.task.id, entry.state
         if was is TaskState.QUEUED:
-            self._leave_queue(entry)
+            self.placing.leave(entry)
         elif was is TaskState.BACKING_OFF:
             self.timers.clear("backoff", task_id)
         self._resolve(entry, state, failure=failure)
         if was is TaskState.RUNNING and entry.extra is None:
             self.stopping.stop_all(entry)
-
-    def _leave_queue(self, entry: Entry) -> None:
-        """Take a waiting task from wherever it waits: in a lane, or for estimates."""
-        task_id = entry.task.id
-        if self.stateful.leave(entry):
-            return
-        if self.asking.answered(task_id) is not None:
-            self._forget_late()
-            return
-        self._lane_of(entry).remove(task_id)
-        self.asking.take(task_id)
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -832,14 +631,14 @@ class Coordination:
             if agent.state is AgentState.DRAINING and agent not in surplus and not self.draining.is_leaving(agent.id):
                 self.registry.move(agent, "kept")
                 one.update(agent)
-                self._fill(agent)
+                self.placing.fill(agent)
                 self.draining.ready(agent)
         for agent in surplus:
             self.draining.unwanted(agent)
             if agent.state is AgentState.READY and agent.held:
                 self.registry.move(agent, "drain")
                 agent.agent_class.update(agent)
-                self._unbind(agent.agent_class)
+                self.placing.unbind(agent.agent_class)
             elif agent.state is not AgentState.DRAINING:
                 self._stop(agent, "not wanted any more")
 
@@ -866,7 +665,7 @@ class Coordination:
         if agent.incarnation:
             self.emit(StopAgent(agent.id, agent.incarnation, reason))
         self.registry.forget(agent)
-        self._unbind(agent.agent_class)
+        self.placing.unbind(agent.agent_class)
         self._give_up_hopeless(agent.agent_class)
 
     def _on_agent_ready(self, event: AgentReady) -> None:
@@ -891,7 +690,7 @@ class Coordination:
         if agent.state is AgentState.DRAINING and not agent.held:
             self.draining.emptied(agent)
         else:
-            self._fill(agent)
+            self.placing.fill(agent)
         agent.node = event.node
         self.draining.ready(agent)
 
@@ -914,20 +713,14 @@ class Coordination:
             return
         self.registry.move(agent, "gave_up")
         self.timers.clear("start", agent.id)
-        self._unbind(agent.agent_class)
+        self.placing.unbind(agent.agent_class)
         self._requeue_all(agent, "it did not start", blame=False, certain=False)
         self._give_up_hopeless(agent.agent_class)
 
     def _give_up_hopeless(self, one: AgentClass) -> None:
         """A class lost an agent for good: end what waits for nobody else."""
         self.stateful.hopeless(one)
-        for lane in list(one.lanes):
-            if all(served_by.hopeless for served_by in lane.classes):
-                for task_id in sorted(lane.ids()):
-                    entry = self.book.open[task_id]
-                    self._leave_queue(entry)
-                    if not self._fall_back(entry, None):
-                        self._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, self.registry)))
+        self.placing.hopeless(one)
 
     def _lose(self, agent: Agent, cause: str, *, certain: bool) -> None:
         """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving.
@@ -946,7 +739,7 @@ class Coordination:
             self.registry.forget(agent)
         else:
             self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
-        self._unbind(agent.agent_class)
+        self.placing.unbind(agent.agent_class)
         self._requeue_all(agent, cause, blame=True, certain=certain)
         self.stateful.gone(agent, certain=certain, cause=cause)
         if draining:
@@ -993,7 +786,7 @@ class Coordination:
             self.timers.set("backoff", key, self.now + self.policy.cancel_grace_s)
             return
         self.commit(WakeTask(entry.task.id, self.now))
-        self._place(entry, self._lane(entry.task))
+        self.placing.place(entry, self.placing.lane(entry.task))
 
     def _attempt_timed_out(self, key: str) -> None:
         entry, held = self._meant(key)

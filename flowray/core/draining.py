@@ -163,7 +163,7 @@ class Draining:
         else:
             self._core.registry.move(agent, "drain")
             agent.agent_class.update(agent)
-            self._core._unbind(agent.agent_class)
+            self._core.placing.unbind(agent.agent_class)
 
     def _leave(self, agent: Agent) -> None:
         """It has nothing any more: end its process, start it again."""
@@ -173,7 +173,7 @@ class Draining:
         agent.prefetch, agent.service_s = 0, -1.0
         agent.agent_class.update(agent)
         core.emit(StopAgent(agent.id, agent.incarnation, _LEFT))
-        core._unbind(agent.agent_class)
+        core.placing.unbind(agent.agent_class)
         core._start_agent(agent)
 
     def _hand_over(self, agent: Agent) -> None:

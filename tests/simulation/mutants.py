@@ -40,6 +40,7 @@ from flowray.core.commands import (
 from flowray.core.coordination import Coordination
 from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
+from flowray.core.placing import Placing
 from flowray.core.queueing import Lane
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
 from flowray.core.stopping import Stopping
@@ -172,7 +173,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "number of an attempt used twice": swap(C, "_start_on", "entry.attempts + 1", "entry.attempt + 1"),
     "hedge timer outlives its attempt": swap(C, "_attempt_over", "if task.idempotent:", "if False:"),
     "second attempts cost nothing": put(Credits, "pay", lambda self: None),
-    "task stays with a fallback that is gone": swap(C, "_may_fall_back", "one is None or one.hopeless", "one is None"),
+    "task stays with a fallback that is gone": swap(
+        Placing, "fallback_of", "one is None or one.hopeless", "one is None"
+    ),
     "grades answered before they are on disk": put(GradeTask, "waits", False),
     # steps, fences and exclusive tasks
     "a stale attempt records": swap(C, "_on_step", "_is(held, event) and ", ""),
@@ -250,7 +253,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "checksum not compared": swap(Disk, "recall", "zlib.crc32(body) != checksum", "False"),
     # what recovery must bring back
     "waiting tasks forgotten by recovery": swap(
-        C, "_wait_recovered", "self._lane(entry.task).push(entry.task, entry.seq)", "pass"
+        Placing, "recovered", "self.lane(entry.task).push(entry.task, entry.seq)", "pass"
     ),
     "back-offs forgotten by recovery": swap(
         C, "recover", 'core.timers.set("backoff", task_id, max(entry.not_before, now + fence_s))', "pass"
@@ -268,7 +271,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "story not in the snapshot": swap(book, "_frozen", "story=tuple(entry.story)", "story=()"),
     "incarnations not in the snapshot": swap(Book, "restore", "dict(snapshot.incarnations)", "{}"),
     "age of tasks begins again": swap(Book, "restore", "self.next_seq = snapshot.next_seq", "pass"),
-    "adopted and still in its lane": swap(Adopting, "_adopt_or_stop", "core._leave_queue(entry)", "pass"),
+    "adopted and still in its lane": swap(Adopting, "_adopt_or_stop", "core.placing.leave(entry)", "pass"),
     # agents, deadlines and what waits
     "death of an old incarnation counts": swap(C, "_on_agent_lost", "or agent.incarnation != event.incarnation", ""),
     "reports of old incarnations count": swap(C, "_on_agent_ready", "event.incarnation < known or", ""),
@@ -276,10 +279,10 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "accepted and then shed": swap(
         C,
         "_on_submitted",
-        "self._place(entry, lane)",
-        "self._place(entry, lane)\n"
+        "self.placing.place(entry, lane)",
+        "self.placing.place(entry, lane)\n"
         "    if self.admission.open_tasks > 20 and entry.state is TaskState.QUEUED:\n"
-        "        self._leave_queue(entry)\n        self._give_up(entry, Failure(kind='shed', message='full'))",
+        "        self.placing.leave(entry)\n        self._give_up(entry, Failure(kind='shed', message='full'))",
     ),
     "one task more than admission allows": swap(
         Admission, "full", "self.open_tasks >= policy.max_open_tasks", "self.open_tasks > policy.max_open_tasks"
@@ -291,7 +294,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "timer of a deadline outlives its task": swap(C, "_resolve", 'self.timers.clear("deadline", task.id)', "pass"),
     "timer of a back-off outlives its task": swap(C, "_withdraw", 'self.timers.clear("backoff", task_id)', "pass"),
     "no time-out for estimates": swap(
-        C, "_place", 'self.timers.set("estimates", "", self.now + self.policy.routing.within_s)', "pass"
+        Placing, "place", 'self._timers.set("estimates", "", core.now + core.policy.routing.within_s)', "pass"
     ),
     # chunks
     "chunks acknowledged before they are on disk": put(AnswerChunks, "waits", False),
