@@ -17,14 +17,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowray.core.acting import may_join
 from flowray.core.commands import StartAttempt
 from flowray.core.model import Choice, Failure, Held, Running, TaskId
 from flowray.core.naming import attempt_key
 from flowray.core.states import TaskState
 
 if TYPE_CHECKING:
-    from flowray.core.book import Entry
     from flowray.core.coordination import Coordination
     from flowray.core.registry import Agent
 
@@ -54,10 +52,10 @@ class Adopting:
     def overdue(self, key: str) -> None:
         """An agent has not said in time that it has the attempt of this key."""
         core = self._core
-        entry, held = core._meant(key)
+        entry, held = core.attempts.meant(key)
         self.release(entry.task.id, held.attempt, held.agent_id)
         failure = Failure(kind="agent_lost", message=f"{held.agent_id} did not report after a coordinator restart")
-        core._attempt_lost(entry, held.attempt, failure, "losses", core.policy.fence_s)
+        core.attempts.lost(entry, held.attempt, failure, "losses", core.policy.fence_s)
 
     def held_by(self, agent: Agent) -> list[TaskId]:
         """The attempts that the book has at this agent, whether the agent confirmed them or has yet to."""
@@ -74,7 +72,7 @@ class Adopting:
             self.release(task_id, held.attempt, agent.id)
             if token in said and held.incarnation == agent.incarnation:
                 del said[token]
-                self._confirm(entry, agent, held.attempt)
+                core.attempts.confirm(entry, agent, held.attempt)
             else:
                 agent.outstanding.pop(task_id, None)
                 over_in_s = 0.0
@@ -83,17 +81,9 @@ class Adopting:
                 elif entry.task.exclusive:  # this may be a report from before it had it
                     core.stopping.tell(agent, Running(*token))
                 failure = Failure(kind="agent_lost", message="its agent does not have it")
-                core._attempt_lost(entry, held.attempt, failure, "losses", over_in_s)
+                core.attempts.lost(entry, held.attempt, failure, "losses", over_in_s)
         for one in said.values():
             self._adopt_or_stop(agent, one)
-
-    def _confirm(self, entry: Entry, agent: Agent, attempt: int) -> None:
-        """The agent has what the book says. How long it has been at it is not known: its time begins now."""
-        self._core._hold(agent, entry.task, attempt)
-        if attempt == entry.attempt and entry.extra is None and may_join(entry.task, entry.failures):
-            choice = entry.choice()
-            if choice is not None and choice.policy != "fallback":
-                self._core._time_hedge(entry, agent, choice.receipt)
 
     def _adopt_or_stop(self, agent: Agent, one: Running) -> None:
         """The agent runs something that the book does not expect there: keep it if nobody else has it."""
@@ -115,4 +105,4 @@ class Adopting:
         core.commit(
             StartAttempt(one.task_id, one.attempt, one.epoch, agent.id, agent.incarnation, core.now, "adopted", choice)
         )
-        self._confirm(entry, agent, one.attempt)
+        core.attempts.confirm(entry, agent, one.attempt)

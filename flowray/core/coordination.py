@@ -21,10 +21,11 @@ from typing import Any
 
 from msgspec import structs
 
-from flowray.core.acting import Acting, may_join
+from flowray.core.acting import Acting
 from flowray.core.admission import Admission
 from flowray.core.adopting import Adopting
-from flowray.core.asking import Asking, tried_by
+from flowray.core.asking import Asking
+from flowray.core.attempts import Attempts, is_of
 from flowray.core.book import Book, Entry, asked_of, outcome_of
 from flowray.core.commands import (
     AcceptTask,
@@ -40,12 +41,9 @@ from flowray.core.commands import (
     RecordStep,
     RecordVersion,
     RefuseTask,
-    RequeueTask,
     ResolveTask,
     StartAgent,
-    StartAttempt,
     StopAgent,
-    WakeTask,
 )
 from flowray.core.draining import Draining
 from flowray.core.escalation import Escalation
@@ -77,15 +75,12 @@ from flowray.core.invariants import check_coordination
 from flowray.core.model import (
     AgentId,
     AgentSpec,
-    Choice,
     Failure,
     Held,
-    Receipt,
     Snapshot,
     Task,
     TaskId,
 )
-from flowray.core.naming import attempt_key
 from flowray.core.placing import Placing
 from flowray.core.policy import CorePolicy
 from flowray.core.queueing import Queue
@@ -98,8 +93,6 @@ from flowray.core.steps import no_room, step_bytes
 from flowray.core.stopping import Stopping
 from flowray.core.streaming import DIGEST_BYTES, Streaming, fit
 from flowray.core.timers import Timers
-
-_SOON_S = 0.05  # an attempt that cannot be hedged now is not looked at again before
 
 
 class Coordination:
@@ -119,6 +112,7 @@ class Coordination:
         self.acting = Acting(self.policy.acting, self.policy.routing)
         self.streaming = Streaming(self.policy.streaming)
         self.placing = Placing(self)
+        self.attempts = Attempts(self)
         self.adopting = Adopting(self)
         self.stopping = Stopping(self)
         self.stateful = Stateful(self)
@@ -128,8 +122,8 @@ class Coordination:
         self._handlers: dict[type, Callable[[Any], None]] = {
             TaskSubmitted: self._on_submitted,
             CancelRequested: self._on_cancel,
-            AttemptFinished: self._on_finished,
-            AttemptReturned: self._on_returned,
+            AttemptFinished: self.attempts.on_finished,
+            AttemptReturned: self.attempts.on_returned,
             GradeGiven: self._on_graded,
             StepFinished: self._on_step,
             ChunksMade: self._on_chunks,
@@ -150,9 +144,9 @@ class Coordination:
         }
         self._timer_handlers: dict[str, Callable[[str], None]] = {
             "deadline": self._deadline_passed,
-            "backoff": self._backoff_over,
-            "attempt": self._attempt_timed_out,
-            "hedge": self._hedge_due,
+            "backoff": self.attempts.backoff_over,
+            "attempt": self.attempts.timed_out,
+            "hedge": self.attempts.hedge_due,
             "estimates": self.placing.estimates_late,
             "grace": self.stopping.grace_over,
             "restart": self._restart_due,
@@ -294,113 +288,16 @@ class Coordination:
 
     # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, entry: Entry, agent: Agent, choice: Choice) -> None:
-        """Start the one attempt of a waiting task; where that is not enough, a second one beside it."""
-        self._start_on(
-            entry, agent, choice, "first" if not entry.attempts else "retry" if entry.failures else "failover"
-        )
-        task = entry.task
-        if choice.policy == "fallback" or not may_join(task, entry.failures):
-            return
-        self.acting.started()
-        remaining_s, tried = entry.remaining_s(self.now), {name for name, _ in tried_by(entry)}
-        second = self.acting.copy(self.placing.lane(task), choice.receipt, agent.id, tried, remaining_s, self.rng)
-        if second is not None:
-            self._start_on(entry, second.agent, second.choice, "copy", beside=True)
-        else:
-            self._time_hedge(entry, agent, choice.receipt)
-
-    def _start_on(self, entry: Entry, agent: Agent, choice: Choice, reason: str, *, beside: bool = False) -> None:
-        task, attempt, remaining_s = entry.task, entry.attempts + 1, entry.remaining_s(self.now)
-        self.commit(
-            StartAttempt(
-                task.id, attempt, self.epoch, agent.id, agent.incarnation, self.now, reason, choice, remaining_s, beside
-            )
-        )
-        self._hold(agent, task, attempt)
-        agent.agent_class.update(agent)
-
-    def _hold(self, agent: Agent, task: Task, attempt: int) -> None:
-        """The agent has this attempt from now on."""
-        agent.outstanding[task.id] = attempt
-        if task.attempt_timeout_s is not None:
-            self.timers.set("attempt", attempt_key(task.id, attempt), self.now + task.attempt_timeout_s)
-
     # ── tasks: a second attempt, and the fallback ────────────────────────────────────────────────────────────────
 
-    def _time_hedge(self, entry: Entry, agent: Agent, receipt: Receipt | None) -> None:
-        after_s = self.acting.hedge_after_s(receipt, agent.agent_class)
-        if after_s is not None:
-            self.timers.set("hedge", entry.task.id, self.now + after_s)
-
-    def _hedge_due(self, key: str) -> None:
-        """The attempt runs longer than was expected."""
-        entry = self.book.open[TaskId(key)]
-        if entry.stream is not None:
-            return  # it is seen to go on, and another one would have to give the same chunks
-        choice = entry.choice()
-        tried = {name for name, _ in tried_by(entry)}
-        receipt = None if choice is None else choice.receipt
-        second = self.acting.hedge(self.placing.lane(entry.task), receipt, entry.agent_id, tried, self.rng)
-        if second is not None:
-            self._start_on(entry, second.agent, second.choice, "hedge", beside=True)
-        else:  # looked at again when it has run for twice as long
-            self.timers.set("hedge", key, self.now + max(_SOON_S, self.now - entry.started_at))
-
     # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _on_finished(self, event: AttemptFinished) -> None:
-        agent = self.registry.agent(event.agent_id)
-        entry = self.book.open.get(event.task_id)
-        current = entry is not None and self._is_current(entry, event)
-        if agent is not None:
-            self._free_slot(agent, event, current, event.run_s)
-        if entry is not None and current:
-            attempt = event.attempt
-            self._attempt_over(entry.task, attempt, event.agent_id)
-            least = entry.task.least_quality
-            if event.failure is None and least is not None and event.quality is not None and event.quality < least:
-                self._attempt_failed(entry, attempt, _not_enough(event.quality, least), event)
-            elif event.failure is None:
-                self._resolve(entry, TaskState.SUCCEEDED, answer=event)
-            elif event.failure.kind == "cancelled":
-                # Told to stop by an earlier coordinator, whose reason was in a lost tail: so there is none.
-                self._attempt_lost(entry, attempt, event.failure, "losses")
-            else:
-                self._attempt_failed(entry, attempt, event.failure)
-        if agent is not None:
-            self.placing.fill(agent)
-
-    def _is_current(self, entry: Entry, event: AttemptFinished | AttemptReturned) -> bool:
-        return (
-            entry.state is TaskState.RUNNING
-            and entry.attempt == event.attempt
-            and entry.epoch == event.epoch
-            and entry.agent_id == event.agent_id
-        ) or (entry.extra is not None and _is(entry.extra, event))
-
-    def _on_returned(self, event: AttemptReturned) -> None:
-        agent = self.registry.agent(event.agent_id)
-        entry = self.book.open.get(event.task_id)
-        current = entry is not None and self._is_current(entry, event)
-        if agent is not None:
-            # Whatever its average says, this agent is not quick now.
-            agent.service_s = max(agent.service_s, self.policy.placement.prefetch_s)
-            agent.prefetch = 0
-            agent.agent_class.update(agent)
-            self._free_slot(agent, event, current, None)
-        if entry is not None and current:
-            self._attempt_over(entry.task, event.attempt, event.agent_id)
-            self._go_on(entry, RequeueTask(event.task_id, event.attempt, self.now, "requeued", None))
-        if agent is not None:
-            self.placing.fill(agent)
 
     def _on_step(self, event: StepFinished) -> None:
         """Record the first result of each step; only a running attempt's, so what a zombie brings is refused."""
         entry = self.book.open.get(event.task_id)
         verdict, value, detail = "stale", None, ""
         running = entry.running() if entry is not None else ()
-        if entry is not None and any(_is(held, event) and held.incarnation == event.incarnation for held in running):
+        if entry is not None and any(is_of(held, event) and held.incarnation == event.incarnation for held in running):
             if event.name in entry.steps:
                 verdict, value = "known", entry.steps[event.name]
             elif detail := no_room(entry.steps, event.name, event.value):
@@ -416,7 +313,7 @@ class Coordination:
         """Record what is new of them; of a task's attempts all are held to the chunks that stand."""
         entry = self.book.open.get(event.task_id)
         running = entry.running() if entry is not None else ()
-        held = next((h for h in running if _is(h, event) and h.incarnation == event.incarnation), None)
+        held = next((h for h in running if is_of(h, event) and h.incarnation == event.incarnation), None)
         verdict, detail = "stale", ""
         if entry is not None and held is not None:
             stream, number = entry.stream, len(event.digests) // DIGEST_BYTES
@@ -462,91 +359,10 @@ class Coordination:
     def _displace(self, entry: Entry, held: Held) -> None:
         """An attempt gives other chunks than the one that leads, or goes on from chunks that were withdrawn."""
         alone = entry.extra is None
-        self._attempt_over(entry.task, held.attempt, held.agent_id)
+        self.attempts.over(entry.task, held.attempt, held.agent_id)
         self.stopping.stop(entry.task.id, held)
         failure = Failure(kind="diverged", message=f"attempt {held.attempt} gave other chunks than those that stand")
-        self._attempt_lost(entry, held.attempt, failure, "losses" if alone else "")
-
-    def _free_slot(
-        self, agent: Agent, event: AttemptFinished | AttemptReturned, current: bool, run_s: float | None
-    ) -> None:
-        token = (event.task_id, event.attempt, event.epoch)
-        if current and event.task_id in agent.outstanding:
-            del agent.outstanding[event.task_id]
-        elif token in agent.stopping:
-            self.stopping.ended(agent, token)
-            run_s = None  # how long it ran until it was stopped says nothing of its agent
-        else:
-            if event.epoch < self.epoch:
-                agent.is_over(token)
-            return
-        if run_s is not None:
-            assert isinstance(event, AttemptFinished)
-            worth = event.quality if event.quality is not None else 1.0
-            agent.agent_class.graded(worth if event.failure is None else 0.0)
-            agent.resolved += 1
-            agent.losses = 0
-            agent.observe(run_s, self.policy.placement.prefetch_s, self.policy.placement.max_prefetch)
-        agent.agent_class.update(agent)
-        if agent.state is AgentState.DRAINING and not agent.held:
-            self.draining.emptied(agent)
-
-    def _attempt_over(self, task: Task, attempt: int, agent_id: str) -> None:
-        """Nothing is expected of this attempt any more: neither its end in time nor its agent's word that it has it."""
-        if task.attempt_timeout_s is not None:
-            self.timers.clear("attempt", attempt_key(task.id, attempt))
-        if task.idempotent:
-            self.timers.clear("hedge", task.id)
-        self.adopting.release(task.id, attempt, agent_id)
-
-    def _attempt_failed(
-        self, entry: Entry, attempt: int, failure: Failure, answer: AttemptFinished | None = None
-    ) -> None:
-        """The agent's own code failed, or its answer is not enough: retry or give up. Only a failure needs a pause."""
-        alone = entry.extra is None
-        if alone and (not failure.retryable or entry.failures + 1 >= entry.task.max_attempts):
-            self._resolve(entry, TaskState.DEAD, answer=answer, failure=failure)
-            return
-        task_id, not_before = entry.task.id, self.now
-        if alone and answer is None:
-            not_before += self.policy.retry.delay_s(entry.failures + 1, self.rng)
-        failed = RequeueTask(task_id, attempt, self.now, "failed", failure, "failures", not_before)
-        if answer is not None:
-            failed = structs.replace(failed, quality=answer.quality, cost_usd=answer.cost_usd, run_s=answer.run_s)
-        self._go_on(entry, failed)
-
-    def _go_on(self, entry: Entry, over: RequeueTask) -> None:
-        """An attempt is over without an outcome: the one beside it goes on, or the task waits for the next."""
-        if entry.extra is not None:
-            self.commit(structs.replace(over, arrow="outlived", not_before=0.0))
-            return
-        self.commit(over)
-        if over.arrow == "requeued":
-            self.placing.place(entry, self.placing.lane(entry.task))
-        else:
-            self.timers.set("backoff", entry.task.id, over.not_before)
-
-    def _attempt_lost(self, entry: Entry, attempt: int, failure: Failure, counts: str, over_in_s: float = 0.0) -> None:
-        """The attempt ended without an answer, through no fault of the agent's code: again, elsewhere, at once.
-
-        Where it may go on for `over_in_s`, or was told to stop and has not answered, an exclusive task waits.
-        """
-        retry = self.policy.retry
-        self._attempt_over(entry.task, attempt, entry.numbered(attempt).agent_id)
-        if counts == "kills" and entry.kills + 1 >= retry.poison_kills:
-            message = f"{entry.kills + 1} agents died while running it; the last: {failure.message}"
-            self._give_up(entry, Failure(kind="poison", message=message))
-        elif counts and entry.losses + 1 >= retry.max_losses:
-            message = f"{entry.losses + 1} attempts were lost; the last: {failure.message}"
-            self._give_up(entry, Failure(kind="agent_lost", message=message))
-        elif entry.task.exclusive and (over_in_s or self.stopping.goes_on(entry.task.id)):
-            not_before = self.now + over_in_s
-            why = f"waits {over_in_s:g} s until it must be over" if over_in_s else "waits until it says that it is over"
-            failure = structs.replace(failure, message=f"{failure.message}; its task is exclusive and {why}")
-            over = RequeueTask(entry.task.id, attempt, self.now, "held_back", failure, counts, not_before)
-            self._go_on(entry, over)
-        else:
-            self._go_on(entry, RequeueTask(entry.task.id, attempt, self.now, "requeued", failure, counts))
+        self.attempts.lost(entry, held.attempt, failure, "losses" if alone else "")
 
     # ── tasks: exclusive ones ────────────────────────────────────────────────────────────────────────────────────
 
@@ -754,7 +570,7 @@ class Coordination:
             counts = ("kills" if position < agent.slots else "losses") if blame else ""
             failure = Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}")
             over_in_s = 0.0 if certain else self.policy.fence_s
-            self._attempt_lost(entry, entry.at(agent.id).attempt, failure, counts, over_in_s)
+            self.attempts.lost(entry, entry.at(agent.id).attempt, failure, counts, over_in_s)
 
     def _on_memory_told(self, event: MemoryTold) -> None:
         touched: dict[AgentClass, None] = {}
@@ -778,29 +594,6 @@ class Coordination:
         if self.stateful.is_logged(entry):
             message += "; it has its number, so the state will have it all the same"
         self._withdraw(entry, TaskState.EXPIRED, Failure(kind="deadline", message=message))
-
-    def _backoff_over(self, key: str) -> None:
-        entry = self.book.open[TaskId(key)]
-        if entry.task.exclusive and self.stopping.goes_on(entry.task.id):
-            # Looked at again when it says that it is over, or its agent is lost: within this time.
-            self.timers.set("backoff", key, self.now + self.policy.cancel_grace_s)
-            return
-        self.commit(WakeTask(entry.task.id, self.now))
-        self.placing.place(entry, self.placing.lane(entry.task))
-
-    def _attempt_timed_out(self, key: str) -> None:
-        entry, held = self._meant(key)
-        message = f"attempt {held.attempt} did not end within {entry.task.attempt_timeout_s:g} s"
-        self._attempt_over(entry.task, held.attempt, held.agent_id)
-        self.stopping.stop(entry.task.id, held)
-        failure = Failure(kind="timeout", type="TimeoutError", message=message, retryable=True)
-        self._attempt_failed(entry, held.attempt, failure)
-
-    def _meant(self, key: str) -> tuple[Entry, Held]:
-        """The attempt that a timer of this key is about."""
-        task_id, _, attempt = key.rpartition("#")
-        entry = self.book.open[TaskId(task_id)]
-        return entry, entry.numbered(int(attempt))
 
     def _lose_quietly(self, agent: Agent, cause: str) -> None:
         """Lose an agent by our own decision: its other attempts are not to blame."""
@@ -839,12 +632,3 @@ class Coordination:
     def emit(self, command: Command) -> None:
         """Emit a command that changes nothing of the book."""
         self._out.append(command)
-
-
-def _is(held: Held, event: AttemptFinished | AttemptReturned | StepFinished | ChunksMade) -> bool:
-    return (held.attempt, held.epoch, held.agent_id) == (event.attempt, event.epoch, event.agent_id)
-
-
-def _not_enough(quality: float, least: float) -> Failure:
-    message = f"the answer was reported to be worth {quality:g}; at least {least:g} is asked for"
-    return Failure(kind="quality", message=message, retryable=True)

@@ -87,7 +87,7 @@ class Placing:
         chosen = None if len(lane) else choose_agent(lane, self._placement, core.now, self._rng)
         if chosen is not None:
             choice = structs.replace(chosen[1], unrouted=why, detail=detail) if why else chosen[1]
-            core._start(entry, chosen[0], choice)
+            core.attempts.start(entry, chosen[0], choice)
         elif lane.classes and all(one.hopeless for one in lane.classes):
             if not self.fall_back(entry, None):
                 core._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, core.registry)))
@@ -154,7 +154,7 @@ class Placing:
         bound = self._queue.bound(lane, chosen)
         found = None if len(bound) else choose_agent(bound, self._placement, core.now, self._rng)
         if found is not None:
-            core._start(entry, found[0], standing.as_choice(found[1].considered))
+            core.attempts.start(entry, found[0], standing.as_choice(found[1].considered))
         else:
             self._asking.decide(task.id, standing)
             bound.push(task, entry.seq)
@@ -175,7 +175,7 @@ class Placing:
         lane, standing = self._queue.of(one), Standing(receipt, "fallback", one.spec.name)
         found = None if len(lane) else choose_agent(lane, self._placement, self._core.now, self._rng)
         if found is not None:
-            self._core._start(entry, found[0], standing.as_choice(found[1].considered))
+            self._core.attempts.start(entry, found[0], standing.as_choice(found[1].considered))
         else:
             self._asking.decide(entry.task.id, standing)
             lane.push(entry.task, entry.seq)
@@ -203,9 +203,9 @@ class Placing:
             considered = ((agent.id, agent.load),)
             standing, why, detail = self._asking.take(entry.task.id)
             if standing is not None:
-                self._core._start(entry, agent, standing.as_choice(considered))
+                self._core.attempts.start(entry, agent, standing.as_choice(considered))
             else:
-                self._core._start(entry, agent, Choice(policy, 1, considered, None, why, detail))
+                self._core.attempts.start(entry, agent, Choice(policy, 1, considered, None, why, detail))
 
     def _take_over(self, agent: Agent) -> bool:
         """Give an idle agent a task that waits for another class, where that is worth as much by now."""
@@ -221,7 +221,7 @@ class Placing:
                 if standing is not None:
                     bound.pop()
                     self._asking.take(entry.task.id)
-                    self._core._start(entry, agent, standing.as_choice(((agent.id, agent.load),)))
+                    self._core.attempts.start(entry, agent, standing.as_choice(((agent.id, agent.load),)))
                     return True
         return False
 

@@ -39,7 +39,7 @@ class Stopping:
     def stop_all(self, entry: Entry) -> None:
         """The task has ended: what still runs of it shall stop."""
         for held in entry.running():
-            self._core._attempt_over(entry.task, held.attempt, held.agent_id)
+            self._core.attempts.over(entry.task, held.attempt, held.agent_id)
             self.stop(entry.task.id, held)
 
     def stop(self, task_id: TaskId, held: Held) -> None:

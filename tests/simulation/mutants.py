@@ -22,9 +22,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from flowray.core import acting, book, coordination, streaming
+from flowray.core import acting, attempts, book, coordination, streaming
 from flowray.core.admission import Admission
 from flowray.core.adopting import Adopting
+from flowray.core.attempts import Attempts
 from flowray.core.book import Book, Entry
 from flowray.core.commands import (
     AcceptTask,
@@ -102,23 +103,23 @@ def put(owner: type, name: str, value: Any) -> Callable[[], None]:
 C, P = Coordination, CoordinatorProcess
 MUTANTS: dict[str, Callable[[], None]] = {
     # what the core decides
-    "answers of earlier attempts count": swap(C, "_is_current", "and entry.attempt == event.attempt", ""),
-    "answers of earlier epochs count": swap(C, "_is_current", "and entry.epoch == event.epoch", ""),
+    "answers of earlier attempts count": swap(Attempts, "_is_current", "and entry.attempt == event.attempt", ""),
+    "answers of earlier epochs count": swap(Attempts, "_is_current", "and entry.epoch == event.epoch", ""),
     "idempotency key forgotten": swap(Admission, "opened", "if task.key:", "if False:"),
     "fingerprint not compared": swap(C, "_on_submitted", "if owner[1] == task.fingerprint:", "if True:"),
     "one attempt too many": swap(
-        C,
-        "_attempt_failed",
+        Attempts,
+        "_failed",
         "entry.failures + 1 >= entry.task.max_attempts",
         "entry.failures >= entry.task.max_attempts",
     ),
-    "retries unbounded": swap(C, "_attempt_failed", "or entry.failures + 1 >= entry.task.max_attempts", ""),
-    "retries what is not retryable": swap(C, "_attempt_failed", "not failure.retryable or ", ""),
+    "retries unbounded": swap(Attempts, "_failed", "or entry.failures + 1 >= entry.task.max_attempts", ""),
+    "retries what is not retryable": swap(Attempts, "_failed", "not failure.retryable or ", ""),
     "back-off cut short": swap(
-        C, "_go_on", 'set("backoff", entry.task.id, over.not_before)', 'set("backoff", entry.task.id, self.now)'
+        Attempts, "_go_on", 'set("backoff", entry.task.id, over.not_before)', 'set("backoff", entry.task.id, core.now)'
     ),
-    "poison never found": swap(C, "_attempt_lost", 'counts == "kills" and', "False and"),
-    "losses unbounded": swap(C, "_attempt_lost", "elif counts and", "elif False and"),
+    "poison never found": swap(Attempts, "lost", 'counts == "kills" and', "False and"),
+    "losses unbounded": swap(Attempts, "lost", "elif counts and", "elif False and"),
     "resolved twice": swap(
         C, "commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
     ),
@@ -137,7 +138,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "admission counter leaks": swap(
         Admission, "closed", "self.open_tasks -= 1", "self.open_tasks -= task.priority < 5"
     ),
-    "wake-up lost": swap(C, "_backoff_over", "self.commit(WakeTask", "return None and (WakeTask"),
+    "wake-up lost": swap(Attempts, "backoff_over", "core.commit(WakeTask", "return None and (WakeTask"),
     "adopts what runs elsewhere": swap(
         Adopting,
         "_adopt_or_stop",
@@ -158,34 +159,34 @@ MUTANTS: dict[str, Callable[[], None]] = {
         "self.open[outcome.task_id]\n    if entry.extra is None:\n        del self.open[outcome.task_id]",
     ),
     "the second answer does not count": swap(
-        C, "_is_current", " or (entry.extra is not None and _is(entry.extra, event))", ""
+        Attempts, "_is_current", " or (entry.extra is not None and is_of(entry.extra, event))", ""
     ),
-    "tried again while the other attempt goes on": swap(C, "_go_on", "if entry.extra is not None:", "if False:"),
-    "given up while the other attempt goes on": swap(C, "_attempt_failed", "if alone and (", "if ("),
+    "tried again while the other attempt goes on": swap(Attempts, "_go_on", "if entry.extra is not None:", "if False:"),
+    "given up while the other attempt goes on": swap(Attempts, "_failed", "if alone and (", "if ("),
     "the surviving attempt is forgotten": swap(Book, "_requeued", "if command.attempt == entry.attempt:", "if False:"),
     "second attempt on the same agent": swap(acting, "_free_agent", "if found.id != busy:", "if True:"),
-    "second attempt of what is not idempotent": swap(coordination, "may_join", "task.idempotent and ", ""),
+    "second attempt of what is not idempotent": swap(attempts, "may_join", "task.idempotent and ", ""),
     "second attempt where one failure is allowed": swap(
-        coordination, "may_join", "failures + 2 <= task.max_attempts", "True"
+        attempts, "may_join", "failures + 2 <= task.max_attempts", "True"
     ),
     "second attempt not in the snapshot": swap(book, "_frozen", "extra=entry.extra", "extra=None"),
     "second attempt forgotten by recovery": swap(C, "recover", "entry.running():", "entry.running()[:1]:"),
-    "number of an attempt used twice": swap(C, "_start_on", "entry.attempts + 1", "entry.attempt + 1"),
-    "hedge timer outlives its attempt": swap(C, "_attempt_over", "if task.idempotent:", "if False:"),
+    "number of an attempt used twice": swap(Attempts, "start_on", "entry.attempts + 1", "entry.attempt + 1"),
+    "hedge timer outlives its attempt": swap(Attempts, "over", "if task.idempotent:", "if False:"),
     "second attempts cost nothing": put(Credits, "pay", lambda self: None),
     "task stays with a fallback that is gone": swap(
         Placing, "fallback_of", "one is None or one.hopeless", "one is None"
     ),
     "grades answered before they are on disk": put(GradeTask, "waits", False),
     # steps, fences and exclusive tasks
-    "a stale attempt records": swap(C, "_on_step", "_is(held, event) and ", ""),
+    "a stale attempt records": swap(C, "_on_step", "is_of(held, event) and ", ""),
     "a step is recorded again": swap(C, "_on_step", "if event.name in entry.steps:", "if False:"),
     "steps are not kept": swap(Book, "_recorded", "entry.record(command.name, command.value)", "pass"),
     "goes on before its step is on disk": put(AnswerStep, "waits", False),
     "is given steps that are not on disk": swap(P, "_starts_late", " or bool(entry.steps)", ""),
-    "exclusive tasks do not wait": swap(C, "_attempt_lost", "elif entry.task.exclusive and", "elif False and"),
+    "exclusive tasks do not wait": swap(Attempts, "lost", "elif task.exclusive and", "elif False and"),
     "told to stop and not waited for": swap(
-        C, "_backoff_over", "if entry.task.exclusive and self.stopping.goes_on(entry.task.id):", "if False:"
+        Attempts, "backoff_over", "if entry.task.exclusive and core.stopping.goes_on(entry.task.id):", "if False:"
     ),
     "found: second attempt is given steps of later": swap(P, "_given", "dict(", "("),
     "exclusive attempts start before they are on disk": swap(P, "_starts_late", "entry.task.exclusive or ", ""),
@@ -196,7 +197,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     # bugs that the simulation found
     "found: adopts with a lower fence": swap(Adopting, "_adopt_or_stop", "entry.epoch <= one.epoch", "one.epoch"),
     "found: claim outlives its answer": swap(
-        C, "_attempt_over", "self.adopting.release(task.id, attempt, agent_id)", "pass"
+        Attempts, "over", "self._core.adopting.release(task.id, attempt, agent_id)", "pass"
     ),
     "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
@@ -206,17 +207,19 @@ MUTANTS: dict[str, Callable[[], None]] = {
         C, "_on_agent_ready", "agent.state is AgentState.DRAINING and", "False and"
     ),
     "found: an old answer frees the new slot": swap(
-        C,
+        Attempts,
         "_free_slot",
         "if current and event.task_id in agent.outstanding:",
         "if agent.outstanding.get(event.task_id) == event.attempt:",
     ),
-    "found: stopped for a lost reason is final": swap(C, "_on_finished", 'event.failure.kind == "cancelled"', "False"),
+    "found: stopped for a lost reason is final": swap(
+        Attempts, "on_finished", 'event.failure.kind == "cancelled"', "False"
+    ),
     "found: broken class keeps its tasks": swap(C, "_stop", "self._give_up_hopeless(agent.agent_class)", "pass"),
     "found: prefetch although it is off": swap(
         Agent, "observe", "max_prefetch if prefetch_s > 0 else 0", "max_prefetch"
     ),
-    "found: stale list after a hand-back": swap(C, "_on_returned", "agent.agent_class.update(agent)\n", "pass\n"),
+    "found: stale list after a hand-back": swap(Attempts, "on_returned", "agent.agent_class.update(agent)\n", "pass\n"),
     "found: adopts what it told to stop": swap(Adopting, "_adopt_or_stop", "not in agent.stopping", "not in ()"),
     "found: adopts what has answered": swap(Adopting, "_adopt_or_stop", "and token not in agent.over", ""),
     # what the driver must keep
@@ -302,7 +305,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         coordination, "fit", "if stream.digests[begin : begin + known * DIGEST_BYTES] == digests", "if True or digests"
     ),
     "chunks of attempts that do not run are recorded": swap(
-        C, "_on_chunks", "if _is(h, event) and h.incarnation", "if h.incarnation"
+        C, "_on_chunks", "if is_of(h, event) and h.incarnation", "if h.incarnation"
     ),
     "readers are not told of restarts": swap(
         testing_coordinator, "standing", "min((seen, *restarts[seen_restarts:]))", "seen"

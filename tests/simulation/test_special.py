@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from flowray.core.attempts import Attempts
 from flowray.core.commands import AnswerStep
 from flowray.core.coordination import Coordination
 from flowray.core.fencing import Lease
+from flowray.core.placing import Placing
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.drawing import Options, draw_anything
@@ -18,7 +20,7 @@ from flowray.testing.swarm import run_options
 
 from . import mutants
 
-OWNERS = (Coordination, CoordinatorProcess, AgentProcess, Lease, AnswerStep)
+OWNERS = (Coordination, Attempts, Placing, CoordinatorProcess, AgentProcess, Lease, AnswerStep)
 SEEDS = 25
 PLANTED = [
     *(
