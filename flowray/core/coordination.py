@@ -25,20 +25,16 @@ from flowray.core.acting import Acting
 from flowray.core.admission import Admission
 from flowray.core.adopting import Adopting
 from flowray.core.asking import Asking
-from flowray.core.attempts import Attempts, is_of
+from flowray.core.attempts import Attempts
 from flowray.core.book import Book, Entry, asked_of, outcome_of
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
-    AnswerChunks,
-    AnswerStep,
     Command,
     DurableCommand,
     GradeTask,
     KnownTask,
-    RecordChunks,
-    RecordStep,
     RecordVersion,
     RefuseTask,
     ResolveTask,
@@ -76,7 +72,6 @@ from flowray.core.model import (
     AgentId,
     AgentSpec,
     Failure,
-    Held,
     Snapshot,
     Task,
     TaskId,
@@ -84,14 +79,14 @@ from flowray.core.model import (
 from flowray.core.placing import Placing
 from flowray.core.policy import CorePolicy
 from flowray.core.queueing import Queue
+from flowray.core.recording import Recording
 from flowray.core.refusal import retry_after_s, why_nobody
 from flowray.core.registry import Agent, AgentClass, Registry
 from flowray.core.retry import Rng
 from flowray.core.stateful import Stateful, standby_of
 from flowray.core.states import AgentState, TaskState
-from flowray.core.steps import no_room, step_bytes
 from flowray.core.stopping import Stopping
-from flowray.core.streaming import DIGEST_BYTES, Streaming, fit
+from flowray.core.streaming import Streaming
 from flowray.core.timers import Timers
 
 
@@ -113,6 +108,7 @@ class Coordination:
         self.streaming = Streaming(self.policy.streaming)
         self.placing = Placing(self)
         self.attempts = Attempts(self)
+        self.recording = Recording(self)
         self.adopting = Adopting(self)
         self.stopping = Stopping(self)
         self.stateful = Stateful(self)
@@ -125,8 +121,8 @@ class Coordination:
             AttemptFinished: self.attempts.on_finished,
             AttemptReturned: self.attempts.on_returned,
             GradeGiven: self._on_graded,
-            StepFinished: self._on_step,
-            ChunksMade: self._on_chunks,
+            StepFinished: self.recording.on_step,
+            ChunksMade: self.recording.on_chunks,
             OutputGiven: self.stateful.output,
             SnapshotMade: self.stateful.snapshot_made,
             StateRefused: self.stateful.refused,
@@ -176,6 +172,12 @@ class Coordination:
         """An open task."""
         entry = self.book.open.get(task_id)
         return entry.task if entry is not None else None
+
+    def may_lease(self, agent_id: AgentId, incarnation: int) -> bool:
+        """Is this life of the agent one that is given attempts, and has it not been given up?"""
+        agent = self.registry.agent(agent_id)
+        alive = agent is not None and agent.state in (AgentState.READY, AgentState.DRAINING)
+        return alive and agent is not None and agent.incarnation == incarnation
 
     def snapshot(self) -> Snapshot:
         """The durable part, for the store."""
@@ -286,91 +288,7 @@ class Coordination:
         else:
             self.placing.place(entry, lane)
 
-    # ── tasks: placing ───────────────────────────────────────────────────────────────────────────────────────────
-
-    # ── tasks: a second attempt, and the fallback ────────────────────────────────────────────────────────────────
-
     # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _on_step(self, event: StepFinished) -> None:
-        """Record the first result of each step; only a running attempt's, so what a zombie brings is refused."""
-        entry = self.book.open.get(event.task_id)
-        verdict, value, detail = "stale", None, ""
-        running = entry.running() if entry is not None else ()
-        if entry is not None and any(is_of(held, event) and held.incarnation == event.incarnation for held in running):
-            if event.name in entry.steps:
-                verdict, value = "known", entry.steps[event.name]
-            elif detail := no_room(entry.steps, event.name, event.value):
-                verdict = "refused"
-            else:
-                verdict = "recorded"
-                self.commit(RecordStep(event.task_id, event.attempt, event.epoch, event.name, self.now, event.value))
-                self.admission.grew(step_bytes(event.name, event.value))
-        token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
-        self.emit(AnswerStep(*token, event.name, verdict, value, detail, event.number))
-
-    def _on_chunks(self, event: ChunksMade) -> None:
-        """Record what is new of them; of a task's attempts all are held to the chunks that stand."""
-        entry = self.book.open.get(event.task_id)
-        running = entry.running() if entry is not None else ()
-        held = next((h for h in running if is_of(h, event) and h.incarnation == event.incarnation), None)
-        verdict, detail = "stale", ""
-        if entry is not None and held is not None:
-            stream, number = entry.stream, len(event.digests) // DIGEST_BYTES
-            fits = fit(stream, event.first, event.digests)
-            led = stream is not None and any(stream.leads(other) for other in running if other != held)
-            if fits.gap or (fits.differs and led):
-                self._displace(entry, held)
-            elif fits.skip == number and not fits.differs:
-                verdict = "recorded"
-            elif detail := self.streaming.no_room(stream, number - fits.skip, len(event.body)):
-                verdict = "refused"
-            else:
-                verdict = "recorded"
-                digests = event.digests[fits.skip * DIGEST_BYTES :]
-                self._record_chunks(entry, event, fits.at, digests, fits.skip, event.body)
-                for other in running if fits.differs else ():
-                    if other != held:  # it may have given what is withdrawn now
-                        self._displace(entry, other)
-        token = (event.task_id, event.attempt, event.epoch, event.agent_id, event.incarnation)
-        self.emit(AnswerChunks(*token, event.number, verdict, detail))
-
-    def _record_chunks(
-        self,
-        entry: Entry,
-        event: ChunksMade | AttemptFinished,
-        first: int,
-        digests: bytes = b"",
-        skip: int = 0,
-        body: bytes = b"",
-    ) -> None:
-        stream, before = entry.stream, entry.grown_bytes
-        restarts = 0 if stream is None else len(stream.restarts) + (first < stream.count)
-        where = (event.task_id, event.attempt, event.epoch, first, self.now)
-        self.commit(RecordChunks(*where, restarts, digests, len(body), skip, body))
-        self.admission.grew(entry.grown_bytes - before)
-        self.streaming.open_bytes += len(body)
-
-    def _end_stream(self, entry: Entry, answer: AttemptFinished) -> None:
-        """What stands at the end is what the attempt that answers has given, and no more."""
-        if entry.stream is not None and answer.chunks < entry.stream.count:
-            self._record_chunks(entry, answer, answer.chunks)
-
-    def _displace(self, entry: Entry, held: Held) -> None:
-        """An attempt gives other chunks than the one that leads, or goes on from chunks that were withdrawn."""
-        alone = entry.extra is None
-        self.attempts.over(entry.task, held.attempt, held.agent_id)
-        self.stopping.stop(entry.task.id, held)
-        failure = Failure(kind="diverged", message=f"attempt {held.attempt} gave other chunks than those that stand")
-        self.attempts.lost(entry, held.attempt, failure, "losses" if alone else "")
-
-    # ── tasks: exclusive ones ────────────────────────────────────────────────────────────────────────────────────
-
-    def may_lease(self, agent_id: AgentId, incarnation: int) -> bool:
-        """Is this life of the agent one that is given attempts, and has it not been given up?"""
-        agent = self.registry.agent(agent_id)
-        alive = agent is not None and agent.state in (AgentState.READY, AgentState.DRAINING)
-        return alive and agent is not None and agent.incarnation == incarnation
 
     def _give_up(self, entry: Entry, failure: Failure) -> None:
         self._resolve(entry, TaskState.DEAD, failure=failure)
@@ -385,7 +303,7 @@ class Coordination:
     ) -> None:
         task = entry.task
         if answer is not None and failure is None:
-            self._end_stream(entry, answer)
+            self.recording.end_stream(entry, answer)
         outcome = outcome_of(entry, state, self.now, answer=answer, failure=failure)
         asked = asked_of(entry, self.policy.routing.keep_text)
         self.commit(ResolveTask(outcome, task if state is TaskState.DEAD else None, asked))

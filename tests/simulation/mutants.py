@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from flowray.core import acting, attempts, book, coordination, streaming
+from flowray.core import acting, attempts, book, recording, streaming
 from flowray.core.admission import Admission
 from flowray.core.adopting import Adopting
 from flowray.core.attempts import Attempts
@@ -43,6 +43,7 @@ from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
 from flowray.core.placing import Placing
 from flowray.core.queueing import Lane
+from flowray.core.recording import Recording
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
 from flowray.core.stopping import Stopping
 from flowray.testing import coordinator as testing_coordinator
@@ -179,8 +180,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
     ),
     "grades answered before they are on disk": put(GradeTask, "waits", False),
     # steps, fences and exclusive tasks
-    "a stale attempt records": swap(C, "_on_step", "is_of(held, event) and ", ""),
-    "a step is recorded again": swap(C, "_on_step", "if event.name in entry.steps:", "if False:"),
+    "a stale attempt records": swap(Recording, "on_step", "is_of(held, event) and ", ""),
+    "a step is recorded again": swap(Recording, "on_step", "if event.name in entry.steps:", "if False:"),
     "steps are not kept": swap(Book, "_recorded", "entry.record(command.name, command.value)", "pass"),
     "goes on before its step is on disk": put(AnswerStep, "waits", False),
     "is given steps that are not on disk": swap(P, "_starts_late", " or bool(entry.steps)", ""),
@@ -302,10 +303,10 @@ MUTANTS: dict[str, Callable[[], None]] = {
     # chunks
     "chunks acknowledged before they are on disk": put(AnswerChunks, "waits", False),
     "chunks that come again are not compared": swap(
-        coordination, "fit", "if stream.digests[begin : begin + known * DIGEST_BYTES] == digests", "if True or digests"
+        recording, "fit", "if stream.digests[begin : begin + known * DIGEST_BYTES] == digests", "if True or digests"
     ),
     "chunks of attempts that do not run are recorded": swap(
-        C, "_on_chunks", "if is_of(h, event) and h.incarnation", "if h.incarnation"
+        Recording, "on_chunks", "if is_of(h, event) and h.incarnation", "if h.incarnation"
     ),
     "readers are not told of restarts": swap(
         testing_coordinator, "standing", "min((seen, *restarts[seen_restarts:]))", "seen"
@@ -314,9 +315,11 @@ MUTANTS: dict[str, Callable[[], None]] = {
         testing_coordinator, "standing", "*restarts[seen_restarts:]", "*restarts[-1:]"
     ),
     "two attempts withdraw each other's chunks": swap(
-        C, "_on_chunks", "fits.gap or (fits.differs and led)", "fits.gap"
+        Recording, "on_chunks", "fits.gap or (fits.differs and led)", "fits.gap"
     ),
-    "chunks that the answer did not give stay": swap(C, "_end_stream", "entry.stream is not None and", "False and"),
+    "chunks that the answer did not give stay": swap(
+        Recording, "end_stream", "entry.stream is not None and", "False and"
+    ),
     "chunks not in the snapshot": swap(
         book, "_frozen", "entry.stream.save() if entry.stream is not None else None", "None"
     ),

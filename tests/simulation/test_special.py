@@ -12,6 +12,7 @@ from flowray.core.commands import AnswerStep
 from flowray.core.coordination import Coordination
 from flowray.core.fencing import Lease
 from flowray.core.placing import Placing
+from flowray.core.recording import Recording
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.drawing import Options, draw_anything
@@ -20,7 +21,7 @@ from flowray.testing.swarm import run_options
 
 from . import mutants
 
-OWNERS = (Coordination, Attempts, Placing, CoordinatorProcess, AgentProcess, Lease, AnswerStep)
+OWNERS = (Coordination, Attempts, Placing, Recording, CoordinatorProcess, AgentProcess, Lease, AnswerStep)
 SEEDS = 25
 PLANTED = [
     *(
