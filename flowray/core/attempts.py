@@ -125,7 +125,7 @@ class Attempts:
             if event.failure is None and least is not None and event.quality is not None and event.quality < least:
                 self._failed(entry, attempt, _not_enough(event.quality, least), event)
             elif event.failure is None:
-                self._core._resolve(entry, TaskState.SUCCEEDED, answer=event)
+                self._core.resolve(entry, TaskState.SUCCEEDED, answer=event)
             elif event.failure.kind == "cancelled":
                 # Told to stop by an earlier coordinator, whose reason was in a lost tail: so there is none.
                 self.lost(entry, attempt, event.failure, "losses")
@@ -212,7 +212,7 @@ class Attempts:
         """The agent's own code failed, or its answer is not enough: retry or give up. Only a failure needs a pause."""
         core, alone = self._core, entry.extra is None
         if alone and (not failure.retryable or entry.failures + 1 >= entry.task.max_attempts):
-            core._resolve(entry, TaskState.DEAD, answer=answer, failure=failure)
+            core.resolve(entry, TaskState.DEAD, answer=answer, failure=failure)
             return
         task_id, not_before = entry.task.id, core.now
         if alone and answer is None:
@@ -231,10 +231,10 @@ class Attempts:
         self.over(task, attempt, entry.numbered(attempt).agent_id)
         if counts == "kills" and entry.kills + 1 >= retry.poison_kills:
             message = f"{entry.kills + 1} agents died while running it; the last: {failure.message}"
-            core._give_up(entry, Failure(kind="poison", message=message))
+            core.give_up(entry, Failure(kind="poison", message=message))
         elif counts and entry.losses + 1 >= retry.max_losses:
             message = f"{entry.losses + 1} attempts were lost; the last: {failure.message}"
-            core._give_up(entry, Failure(kind="agent_lost", message=message))
+            core.give_up(entry, Failure(kind="agent_lost", message=message))
         elif task.exclusive and (over_in_s or core.stopping.goes_on(task.id)):
             not_before = core.now + over_in_s
             why = f"waits {over_in_s:g} s until it must be over" if over_in_s else "waits until it says that it is over"

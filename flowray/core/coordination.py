@@ -29,7 +29,6 @@ from flowray.core.attempts import Attempts
 from flowray.core.book import Book, Entry, asked_of, outcome_of
 from flowray.core.commands import (
     AcceptTask,
-    AddAgents,
     AnswerCancel,
     Command,
     DurableCommand,
@@ -38,8 +37,6 @@ from flowray.core.commands import (
     RecordVersion,
     RefuseTask,
     ResolveTask,
-    StartAgent,
-    StopAgent,
 )
 from flowray.core.draining import Draining
 from flowray.core.escalation import Escalation
@@ -68,9 +65,9 @@ from flowray.core.events import (
     VersionDecided,
 )
 from flowray.core.invariants import check_coordination
+from flowray.core.lives import Lives
 from flowray.core.model import (
     AgentId,
-    AgentSpec,
     Failure,
     Snapshot,
     Task,
@@ -81,9 +78,9 @@ from flowray.core.policy import CorePolicy
 from flowray.core.queueing import Queue
 from flowray.core.recording import Recording
 from flowray.core.refusal import retry_after_s, why_nobody
-from flowray.core.registry import Agent, AgentClass, Registry
+from flowray.core.registry import AgentClass, Registry
 from flowray.core.retry import Rng
-from flowray.core.stateful import Stateful, standby_of
+from flowray.core.stateful import Stateful
 from flowray.core.states import AgentState, TaskState
 from flowray.core.stopping import Stopping
 from flowray.core.streaming import Streaming
@@ -109,6 +106,7 @@ class Coordination:
         self.placing = Placing(self)
         self.attempts = Attempts(self)
         self.recording = Recording(self)
+        self.lives = Lives(self)
         self.adopting = Adopting(self)
         self.stopping = Stopping(self)
         self.stateful = Stateful(self)
@@ -128,10 +126,10 @@ class Coordination:
             StateRefused: self.stateful.refused,
             EstimatesReady: self.placing.on_estimates,
             EstimatesFailed: self.placing.on_no_estimates,
-            AgentsAdded: self._on_agents_added,
-            AgentReady: self._on_agent_ready,
-            AgentLost: self._on_agent_lost,
-            AgentStartFailed: self._on_start_failed,
+            AgentsAdded: self.lives.on_added,
+            AgentReady: self.lives.on_ready,
+            AgentLost: self.lives.on_lost,
+            AgentStartFailed: self.lives.on_start_failed,
             MemoryTold: self._on_memory_told,
             VersionDecided: self._on_version,
             AgentsDrained: self.draining.on_agents,
@@ -145,10 +143,10 @@ class Coordination:
             "hedge": self.attempts.hedge_due,
             "estimates": self.placing.estimates_late,
             "grace": self.stopping.grace_over,
-            "restart": self._restart_due,
-            "start": self._start_timed_out,
+            "restart": self.lives.restart_due,
+            "start": self.lives.start_timed_out,
             "adoption": self.adopting.overdue,
-            "hopeless": self._hopeless_found,
+            "hopeless": self.lives.hopeless_found,
             "inbox": self.stateful.look,
             "snapshot": self.stateful.snapshot_due,
             "drain": self.draining.overdue,
@@ -215,18 +213,8 @@ class Coordination:
         if not keep_agents:
             book.specs.clear()
         grace_s = core.policy.adoption_s if keep_agents else 0.0
-        for spec in book.specs.values():
-            core._join(spec)
         core.stateful.recover()
-        for agent in core.registry.agents():
-            if agent.incarnation:
-                core.registry.move(agent, "requested")
-                core.timers.set("start", agent.id, now + grace_s)
-            else:
-                core.timers.set("restart", agent.id, now)
-        for one in core.registry.classes():
-            if one.hopeless:  # scaled to nothing, and the end of what waits for it was in a lost tail
-                core.timers.set("hopeless", one.spec.name, now)
+        core.lives.recover(now + grace_s)
         core.timers.set_all(
             "deadline",
             ((task_id, entry.deadline_at) for task_id, entry in book.open.items() if entry.deadline_at is not None),
@@ -290,10 +278,10 @@ class Coordination:
 
     # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _give_up(self, entry: Entry, failure: Failure) -> None:
-        self._resolve(entry, TaskState.DEAD, failure=failure)
+    def give_up(self, entry: Entry, failure: Failure) -> None:
+        self.resolve(entry, TaskState.DEAD, failure=failure)
 
-    def _resolve(
+    def resolve(
         self,
         entry: Entry,
         state: TaskState,
@@ -339,156 +327,11 @@ class Coordination:
             self.placing.leave(entry)
         elif was is TaskState.BACKING_OFF:
             self.timers.clear("backoff", task_id)
-        self._resolve(entry, state, failure=failure)
+        self.resolve(entry, state, failure=failure)
         if was is TaskState.RUNNING and entry.extra is None:
             self.stopping.stop_all(entry)
 
     # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _on_agents_added(self, event: AgentsAdded) -> None:
-        spec = event.spec
-        if self.book.inboxes.count(spec.name):  # entities are spread over them
-            spec = structs.replace(spec, count=self.book.inboxes.count(spec.name))
-        self._add_agents(spec)
-        if (standbys := standby_of(spec)) is not None:
-            self._add_agents(standbys)
-
-    def _add_agents(self, spec: AgentSpec) -> None:
-        self.commit(AddAgents(spec, self.now))
-        one, added, surplus = self._join(spec)
-        for agent in self.registry.broken(spec.name):  # added again: its author may have mended it
-            self.registry.move(agent, "retried")
-            added.append(agent)
-        for agent in added:
-            self._start_agent(agent)
-        for agent in one.agents:
-            if agent.state is AgentState.DRAINING and agent not in surplus and not self.draining.is_leaving(agent.id):
-                self.registry.move(agent, "kept")
-                one.update(agent)
-                self.placing.fill(agent)
-                self.draining.ready(agent)
-        for agent in surplus:
-            self.draining.unwanted(agent)
-            if agent.state is AgentState.READY and agent.held:
-                self.registry.move(agent, "drain")
-                agent.agent_class.update(agent)
-                self.placing.unbind(agent.agent_class)
-            elif agent.state is not AgentState.DRAINING:
-                self._stop(agent, "not wanted any more")
-
-    def _join(self, spec: AgentSpec) -> tuple[AgentClass, list[Agent], list[Agent]]:
-        known = len(self.registry.classes())
-        one, added, surplus = self.registry.add(spec)
-        for agent in added:  # an agent that was stopped once may come back: its numbers go on
-            agent.incarnation = self.book.incarnations.get(agent.id, 0)
-        if len(self.registry.classes()) > known:
-            self.queue.join(one)
-        return one, added, surplus
-
-    def _start_agent(self, agent: Agent) -> None:
-        self.registry.move(agent, "requested")
-        agent.incarnation += 1
-        self.commit(StartAgent(agent.id, agent.incarnation, agent.agent_class.spec.name, self.now))
-        self.timers.set("start", agent.id, self.now + self.policy.start_timeout_s)
-
-    def _stop(self, agent: Agent, reason: str) -> None:
-        self.registry.move(agent, "stopped")
-        for kind in ("start", "restart", "grace"):
-            self.timers.clear(kind, agent.id)
-        agent.agent_class.update(agent)
-        if agent.incarnation:
-            self.emit(StopAgent(agent.id, agent.incarnation, reason))
-        self.registry.forget(agent)
-        self.placing.unbind(agent.agent_class)
-        self._give_up_hopeless(agent.agent_class)
-
-    def _on_agent_ready(self, event: AgentReady) -> None:
-        agent = self.registry.agent(event.agent_id)
-        known = 0 if agent is None else agent.incarnation
-        # Waiting with a number: this life of it was declared over, so a late report of it changes nothing.
-        over = event.incarnation == known and agent is not None and agent.state is AgentState.WAITING
-        if agent is None or event.incarnation < known or over or agent.state is AgentState.BROKEN:
-            for one in event.running:
-                self.stopping.may_go_on(one.task_id)
-            self.emit(StopAgent(event.agent_id, event.incarnation, "not of this team any more"))
-            return
-        # Higher than ours only when the journal is an older copy: StartAgent waits for the disk.
-        agent.incarnation = event.incarnation
-        self.registry.move(agent, "ready")
-        agent.start_failures, agent.failure = 0, None
-        self.timers.clear("start", agent.id)
-        self.timers.clear("restart", agent.id)
-        self.adopting.reconcile(agent, event.running)
-        agent.agent_class.update(agent)
-        self.stateful.ready(agent, event)
-        if agent.state is AgentState.DRAINING and not agent.held:
-            self.draining.emptied(agent)
-        else:
-            self.placing.fill(agent)
-        agent.node = event.node
-        self.draining.ready(agent)
-
-    def _on_agent_lost(self, event: AgentLost) -> None:
-        agent = self.registry.agent(event.agent_id)
-        if agent is None or agent.incarnation != event.incarnation:
-            return
-        if agent.state in (AgentState.STARTING, AgentState.READY, AgentState.DRAINING):
-            crash, cause = self.escalation.is_crash(agent, event), event.cause or "its process ended"
-            self._lose(agent, cause, certain=event.certain)
-            if crash:
-                self.escalation.crashed(agent, cause)
-
-    def _on_start_failed(self, event: AgentStartFailed) -> None:
-        agent = self.registry.agent(event.agent_id)
-        if agent is None or agent.incarnation != event.incarnation or agent.state is not AgentState.STARTING:
-            return
-        if not self.registry.start_failed(agent, event.failure):
-            self._lose(agent, f"it did not start: {event.failure.type}: {event.failure.message}", certain=False)
-            return
-        self.registry.move(agent, "gave_up")
-        self.timers.clear("start", agent.id)
-        self.placing.unbind(agent.agent_class)
-        self._requeue_all(agent, "it did not start", blame=False, certain=False)
-        self._give_up_hopeless(agent.agent_class)
-
-    def _give_up_hopeless(self, one: AgentClass) -> None:
-        """A class lost an agent for good: end what waits for nobody else."""
-        self.stateful.hopeless(one)
-        self.placing.hopeless(one)
-
-    def _lose(self, agent: Agent, cause: str, *, certain: bool) -> None:
-        """This incarnation is over: its attempts go elsewhere, and it is started again unless it was leaving.
-
-        Where it is not certain that its process has ended, exclusive tasks wait until it must have stopped them.
-        """
-        leaving = self.draining.is_leaving(agent.id)
-        draining = agent.state is AgentState.DRAINING and not leaving
-        self.registry.move(agent, "moved" if leaving and agent.state is AgentState.DRAINING else "lost")
-        self.draining.lost(agent)
-        self.timers.clear("start", agent.id)
-        self.stopping.lost(agent, certain=certain)
-        agent.prefetch, agent.service_s = 0, -1.0
-        agent.agent_class.update(agent)
-        if draining:
-            self.registry.forget(agent)
-        else:
-            self.timers.set("restart", agent.id, self.registry.lost(agent, self.now))
-        self.placing.unbind(agent.agent_class)
-        self._requeue_all(agent, cause, blame=True, certain=certain)
-        self.stateful.gone(agent, certain=certain, cause=cause)
-        if draining:
-            self._give_up_hopeless(agent.agent_class)
-
-    def _requeue_all(self, agent: Agent, cause: str, *, blame: bool, certain: bool) -> None:
-        held = self.adopting.held_by(agent)
-        agent.outstanding.clear()
-        for position, task_id in enumerate(held):
-            entry = self.book.open[task_id]
-            # An agent takes its attempts in order: only as many as it has slots can have been running.
-            counts = ("kills" if position < agent.slots else "losses") if blame else ""
-            failure = Failure(kind="agent_lost", message=f"{agent.id} was lost: {cause}")
-            over_in_s = 0.0 if certain else self.policy.fence_s
-            self.attempts.lost(entry, entry.at(agent.id).attempt, failure, counts, over_in_s)
 
     def _on_memory_told(self, event: MemoryTold) -> None:
         touched: dict[AgentClass, None] = {}
@@ -512,28 +355,6 @@ class Coordination:
         if self.stateful.is_logged(entry):
             message += "; it has its number, so the state will have it all the same"
         self._withdraw(entry, TaskState.EXPIRED, Failure(kind="deadline", message=message))
-
-    def _lose_quietly(self, agent: Agent, cause: str) -> None:
-        """Lose an agent by our own decision: its other attempts are not to blame."""
-        blamed, agent.slots = agent.slots, 0
-        self._lose(agent, cause, certain=False)
-        agent.slots = blamed
-
-    def _restart_due(self, key: str) -> None:
-        agent = self.registry.agent(AgentId(key))
-        if agent is not None and agent.state is AgentState.WAITING:
-            self._start_agent(agent)
-
-    def _start_timed_out(self, key: str) -> None:
-        agent = self.registry.agent(AgentId(key))
-        if agent is not None and agent.state is AgentState.STARTING:
-            self.emit(StopAgent(agent.id, agent.incarnation, "it was not ready in time"))
-            self._lose_quietly(agent, "it was not ready in time")
-
-    def _hopeless_found(self, key: str) -> None:
-        for one in self.registry.classes():
-            if one.spec.name == key:
-                self._give_up_hopeless(one)
 
     # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────
 

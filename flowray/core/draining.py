@@ -108,7 +108,7 @@ class Draining:
         if self.is_leaving(agent.id):
             self._leave(agent)
         else:
-            self._core._stop(agent, "drained")
+            self._core.lives.stop(agent, "drained")
 
     def lost(self, agent: Agent) -> None:
         """An agent's process is gone: so it has left, whatever it was about."""
@@ -174,11 +174,11 @@ class Draining:
         agent.agent_class.update(agent)
         core.emit(StopAgent(agent.id, agent.incarnation, _LEFT))
         core.placing.unbind(agent.agent_class)
-        core._start_agent(agent)
+        core.lives.start(agent)
 
     def _hand_over(self, agent: Agent) -> None:
         """End its process although it has something: others get that, and nobody is to blame."""
         core = self._core
         core.emit(StopAgent(agent.id, agent.incarnation, _LEFT))
-        core._lose_quietly(agent, _LEFT)
+        core.lives.lose_quietly(agent, _LEFT)
         core.timers.set("restart", agent.id, core.now)  # it was no crash: nothing to be spaced out

@@ -55,4 +55,4 @@ class Escalation:
         core.registry.move(agent, "gave_up")
         core.timers.clear("restart", agent.id)
         core.placing.unbind(agent.agent_class)
-        core._give_up_hopeless(agent.agent_class)
+        core.lives.give_up(agent.agent_class)

@@ -90,7 +90,7 @@ class Placing:
             core.attempts.start(entry, chosen[0], choice)
         elif lane.classes and all(one.hopeless for one in lane.classes):
             if not self.fall_back(entry, None):
-                core._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, core.registry)))
+                core.give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, core.registry)))
         else:
             if why:
                 self._asking.leave_out(entry.task.id, why, detail)
@@ -268,4 +268,4 @@ class Placing:
                     entry = core.book.open[task_id]
                     self.leave(entry)
                     if not self.fall_back(entry, None):
-                        core._give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, core.registry)))
+                        core.give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, core.registry)))

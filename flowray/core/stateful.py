@@ -291,9 +291,9 @@ class Stateful:
             for task_id in waiting:  # all, before the first one's end makes room
                 instance.lane.remove(task_id)
             for task_id in waiting:
-                core._give_up(core.book.open[task_id], failure)
+                core.give_up(core.book.open[task_id], failure)
             for task_id, seq in list(instance.inbox.unanswered.items()):
-                core._give_up(core.book.open[task_id], failure)
+                core.give_up(core.book.open[task_id], failure)
                 if seq > instance.inbox.applied:
                     self._leave_out(instance, seq)
             self._look_at_snapshot(instance)
@@ -343,7 +343,7 @@ class Stateful:
         instance.seats.pop(seat.agent_id, None)
         core.emit(StopAgent(seat.agent_id, seat.incarnation, why))
         if agent is not None and agent.incarnation == seat.incarnation:
-            core._lose_quietly(agent, why)
+            core.lives.lose_quietly(agent, why)
 
     def refused(self, event: StateRefused) -> None:
         """A process has not the state that it must have: another takes its seat, and is asked the same."""
@@ -374,7 +374,7 @@ class Stateful:
                 self._discard(instance, other, f"it may have applied input {head}, which is left out")
         if task_id in inbox.unanswered:
             message = f"{kills} processes died on it; it is left out, the state is without it"
-            core._give_up(core.book.open[task_id], Failure(kind="poison", message=message))
+            core.give_up(core.book.open[task_id], Failure(kind="poison", message=message))
         self._log_more(instance)
 
     def _leave_out(self, instance: Instance, seq: int) -> None:
@@ -398,7 +398,7 @@ class Stateful:
         core, entry = self._core, self._core.book.open[event.task_id]
         answer = AttemptFinished(event.task_id, 1, entry.epoch, event.agent_id, event.value, event.failure, event.run_s)
         state = TaskState.SUCCEEDED if event.failure is None else TaskState.DEAD
-        core._resolve(entry, state, answer=answer, failure=event.failure)
+        core.resolve(entry, state, answer=answer, failure=event.failure)
 
     # ── snapshots ────────────────────────────────────────────────────────────────────────────────────────────────
 

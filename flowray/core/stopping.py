@@ -88,7 +88,7 @@ class Stopping:
             self._timers.set("grace", agent.id, due)
             return
         core.emit(StopAgent(agent.id, agent.incarnation, "an attempt that was told to stop goes on"))
-        core._lose_quietly(agent, "ended by the coordinator: a stopped attempt went on")
+        core.lives.lose_quietly(agent, "ended by the coordinator: a stopped attempt went on")
 
     # ── exclusive tasks wait ─────────────────────────────────────────────────────────────────────────────────────
 

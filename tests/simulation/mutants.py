@@ -41,6 +41,7 @@ from flowray.core.commands import (
 from flowray.core.coordination import Coordination
 from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
+from flowray.core.lives import Lives
 from flowray.core.placing import Placing
 from flowray.core.queueing import Lane
 from flowray.core.recording import Recording
@@ -124,7 +125,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "resolved twice": swap(
         C, "commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
     ),
-    "tasks lost with their agent": swap(C, "_requeue_all", "held = self.adopting.held_by(agent)", "held = []"),
+    "tasks lost with their agent": swap(Lives, "_requeue_all", "held = core.adopting.held_by(agent)", "held = []"),
     "deadline forgotten": swap(C, "_on_submitted", "if entry.deadline_at is not None:", "if False:"),
     "deadline forgotten by recovery": swap(C, "recover", "if entry.deadline_at is not None)", "if False)"),
     "running attempts forgotten by recovery": swap(
@@ -147,12 +148,12 @@ MUTANTS: dict[str, Callable[[], None]] = {
         "if entry is None or not fresh:",
     ),
     "lost agents stay lost": swap(
-        C, "_restart_due", "self._start_agent(agent)", "self.timers.set('restart', key, self.now + 1e6)"
+        Lives, "restart_due", "self.start(agent)", "self._timers.set('restart', key, self._core.now + 1e6)"
     ),
     "capabilities ignored": swap(AgentClass, "serves", "self.capabilities.issuperset(key.needs)", "True"),
     "hung agents are kept": swap(Stopping, "grace_over", "due > core.now", "(due := core.now + 1e6)"),
     # two attempts at once
-    "the other attempt is not told to stop": swap(C, "_resolve", "if entry.extra is not None:", "if False:"),
+    "the other attempt is not told to stop": swap(C, "resolve", "if entry.extra is not None:", "if False:"),
     "both answers count": swap(
         Book,
         "_resolved",
@@ -200,12 +201,12 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "found: claim outlives its answer": swap(
         Attempts, "over", "self._core.adopting.release(task.id, attempt, agent_id)", "pass"
     ),
-    "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
+    "found: incarnations begin again": swap(Lives, "_join", "core.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
-    "found: draining agents are not kept": swap(C, "_add_agents", "agent not in surplus", "False"),
-    "found: a late report revives the dead": swap(C, "_on_agent_ready", "or over or", "or"),
+    "found: draining agents are not kept": swap(Lives, "_add", "agent not in surplus", "False"),
+    "found: a late report revives the dead": swap(Lives, "on_ready", "or over or", "or"),
     "found: drained by a report, never stopped": swap(
-        C, "_on_agent_ready", "agent.state is AgentState.DRAINING and", "False and"
+        Lives, "on_ready", "agent.state is AgentState.DRAINING and", "False and"
     ),
     "found: an old answer frees the new slot": swap(
         Attempts,
@@ -216,7 +217,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "found: stopped for a lost reason is final": swap(
         Attempts, "on_finished", 'event.failure.kind == "cancelled"', "False"
     ),
-    "found: broken class keeps its tasks": swap(C, "_stop", "self._give_up_hopeless(agent.agent_class)", "pass"),
+    "found: broken class keeps its tasks": swap(Lives, "stop", "self.give_up(agent.agent_class)", "pass"),
     "found: prefetch although it is off": swap(
         Agent, "observe", "max_prefetch if prefetch_s > 0 else 0", "max_prefetch"
     ),
@@ -263,7 +264,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         C, "recover", 'core.timers.set("backoff", task_id, max(entry.not_before, now + fence_s))', "pass"
     ),
     "agents that do not report are kept by recovery": swap(
-        C, "recover", 'core.timers.set("start", agent.id, now + grace_s)', "pass"
+        Lives, "recover", 'self._timers.set("start", agent.id, until)', "pass"
     ),
     "open tasks not counted by recovery": swap(C, "recover", "core.admission.opened(entry.task)", "pass"),
     "counts of losses not in the snapshot": swap(
@@ -277,8 +278,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "age of tasks begins again": swap(Book, "restore", "self.next_seq = snapshot.next_seq", "pass"),
     "adopted and still in its lane": swap(Adopting, "_adopt_or_stop", "core.placing.leave(entry)", "pass"),
     # agents, deadlines and what waits
-    "death of an old incarnation counts": swap(C, "_on_agent_lost", "or agent.incarnation != event.incarnation", ""),
-    "reports of old incarnations count": swap(C, "_on_agent_ready", "event.incarnation < known or", ""),
+    "death of an old incarnation counts": swap(Lives, "on_lost", "or agent.incarnation != event.incarnation", ""),
+    "reports of old incarnations count": swap(Lives, "on_ready", "event.incarnation < known or", ""),
     "crash loops without a pause": put(RestartPolicy, "wait_s", lambda self, losses: 0.0),
     "accepted and then shed": swap(
         C,
@@ -286,7 +287,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         "self.placing.place(entry, lane)",
         "self.placing.place(entry, lane)\n"
         "    if self.admission.open_tasks > 20 and entry.state is TaskState.QUEUED:\n"
-        "        self.placing.leave(entry)\n        self._give_up(entry, Failure(kind='shed', message='full'))",
+        "        self.placing.leave(entry)\n        self.give_up(entry, Failure(kind='shed', message='full'))",
     ),
     "one task more than admission allows": swap(
         Admission, "full", "self.open_tasks >= policy.max_open_tasks", "self.open_tasks > policy.max_open_tasks"
@@ -295,7 +296,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         Entry, "__init__", "accepted_at + task.deadline_s", "accepted_at + 2 * task.deadline_s"
     ),
     "remaining time told wrong": swap(Entry, "remaining_s", "self.deadline_at - now", "self.task.deadline_s or 0.0"),
-    "timer of a deadline outlives its task": swap(C, "_resolve", 'self.timers.clear("deadline", task.id)', "pass"),
+    "timer of a deadline outlives its task": swap(C, "resolve", 'self.timers.clear("deadline", task.id)', "pass"),
     "timer of a back-off outlives its task": swap(C, "_withdraw", 'self.timers.clear("backoff", task_id)', "pass"),
     "no time-out for estimates": swap(
         Placing, "place", 'self._timers.set("estimates", "", core.now + core.policy.routing.within_s)', "pass"
@@ -324,7 +325,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         book, "_frozen", "entry.stream.save() if entry.stream is not None else None", "None"
     ),
     "restarts not in the snapshot": swap(streaming.Stream, "save", "tuple(self.restarts)", "()"),
-    "bytes of chunks leak": swap(C, "_resolve", "self.streaming.open_bytes -=", "_ ="),
+    "bytes of chunks leak": swap(C, "resolve", "self.streaming.open_bytes -=", "_ ="),
     "withdrawn chunks are free": swap(
         streaming.Stream, "add", "self.recorded += len(digests) // DIGEST_BYTES", "self.recorded = self.count"
     ),
