@@ -1,4 +1,4 @@
-"""THE machine: `handle(event, now) -> commands`. The only place that decides, and the only one that emits commands.
+"""THE machine: `handle(event, now) -> commands`. Nothing is decided outside it, and nothing else emits commands.
 
 It does no IO and reads no clock. Whoever drives it (the Ray shell, the simulator, a test) tells it what happened and
 the time, and does what it says. Times are seconds on one time-line that never goes back.
@@ -8,10 +8,14 @@ second agent's as well, see `flowray.core.acting`), a back-off timer, or gone wi
 a durable command, applied to the book as it is emitted; what else is kept here (lanes, loads, timers) can be made again
 from the book and from what the agents say they are running.
 
-Attempts are told apart by (attempt, epoch). An answer that is not from a running attempt changes nothing but the
-load of the agent that sent it, so late, duplicate and reordered answers need no special case. Of two running attempts
-either may answer; the other is then told to stop. One that ends without an outcome while the other runs is over and
-counts, and that is all: only when none runs is the task tried again, or given up.
+Here events come in, tasks are accepted and end, and a new epoch begins. What happens in between is done by parts, which
+share the book, the timers and the registry, and call one another:
+
+    placing     where a task goes until it runs            lives       agents: wanted, ready, lost, stopped
+    attempts    what runs, and what follows from its end   draining    who leaves its process
+    recording   steps and chunks of what runs              escalation  who dies again and again
+    stopping    what was told to stop and is not over      stateful    agents with a state, their inputs
+    adopting    what an earlier epoch has left running
 """
 
 from __future__ import annotations
@@ -66,13 +70,7 @@ from flowray.core.events import (
 )
 from flowray.core.invariants import check_coordination
 from flowray.core.lives import Lives
-from flowray.core.model import (
-    AgentId,
-    Failure,
-    Snapshot,
-    Task,
-    TaskId,
-)
+from flowray.core.model import AgentId, Failure, Snapshot, Task, TaskId
 from flowray.core.placing import Placing
 from flowray.core.policy import CorePolicy
 from flowray.core.queueing import Queue
@@ -223,9 +221,10 @@ class Coordination:
             core.admission.opened(entry.task)
             core.admission.grew(entry.grown_bytes)
             core.streaming.open_bytes += entry.stream.size_bytes if entry.stream is not None else 0
-            if entry.state is TaskState.QUEUED:
-                waiting = core.stateful if core.stateful.has(entry.task) else core.placing
-                waiting.recovered(entry)
+            if entry.state is TaskState.QUEUED and core.stateful.has(entry.task):
+                core.stateful.recovered(entry)
+            elif entry.state is TaskState.QUEUED:
+                core.placing.recovered(entry)
             elif entry.state is TaskState.BACKING_OFF:
                 # Its last attempt may have been told to stop, and not have said yet that it did.
                 fence_s = core.policy.fence_s if entry.task.exclusive and keep_agents else 0.0
@@ -279,6 +278,7 @@ class Coordination:
     # ── tasks: out ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def give_up(self, entry: Entry, failure: Failure) -> None:
+        """The task is a dead letter, because of this."""
         self.resolve(entry, TaskState.DEAD, failure=failure)
 
     def resolve(
@@ -289,6 +289,7 @@ class Coordination:
         answer: AttemptFinished | None = None,
         failure: Failure | None = None,
     ) -> None:
+        """The task has its outcome. Of two attempts the other one is told to stop."""
         task = entry.task
         if answer is not None and failure is None:
             self.recording.end_stream(entry, answer)
@@ -331,7 +332,10 @@ class Coordination:
         if was is TaskState.RUNNING and entry.extra is None:
             self.stopping.stop_all(entry)
 
-    # ── agents ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── told from outside ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_version(self, event: VersionDecided) -> None:
+        self.commit(RecordVersion(structs.replace(event.record, at=self.now)))
 
     def _on_memory_told(self, event: MemoryTold) -> None:
         touched: dict[AgentClass, None] = {}
@@ -355,11 +359,6 @@ class Coordination:
         if self.stateful.is_logged(entry):
             message += "; it has its number, so the state will have it all the same"
         self._withdraw(entry, TaskState.EXPIRED, Failure(kind="deadline", message=message))
-
-    # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _on_version(self, event: VersionDecided) -> None:
-        self.commit(RecordVersion(structs.replace(event.record, at=self.now)))
 
     # ── the one way out ──────────────────────────────────────────────────────────────────────────────────────────
 
