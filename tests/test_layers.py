@@ -77,6 +77,19 @@ def place(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
+def private_uses(source: str) -> list[str]:
+    """Where private attributes of others are used. A name that the module has itself may be its own classes'."""
+    attributes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
+    private = [node for node in attributes if node.attr.startswith("_") and not node.attr.endswith("__")]
+    own = {node.attr for node in private if ast.unparse(node.value) in ("self", "cls")}
+    return [
+        ast.unparse(node)
+        for node in private
+        if ast.unparse(node.value) in ("core", "self._core")
+        or (ast.unparse(node.value) not in ("self", "cls") and node.attr not in own)
+    ]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=place)
 def test_imports_go_one_way(path):
     layer = layer_of(place(path))
@@ -98,6 +111,11 @@ def test_the_core_is_pure(path):
         top = module.split(".")[0]
         assert top in sys.stdlib_module_names or top in ("msgspec", "flowray"), f"{path.name} imports {module}"
         assert top not in CORE_NEVER, f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if layer_of(place(p)) == "core"], ids=place)
+def test_parts_of_the_core_use_nothing_private_of_one_another(path):
+    assert private_uses(path.read_text()) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=place)
@@ -129,3 +147,8 @@ def test_the_check_itself_sees_every_kind_of_import(tmp_path):
     assert set(imports_of(source)) == {
         ("typing", False), ("ray.util", False), ("flowray.core", False), ("torch", True), ("flowray.runtime", False),
     }  # fmt: skip
+
+
+def test_the_check_sees_what_is_private_to_others():
+    source = "class A:\n    def f(self, core, other):\n        self._x = core._x, other._x, self._core._y, other._z\n"
+    assert private_uses(source) == ["core._x", "self._core._y", "other._z"]

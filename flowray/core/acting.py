@@ -18,7 +18,7 @@ after twice the time). It is not started where the failure of both would be one 
 kinds are paid from credits, which the starts of such tasks earn: when everything is slow or unsure, further attempts
 would only add load.
 
-All of this is pure; `flowray.core.coordination` asks and does.
+All of this is pure; `flowray.core.attempts` and `placing` ask and do.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Draining:
         """A node shall have no agents, or may have some again."""
         core = self._core
         if (event.node in core.book.drained) != event.drained:
-            core._commit(MarkNode(event.node, event.drained, core.now))
+            core.commit(MarkNode(event.node, event.drained, core.now))
         for agent in core.registry.agents():
             if agent.node == event.node and event.drained:
                 self._ask(agent.id, agent.incarnation)
@@ -108,7 +108,7 @@ class Draining:
         if self.is_leaving(agent.id):
             self._leave(agent)
         else:
-            self._core._stop(agent, "drained")
+            self._core.lives.stop(agent, "drained")
 
     def lost(self, agent: Agent) -> None:
         """An agent's process is gone: so it has left, whatever it was about."""
@@ -163,7 +163,7 @@ class Draining:
         else:
             self._core.registry.move(agent, "drain")
             agent.agent_class.update(agent)
-            self._core._unbind(agent.agent_class)
+            self._core.placing.unbind(agent.agent_class)
 
     def _leave(self, agent: Agent) -> None:
         """It has nothing any more: end its process, start it again."""
@@ -172,13 +172,13 @@ class Draining:
         core.registry.move(agent, "moved")
         agent.prefetch, agent.service_s = 0, -1.0
         agent.agent_class.update(agent)
-        core._out.append(StopAgent(agent.id, agent.incarnation, _LEFT))
-        core._unbind(agent.agent_class)
-        core._start_agent(agent)
+        core.emit(StopAgent(agent.id, agent.incarnation, _LEFT))
+        core.placing.unbind(agent.agent_class)
+        core.lives.start(agent)
 
     def _hand_over(self, agent: Agent) -> None:
         """End its process although it has something: others get that, and nobody is to blame."""
         core = self._core
-        core._out.append(StopAgent(agent.id, agent.incarnation, _LEFT))
-        core._lose_quietly(agent, _LEFT)
+        core.emit(StopAgent(agent.id, agent.incarnation, _LEFT))
+        core.lives.lose_quietly(agent, _LEFT)
         core.timers.set("restart", agent.id, core.now)  # it was no crash: nothing to be spaced out

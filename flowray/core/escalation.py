@@ -54,5 +54,5 @@ class Escalation:
         agent.failure = Failure(kind="agent_lost", type="CrashLoop", message=message)
         core.registry.move(agent, "gave_up")
         core.timers.clear("restart", agent.id)
-        core._unbind(agent.agent_class)
-        core._give_up_hopeless(agent.agent_class)
+        core.placing.unbind(agent.agent_class)
+        core.lives.give_up(agent.agent_class)

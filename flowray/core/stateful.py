@@ -215,7 +215,7 @@ class Stateful:
         core, inbox = self._core, instance.inbox
         while self.has_room(instance) and (head := instance.lane.head()) is not None:
             instance.lane.pop()
-            core._commit(LogInput(head[2], inbox.agent_id, inbox.next_seq, core.now))
+            core.commit(LogInput(head[2], inbox.agent_id, inbox.next_seq, core.now))
             for seat in instance.seats.values():
                 if seat.position >= 0:
                     self._deliver(instance, seat)
@@ -274,7 +274,7 @@ class Stateful:
         if seat is not None and certain:
             self._blame(instance, seat)
         elif seat is not None:
-            self._core._out.append(StopAgent(agent.id, agent.incarnation, "another process takes its place"))
+            self._core.emit(StopAgent(agent.id, agent.incarnation, "another process takes its place"))
         self._elect(instance, cause)
 
     def hopeless(self, one: AgentClass) -> None:
@@ -292,9 +292,9 @@ class Stateful:
             for task_id in waiting:  # all, before the first one's end makes room
                 instance.lane.remove(task_id)
             for task_id in waiting:
-                core._give_up(core.book.open[task_id], failure)
+                core.give_up(core.book.open[task_id], failure)
             for task_id, seq in list(instance.inbox.unanswered.items()):
-                core._give_up(core.book.open[task_id], failure)
+                core.give_up(core.book.open[task_id], failure)
                 if seq > instance.inbox.applied:
                     self._leave_out(instance, seq)
             self._look_at_snapshot(instance)
@@ -307,7 +307,7 @@ class Stateful:
         if (there and agent is not None and agent.incarnation == inbox.seat_incarnation) or not instance.seats:
             return
         best = max(instance.seats.values(), key=lambda seat: seat.position)
-        core._commit(Promote(inbox.agent_id, inbox.term + 1, best.agent_id, best.incarnation, core.now, why))
+        core.commit(Promote(inbox.agent_id, inbox.term + 1, best.agent_id, best.incarnation, core.now, why))
         instance.mark = 0
         self._settle(instance, best)
         self._look_at_snapshot(instance)
@@ -319,10 +319,10 @@ class Stateful:
         if not active and inbox.mismatches >= core.policy.stateful.mismatches:
             return  # it waits without a state, and restores one when it is needed
         if seat.position < inbox.base or seat.position < 0:
-            core._out.append(RestoreState(seat.agent_id, seat.incarnation, inbox.snapshot))
+            core.emit(RestoreState(seat.agent_id, seat.incarnation, inbox.snapshot))
             seat.position = inbox.base
         if active:
-            core._out.append(ActivateSeat(seat.agent_id, seat.incarnation, inbox.term))
+            core.emit(ActivateSeat(seat.agent_id, seat.incarnation, inbox.term))
         self._deliver(instance, seat)
 
     def _deliver(self, instance: Instance, seat: Seat) -> None:
@@ -333,18 +333,18 @@ class Stateful:
             if logged is None:
                 continue  # left out for good
             given = DeliverInput(seat.agent_id, seat.incarnation, seq, seat.position, logged.task, logged.at, answered)
-            self._core._out.append(given)
+            self._core.emit(given)
             seat.position = seq
             if seq == instance.mark:
-                self._core._out.append(DemandSnapshot(seat.agent_id, seat.incarnation, seq))
+                self._core.emit(DemandSnapshot(seat.agent_id, seat.incarnation, seq))
 
     def _discard(self, instance: Instance, seat: Seat, why: str) -> None:
         """End a process whose state is not what it must be; another takes its seat."""
         core, agent = self._core, self._core.registry.agent(seat.agent_id)
         instance.seats.pop(seat.agent_id, None)
-        core._out.append(StopAgent(seat.agent_id, seat.incarnation, why))
+        core.emit(StopAgent(seat.agent_id, seat.incarnation, why))
         if agent is not None and agent.incarnation == seat.incarnation:
-            core._lose_quietly(agent, why)
+            core.lives.lose_quietly(agent, why)
 
     def refused(self, event: StateRefused) -> None:
         """A process has not the state that it must have: another takes its seat, and is asked the same."""
@@ -375,7 +375,7 @@ class Stateful:
                 self._discard(instance, other, f"it may have applied input {head}, which is left out")
         if task_id in inbox.unanswered:
             message = f"{kills} processes died on it; it is left out, the state is without it"
-            core._give_up(core.book.open[task_id], Failure(kind="poison", message=message))
+            core.give_up(core.book.open[task_id], Failure(kind="poison", message=message))
         self._log_more(instance)
 
     def _leave_out(self, instance: Instance, seq: int) -> None:
@@ -385,7 +385,7 @@ class Stateful:
         without = [seat.agent_id for seat in instance.seats.values() if seat.position < seq]
         known = self._core.book.incarnations
         barred: dict[str, int] = {seat: known[seat] for seat in seats if seat in known and seat not in without}
-        self._core._commit(SkipInput(instance.inbox.agent_id, seq, self._core.now, barred))
+        self._core.commit(SkipInput(instance.inbox.agent_id, seq, self._core.now, barred))
 
     # ── outputs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -399,7 +399,7 @@ class Stateful:
         core, entry = self._core, self._core.book.open[event.task_id]
         answer = AttemptFinished(event.task_id, 1, entry.epoch, event.agent_id, event.value, event.failure, event.run_s)
         state = TaskState.SUCCEEDED if event.failure is None else TaskState.DEAD
-        core._resolve(entry, state, answer=answer, failure=event.failure)
+        core.resolve(entry, state, answer=answer, failure=event.failure)
 
     # ── snapshots ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -430,7 +430,7 @@ class Stateful:
         instance.said.clear()
         for seat in instance.seats.values():
             if seat.position == instance.mark:
-                core._out.append(DemandSnapshot(seat.agent_id, seat.incarnation, seat.position))
+                core.emit(DemandSnapshot(seat.agent_id, seat.incarnation, seat.position))
 
     def snapshot_made(self, event: SnapshotMade) -> None:
         """A process says what its state is: kept where it is the active one, else compared."""
@@ -451,7 +451,7 @@ class Stateful:
         instance.mark = 0
         core.timers.clear("snapshot", inbox.agent_id)
         kept = StateSnapshot(event.seq, event.digest, event.value)
-        core._commit(KeepSnapshot(inbox.agent_id, inbox.term, kept, core.now))
+        core.commit(KeepSnapshot(inbox.agent_id, inbox.term, kept, core.now))
         said, instance.said = instance.said, {}
         for agent_id, (seq, digest) in said.items():
             if seq == event.seq and agent_id in instance.seats:
@@ -464,7 +464,7 @@ class Stateful:
         assert inbox.snapshot is not None
         if digest == inbox.snapshot.digest:
             return
-        core._commit(RecordMismatch(inbox.agent_id, seat.agent_id, inbox.base, core.now))
+        core.commit(RecordMismatch(inbox.agent_id, seat.agent_id, inbox.base, core.now))
         self._discard(
             instance,
             seat,

@@ -375,7 +375,7 @@ class TestRecovery:
         body = msgspec.msgpack.encode(it.core.snapshot())
         again = Coordination.recover(
             epoch=2,
-            rng=it.core._rng,
+            rng=it.core.rng,
             now=it.now,
             policy=it.policy,
             snapshot=msgspec.msgpack.decode(body, type=Snapshot),
@@ -393,7 +393,7 @@ class TestRecovery:
             open_task.pop("attempts", None)
             open_task.pop("extra", None)
         core = Coordination.recover(
-            epoch=2, rng=it.core._rng, now=1.0, snapshot=msgspec.convert(built, Snapshot, strict=False)
+            epoch=2, rng=it.core.rng, now=1.0, snapshot=msgspec.convert(built, Snapshot, strict=False)
         )
         entry = core.book.open["t"]
         assert (entry.attempts, entry.attempt, entry.extra) == (1, 1, None)

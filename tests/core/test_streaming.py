@@ -205,7 +205,7 @@ def test_of_two_one_that_withdraws_what_an_earlier_attempt_gave_goes_on_alone() 
     agent = team.core.registry.agent(AgentId("writer-2"))
     assert agent is not None
     entry = team.core.book.open[T]
-    team.core._start_on(entry, agent, Choice("copy", 1), "copy", beside=True)
+    team.core.attempts.start_on(entry, agent, Choice("copy", 1), "copy", beside=True)
     team.core._out.clear()
     assert verdict(emit(team, "writer-1", 0, "abcd", attempt=2)) == "recorded"
     commands = emit(team, "writer-2", 0, "abx", attempt=3)

@@ -50,7 +50,7 @@ def test_a_snapshot_keeps_it():
     team = Team()
     team.tell(VersionDecided(record("promoted", RolloutStage.WATCHED, NEW, OLD)))
     snapshot = msgspec.msgpack.decode(msgspec.msgpack.encode(team.core.snapshot()), type=Snapshot)
-    core = Coordination.recover(epoch=2, rng=team.core._rng, now=1.0, snapshot=snapshot)
+    core = Coordination.recover(epoch=2, rng=team.core.rng, now=1.0, snapshot=snapshot)
     assert core.book.routers == team.core.book.routers
 
 

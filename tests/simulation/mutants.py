@@ -22,8 +22,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from flowray.core import acting, book, coordination, streaming
+from flowray.core import acting, attempts, book, recording, streaming
 from flowray.core.admission import Admission
+from flowray.core.adopting import Adopting
+from flowray.core.attempts import Attempts
 from flowray.core.book import Book, Entry
 from flowray.core.commands import (
     AcceptTask,
@@ -39,8 +41,12 @@ from flowray.core.commands import (
 from flowray.core.coordination import Coordination
 from flowray.core.fencing import Lease
 from flowray.core.hedging import Credits
+from flowray.core.lives import Lives
+from flowray.core.placing import Placing
 from flowray.core.queueing import Lane
+from flowray.core.recording import Recording
 from flowray.core.registry import Agent, AgentClass, RestartPolicy
+from flowray.core.stopping import Stopping
 from flowray.testing import coordinator as testing_coordinator
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
@@ -99,55 +105,55 @@ def put(owner: type, name: str, value: Any) -> Callable[[], None]:
 C, P = Coordination, CoordinatorProcess
 MUTANTS: dict[str, Callable[[], None]] = {
     # what the core decides
-    "answers of earlier attempts count": swap(C, "_is_current", "and entry.attempt == event.attempt", ""),
-    "answers of earlier epochs count": swap(C, "_is_current", "and entry.epoch == event.epoch", ""),
+    "answers of earlier attempts count": swap(Attempts, "_is_current", "and entry.attempt == event.attempt", ""),
+    "answers of earlier epochs count": swap(Attempts, "_is_current", "and entry.epoch == event.epoch", ""),
     "idempotency key forgotten": swap(Admission, "opened", "if task.key:", "if False:"),
     "fingerprint not compared": swap(C, "_on_submitted", "if owner[1] == task.fingerprint:", "if True:"),
     "one attempt too many": swap(
-        C,
-        "_attempt_failed",
+        Attempts,
+        "_failed",
         "entry.failures + 1 >= entry.task.max_attempts",
         "entry.failures >= entry.task.max_attempts",
     ),
-    "retries unbounded": swap(C, "_attempt_failed", "or entry.failures + 1 >= entry.task.max_attempts", ""),
-    "retries what is not retryable": swap(C, "_attempt_failed", "not failure.retryable or ", ""),
+    "retries unbounded": swap(Attempts, "_failed", "or entry.failures + 1 >= entry.task.max_attempts", ""),
+    "retries what is not retryable": swap(Attempts, "_failed", "not failure.retryable or ", ""),
     "back-off cut short": swap(
-        C, "_go_on", 'set("backoff", entry.task.id, over.not_before)', 'set("backoff", entry.task.id, self.now)'
+        Attempts, "_go_on", 'set("backoff", entry.task.id, over.not_before)', 'set("backoff", entry.task.id, core.now)'
     ),
-    "poison never found": swap(C, "_attempt_lost", 'counts == "kills" and', "False and"),
-    "losses unbounded": swap(C, "_attempt_lost", "elif counts and", "elif False and"),
+    "poison never found": swap(Attempts, "lost", 'counts == "kills" and', "False and"),
+    "losses unbounded": swap(Attempts, "lost", "elif counts and", "elif False and"),
     "resolved twice": swap(
-        C, "_commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
+        C, "commit", "self._out.append(command)", "self._out.extend([command] * (1 + (type(command) is ResolveTask)))"
     ),
-    "tasks lost with their agent": swap(C, "_requeue_all", "held = self._held_or_claimed(agent)", "held = []"),
+    "tasks lost with their agent": swap(Lives, "_requeue_all", "held = core.adopting.held_by(agent)", "held = []"),
     "deadline forgotten": swap(C, "_on_submitted", "if entry.deadline_at is not None:", "if False:"),
     "deadline forgotten by recovery": swap(C, "recover", "if entry.deadline_at is not None)", "if False)"),
     "running attempts forgotten by recovery": swap(
-        C, "recover", 'core.timers.set("adoption", attempt_key(task_id, held.attempt), now + grace_s)', "pass"
+        Adopting, "expect", 'self._timers.set("adoption", attempt_key(task_id, held.attempt), until)', "pass"
     ),
     "cancel answered, task goes on": swap(
         C, "_on_cancel", "self._withdraw(entry, TaskState.CANCELLED,", "(lambda *_: None)(entry, TaskState.CANCELLED,"
     ),
     "priority inverted": swap(Lane, "push", "(-task.priority, seq, task.id)", "(task.priority, seq, task.id)"),
     "newest first": swap(Lane, "push", "(-task.priority, seq, task.id)", "(-task.priority, -seq, task.id)"),
-    "slot of a stopped attempt leaks": swap(C, "_free_slot", "del agent.stopping[token]", "pass"),
+    "slot of a stopped attempt leaks": swap(Stopping, "ended", "del agent.stopping[token]", "pass"),
     "admission counter leaks": swap(
         Admission, "closed", "self.open_tasks -= 1", "self.open_tasks -= task.priority < 5"
     ),
-    "wake-up lost": swap(C, "_backoff_over", "self._commit(WakeTask", "return None and (WakeTask"),
+    "wake-up lost": swap(Attempts, "backoff_over", "core.commit(WakeTask", "return None and (WakeTask"),
     "adopts what runs elsewhere": swap(
-        C,
+        Adopting,
         "_adopt_or_stop",
         "if entry is None or not fresh or entry.state not in (TaskState.QUEUED, TaskState.BACKING_OFF):",
         "if entry is None or not fresh:",
     ),
     "lost agents stay lost": swap(
-        C, "_restart_due", "self._start_agent(agent)", "self.timers.set('restart', key, self.now + 1e6)"
+        Lives, "restart_due", "self.start(agent)", "self._timers.set('restart', key, self._core.now + 1e6)"
     ),
     "capabilities ignored": swap(AgentClass, "serves", "self.capabilities.issuperset(key.needs)", "True"),
-    "hung agents are kept": swap(C, "_grace_over", "due > self.now", "(due := self.now + 1e6)"),
+    "hung agents are kept": swap(Stopping, "grace_over", "due > core.now", "(due := core.now + 1e6)"),
     # two attempts at once
-    "the other attempt is not told to stop": swap(C, "_resolve", "if entry.extra is not None:", "if False:"),
+    "the other attempt is not told to stop": swap(C, "resolve", "if entry.extra is not None:", "if False:"),
     "both answers count": swap(
         Book,
         "_resolved",
@@ -155,32 +161,34 @@ MUTANTS: dict[str, Callable[[], None]] = {
         "self.open[outcome.task_id]\n    if entry.extra is None:\n        del self.open[outcome.task_id]",
     ),
     "the second answer does not count": swap(
-        C, "_is_current", " or (entry.extra is not None and _is(entry.extra, event))", ""
+        Attempts, "_is_current", " or (entry.extra is not None and is_of(entry.extra, event))", ""
     ),
-    "tried again while the other attempt goes on": swap(C, "_go_on", "if entry.extra is not None:", "if False:"),
-    "given up while the other attempt goes on": swap(C, "_attempt_failed", "if alone and (", "if ("),
+    "tried again while the other attempt goes on": swap(Attempts, "_go_on", "if entry.extra is not None:", "if False:"),
+    "given up while the other attempt goes on": swap(Attempts, "_failed", "if alone and (", "if ("),
     "the surviving attempt is forgotten": swap(Book, "_requeued", "if command.attempt == entry.attempt:", "if False:"),
     "second attempt on the same agent": swap(acting, "_free_agent", "if found.id != busy:", "if True:"),
-    "second attempt of what is not idempotent": swap(coordination, "may_join", "task.idempotent and ", ""),
+    "second attempt of what is not idempotent": swap(attempts, "may_join", "task.idempotent and ", ""),
     "second attempt where one failure is allowed": swap(
-        coordination, "may_join", "failures + 2 <= task.max_attempts", "True"
+        attempts, "may_join", "failures + 2 <= task.max_attempts", "True"
     ),
     "second attempt not in the snapshot": swap(book, "_frozen", "extra=entry.extra", "extra=None"),
     "second attempt forgotten by recovery": swap(C, "recover", "entry.running():", "entry.running()[:1]:"),
-    "number of an attempt used twice": swap(C, "_start_on", "entry.attempts + 1", "entry.attempt + 1"),
-    "hedge timer outlives its attempt": swap(C, "_attempt_over", "if task.idempotent:", "if False:"),
+    "number of an attempt used twice": swap(Attempts, "start_on", "entry.attempts + 1", "entry.attempt + 1"),
+    "hedge timer outlives its attempt": swap(Attempts, "over", "if task.idempotent:", "if False:"),
     "second attempts cost nothing": put(Credits, "pay", lambda self: None),
-    "task stays with a fallback that is gone": swap(C, "_may_fall_back", "one is None or one.hopeless", "one is None"),
+    "task stays with a fallback that is gone": swap(
+        Placing, "fallback_of", "one is None or one.hopeless", "one is None"
+    ),
     "grades answered before they are on disk": put(GradeTask, "waits", False),
     # steps, fences and exclusive tasks
-    "a stale attempt records": swap(C, "_on_step", "_is(held, event) and ", ""),
-    "a step is recorded again": swap(C, "_on_step", "if event.name in entry.steps:", "if False:"),
+    "a stale attempt records": swap(Recording, "on_step", "is_of(held, event) and ", ""),
+    "a step is recorded again": swap(Recording, "on_step", "if event.name in entry.steps:", "if False:"),
     "steps are not kept": swap(Book, "_recorded", "entry.record(command.name, command.value)", "pass"),
     "goes on before its step is on disk": put(AnswerStep, "waits", False),
     "is given steps that are not on disk": swap(P, "_starts_late", " or bool(entry.steps)", ""),
-    "exclusive tasks do not wait": swap(C, "_attempt_lost", "elif entry.task.exclusive and", "elif False and"),
+    "exclusive tasks do not wait": swap(Attempts, "lost", "elif task.exclusive and", "elif False and"),
     "told to stop and not waited for": swap(
-        C, "_backoff_over", "if entry.task.exclusive and self._goes_on(entry.task.id):", "if False:"
+        Attempts, "backoff_over", "if entry.task.exclusive and core.stopping.goes_on(entry.task.id):", "if False:"
     ),
     "found: second attempt is given steps of later": swap(P, "_given", "dict(", "("),
     "exclusive attempts start before they are on disk": swap(P, "_starts_late", "entry.task.exclusive or ", ""),
@@ -189,29 +197,33 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "leases for those given up": swap(C, "may_lease", "return alive and", "return True or"),
     "leases of an epoch that is over": swap(P, "lease", "self._when_synced(grant)", "grant()"),
     # bugs that the simulation found
-    "found: adopts with a lower fence": swap(C, "_adopt_or_stop", "entry.epoch <= one.epoch", "one.epoch"),
-    "found: claim outlives its answer": swap(C, "_attempt_over", "self._unclaim(task.id, attempt, agent_id)", "pass"),
-    "found: incarnations begin again": swap(C, "_join", "self.book.incarnations.get(agent.id, 0)", "0"),
+    "found: adopts with a lower fence": swap(Adopting, "_adopt_or_stop", "entry.epoch <= one.epoch", "one.epoch"),
+    "found: claim outlives its answer": swap(
+        Attempts, "over", "self._core.adopting.release(task.id, attempt, agent_id)", "pass"
+    ),
+    "found: incarnations begin again": swap(Lives, "_join", "core.book.incarnations.get(agent.id, 0)", "0"),
     "found: agent started before it is on disk": put(StartAgent, "waits", False),
-    "found: draining agents are not kept": swap(C, "_add_agents", "agent not in surplus", "False"),
-    "found: a late report revives the dead": swap(C, "_on_agent_ready", "or over or", "or"),
+    "found: draining agents are not kept": swap(Lives, "_add", "agent not in surplus", "False"),
+    "found: a late report revives the dead": swap(Lives, "on_ready", "or over or", "or"),
     "found: drained by a report, never stopped": swap(
-        C, "_on_agent_ready", "agent.state is AgentState.DRAINING and", "False and"
+        Lives, "on_ready", "agent.state is AgentState.DRAINING and", "False and"
     ),
     "found: an old answer frees the new slot": swap(
-        C,
+        Attempts,
         "_free_slot",
         "if current and event.task_id in agent.outstanding:",
         "if agent.outstanding.get(event.task_id) == event.attempt:",
     ),
-    "found: stopped for a lost reason is final": swap(C, "_on_finished", 'event.failure.kind == "cancelled"', "False"),
-    "found: broken class keeps its tasks": swap(C, "_stop", "self._give_up_hopeless(agent.agent_class)", "pass"),
+    "found: stopped for a lost reason is final": swap(
+        Attempts, "on_finished", 'event.failure.kind == "cancelled"', "False"
+    ),
+    "found: broken class keeps its tasks": swap(Lives, "stop", "self.give_up(agent.agent_class)", "pass"),
     "found: prefetch although it is off": swap(
         Agent, "observe", "max_prefetch if prefetch_s > 0 else 0", "max_prefetch"
     ),
-    "found: stale list after a hand-back": swap(C, "_on_returned", "agent.agent_class.update(agent)\n", "pass\n"),
-    "found: adopts what it told to stop": swap(C, "_adopt_or_stop", "not in agent.stopping", "not in ()"),
-    "found: adopts what has answered": swap(C, "_adopt_or_stop", "and token not in agent.over", ""),
+    "found: stale list after a hand-back": swap(Attempts, "on_returned", "agent.agent_class.update(agent)\n", "pass\n"),
+    "found: adopts what it told to stop": swap(Adopting, "_adopt_or_stop", "not in agent.stopping", "not in ()"),
+    "found: adopts what has answered": swap(Adopting, "_adopt_or_stop", "and token not in agent.over", ""),
     # what the driver must keep
     "no fence": put(Writer, "fenced", property(lambda self: False)),
     "tells before it is on disk": swap(P, "_when_synced", "if self.writer.synced < position:", "if False:"),
@@ -246,13 +258,13 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "checksum not compared": swap(Disk, "recall", "zlib.crc32(body) != checksum", "False"),
     # what recovery must bring back
     "waiting tasks forgotten by recovery": swap(
-        C, "_wait_recovered", "self._lane(entry.task).push(entry.task, entry.seq)", "pass"
+        Placing, "recovered", "self.lane(entry.task).push(entry.task, entry.seq)", "pass"
     ),
     "back-offs forgotten by recovery": swap(
         C, "recover", 'core.timers.set("backoff", task_id, max(entry.not_before, now + fence_s))', "pass"
     ),
     "agents that do not report are kept by recovery": swap(
-        C, "recover", 'core.timers.set("start", agent.id, now + grace_s)', "pass"
+        Lives, "recover", 'self._timers.set("start", agent.id, until)', "pass"
     ),
     "open tasks not counted by recovery": swap(C, "recover", "core.admission.opened(entry.task)", "pass"),
     "counts of losses not in the snapshot": swap(
@@ -264,18 +276,18 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "story not in the snapshot": swap(book, "_frozen", "story=tuple(entry.story)", "story=()"),
     "incarnations not in the snapshot": swap(Book, "restore", "dict(snapshot.incarnations)", "{}"),
     "age of tasks begins again": swap(Book, "restore", "self.next_seq = snapshot.next_seq", "pass"),
-    "adopted and still in its lane": swap(C, "_adopt_or_stop", "self._leave_queue(entry)", "pass"),
+    "adopted and still in its lane": swap(Adopting, "_adopt_or_stop", "core.placing.leave(entry)", "pass"),
     # agents, deadlines and what waits
-    "death of an old incarnation counts": swap(C, "_on_agent_lost", "or agent.incarnation != event.incarnation", ""),
-    "reports of old incarnations count": swap(C, "_on_agent_ready", "event.incarnation < known or", ""),
+    "death of an old incarnation counts": swap(Lives, "on_lost", "or agent.incarnation != event.incarnation", ""),
+    "reports of old incarnations count": swap(Lives, "on_ready", "event.incarnation < known or", ""),
     "crash loops without a pause": put(RestartPolicy, "wait_s", lambda self, losses: 0.0),
     "accepted and then shed": swap(
         C,
         "_on_submitted",
-        "self._place(entry, lane)",
-        "self._place(entry, lane)\n"
+        "self.placing.place(entry, lane)",
+        "self.placing.place(entry, lane)\n"
         "    if self.admission.open_tasks > 20 and entry.state is TaskState.QUEUED:\n"
-        "        self._leave_queue(entry)\n        self._give_up(entry, Failure(kind='shed', message='full'))",
+        "        self.placing.leave(entry)\n        self.give_up(entry, Failure(kind='shed', message='full'))",
     ),
     "one task more than admission allows": swap(
         Admission, "full", "self.open_tasks >= policy.max_open_tasks", "self.open_tasks > policy.max_open_tasks"
@@ -284,18 +296,18 @@ MUTANTS: dict[str, Callable[[], None]] = {
         Entry, "__init__", "accepted_at + task.deadline_s", "accepted_at + 2 * task.deadline_s"
     ),
     "remaining time told wrong": swap(Entry, "remaining_s", "self.deadline_at - now", "self.task.deadline_s or 0.0"),
-    "timer of a deadline outlives its task": swap(C, "_resolve", 'self.timers.clear("deadline", task.id)', "pass"),
+    "timer of a deadline outlives its task": swap(C, "resolve", 'self.timers.clear("deadline", task.id)', "pass"),
     "timer of a back-off outlives its task": swap(C, "_withdraw", 'self.timers.clear("backoff", task_id)', "pass"),
     "no time-out for estimates": swap(
-        C, "_place", 'self.timers.set("estimates", "", self.now + self.policy.routing.within_s)', "pass"
+        Placing, "place", 'self._timers.set("estimates", "", core.now + core.policy.routing.within_s)', "pass"
     ),
     # chunks
     "chunks acknowledged before they are on disk": put(AnswerChunks, "waits", False),
     "chunks that come again are not compared": swap(
-        coordination, "fit", "if stream.digests[begin : begin + known * DIGEST_BYTES] == digests", "if True or digests"
+        recording, "fit", "if stream.digests[begin : begin + known * DIGEST_BYTES] == digests", "if True or digests"
     ),
     "chunks of attempts that do not run are recorded": swap(
-        C, "_on_chunks", "if _is(h, event) and h.incarnation", "if h.incarnation"
+        Recording, "on_chunks", "if is_of(h, event) and h.incarnation", "if h.incarnation"
     ),
     "readers are not told of restarts": swap(
         testing_coordinator, "standing", "min((seen, *restarts[seen_restarts:]))", "seen"
@@ -304,14 +316,16 @@ MUTANTS: dict[str, Callable[[], None]] = {
         testing_coordinator, "standing", "*restarts[seen_restarts:]", "*restarts[-1:]"
     ),
     "two attempts withdraw each other's chunks": swap(
-        C, "_on_chunks", "fits.gap or (fits.differs and led)", "fits.gap"
+        Recording, "on_chunks", "fits.gap or (fits.differs and led)", "fits.gap"
     ),
-    "chunks that the answer did not give stay": swap(C, "_end_stream", "entry.stream is not None and", "False and"),
+    "chunks that the answer did not give stay": swap(
+        Recording, "end_stream", "entry.stream is not None and", "False and"
+    ),
     "chunks not in the snapshot": swap(
         book, "_frozen", "entry.stream.save() if entry.stream is not None else None", "None"
     ),
     "restarts not in the snapshot": swap(streaming.Stream, "save", "tuple(self.restarts)", "()"),
-    "bytes of chunks leak": swap(C, "_resolve", "self.streaming.open_bytes -=", "_ ="),
+    "bytes of chunks leak": swap(C, "resolve", "self.streaming.open_bytes -=", "_ ="),
     "withdrawn chunks are free": swap(
         streaming.Stream, "add", "self.recorded += len(digests) // DIGEST_BYTES", "self.recorded = self.count"
     ),

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from flowray.core.attempts import Attempts
 from flowray.core.commands import AnswerStep
 from flowray.core.coordination import Coordination
 from flowray.core.fencing import Lease
+from flowray.core.lives import Lives
+from flowray.core.placing import Placing
+from flowray.core.recording import Recording
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.drawing import Options, draw_anything
@@ -18,7 +22,7 @@ from flowray.testing.swarm import run_options
 
 from . import mutants
 
-OWNERS = (Coordination, CoordinatorProcess, AgentProcess, Lease, AnswerStep)
+OWNERS = (Coordination, Attempts, Lives, Placing, Recording, CoordinatorProcess, AgentProcess, Lease, AnswerStep)
 SEEDS = 25
 PLANTED = [
     *(
