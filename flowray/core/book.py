@@ -60,6 +60,7 @@ from flowray.errors import InvalidTransition
 ROUTER_RECORDS = 256  # decisions about the router that are kept: the newest
 DRAINED = 256  # nodes that are remembered to be drained: the newest
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
+_TOLD = {state: state.value for state in TaskState}  # an enum's `value` is looked up for longer than this
 _RESOLVED_ARROW = {
     TaskState.SUCCEEDED: "answered",
     TaskState.DEAD: "gave_up",
@@ -350,7 +351,12 @@ class Book:
 
 def is_running(entry: Entry, attempt: int, epoch: int) -> bool:
     """Is this an attempt that an agent has?"""
-    return any(held.attempt == attempt and held.epoch == epoch for held in entry.running())
+    if not entry.agent_id:
+        return False
+    if entry.attempt == attempt and entry.epoch == epoch:
+        return True
+    extra = entry.extra
+    return extra is not None and extra.attempt == attempt and extra.epoch == epoch
 
 
 def outcome_of(
@@ -370,7 +376,7 @@ def outcome_of(
     attempt, agent_id = entry.attempt, entry.agent_id
     if answer is not None:
         attempt, agent_id = answer.attempt, answer.agent_id
-    entry.tell(StoryLine(now, state.value, attempt, agent_id, _said(failure)))
+    entry.tell(StoryLine(now, _TOLD[state], attempt, agent_id, _said(failure)))
     return Outcome(
         task_id=task.id,
         state=state,
@@ -397,10 +403,13 @@ def outcome_of(
 
 def asked_of(entry: Entry, most: int) -> Asked | None:
     """What the router read of a task, each text cut to `most` characters; None where it had no word, or none of it."""
+    for choice in entry.choices:  # one, mostly, and without a receipt where no router is asked
+        if choice.receipt is not None:
+            break
+    else:
+        return None
     task = entry.task
     if not most or not (task.prompt or task.choices or task.tools or task.counts):
-        return None
-    if all(choice.receipt is None for choice in entry.choices):
         return None
     return Asked(task.prompt[:most], task.choices[:most], task.tools[:most], task.builds_on, task.counts)
 

@@ -173,6 +173,8 @@ def _check_agent(core: Coordination, agent: Agent) -> None:
         raise InvariantBroken(f"{agent.id}: free list")
     if (agent in one.spare) != (ready and slots <= held < slots + agent.prefetch):
         raise InvariantBroken(f"{agent.id}: spare list")
+    if agent.room != ("free" if agent in one.free else "spare" if agent in one.spare else ""):
+        raise InvariantBroken(f"{agent.id}: {agent.room or 'no'} room, by its own account")
     if agent.stopping and ("grace", agent.id) not in timers:
         raise InvariantBroken(f"{agent.id}: stopping for ever")
     if ready and agent.node in core.book.drained:

@@ -61,7 +61,8 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def size_bytes(self) -> int:
         """Memory that holding this task open takes, roughly: its inline bytes and a fixed overhead."""
-        inline = len(self.payload.data) if self.payload is not None and self.payload.data is not None else 0
+        payload = self.payload
+        inline = len(payload.data) if payload is not None and payload.data is not None else 0
         return 512 + len(self.prompt) + len(self.choices) + len(self.tools) + inline
 
 

@@ -86,8 +86,7 @@ def _is_quick(agent: Agent, policy: PlacementPolicy) -> bool:
 
 
 def _has_room(agent: Agent) -> bool:
-    one = agent.agent_class
-    return agent in one.free or agent in one.spare
+    return agent.room != ""
 
 
 def _may_batch(agent: Agent, policy: PlacementPolicy) -> bool:

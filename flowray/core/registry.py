@@ -58,6 +58,7 @@ class Agent:
         "over",
         "prefetch",
         "resolved",
+        "room",
         "service_s",
         "slots",
         "start_failures",
@@ -78,6 +79,7 @@ class Agent:
         self.over: dict[tuple[TaskId, int, int], None] = {}
         self.counted_held = 0  # of what it holds, what its class has counted
         self.counted_slots = 0  # and of its slots
+        self.room = ""  # free | spare: where `AgentClass.update` has put it; "" nowhere
         self.prefetch = 0  # attempts it may hold beyond its slots
         self.service_s = -1.0  # moving average of its run times; negative before the first
         self.losses = 0  # within the restart window
@@ -170,21 +172,33 @@ class AgentClass:
 
     def update(self, agent: Agent) -> None:
         """Put the agent where its state and load say; tell the lanes when the class gains or loses room."""
-        held = agent.held
-        ready = agent.state is AgentState.READY
-        counted_held, counted_slots = (held, agent.slots) if ready else (0, 0)
-        self.held += counted_held - agent.counted_held
-        self.ready_slots += counted_slots - agent.counted_slots
-        agent.counted_held, agent.counted_slots = counted_held, counted_slots
-        if ready and held < agent.slots:
-            changed = self.free.add(agent) and len(self.free) == 1
-            if changed:
+        held, slots = len(agent.outstanding) + len(agent.stopping), agent.slots
+        room = ""
+        if agent.state is AgentState.READY:
+            self.held += held - agent.counted_held
+            self.ready_slots += slots - agent.counted_slots
+            agent.counted_held, agent.counted_slots = held, slots
+            if held < slots:
+                room = "free"
+            elif held < slots + agent.prefetch:
+                room = "spare"
+        else:
+            self.held -= agent.counted_held
+            self.ready_slots -= agent.counted_slots
+            agent.counted_held = agent.counted_slots = 0
+        if room != agent.room:
+            self._move(agent, room)
+
+    def _move(self, agent: Agent, room: str) -> None:
+        agent.room = room
+        if room == "free":
+            if self.free.add(agent) and len(self.free) == 1:
                 for lane in self.lanes:
                     lane.free.add(self)
         elif self.free.discard(agent) and not self.free:
             for lane in self.lanes:
                 lane.free.discard(self)
-        if ready and agent.slots <= held < agent.slots + agent.prefetch:
+        if room == "spare":
             if self.spare.add(agent) and len(self.spare) == 1:
                 for lane in self.lanes:
                     lane.spare.add(self)
@@ -215,7 +229,10 @@ class AgentClass:
     @property
     def hopeless(self) -> bool:
         """Will none of its agents ever take an attempt again?"""
-        return all(a.state in (AgentState.BROKEN, AgentState.STOPPED) for a in self.agents)
+        for agent in self.agents:  # asked for every task: the first one answers, mostly
+            if agent.state is not AgentState.BROKEN and agent.state is not AgentState.STOPPED:
+                return False
+        return True
 
 
 class Registry:

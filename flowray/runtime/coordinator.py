@@ -346,23 +346,18 @@ class Coordinator:
     # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _perform(self, command: Command) -> None:
+        # Of each task there are three commands, so these come first.
         if isinstance(command, StartAttempt):
-            entry = self._core.book.open.get(command.task_id)
-            # As they are now: what an attempt beside it records from here on is on disk later than this start.
-            steps = dict(entry.steps) if entry is not None and entry.steps else {}
-            cursor = entry.stream.count if entry is not None and entry.stream is not None else 0
-            if entry is None or not (steps or cursor or entry.task.exclusive):
-                self._send_attempt(command, steps, cursor)
-            else:  # what it is given must be on disk first; of an exclusive one the next coordinator must know
-                self._pump.when_synced(lambda: self._send_attempt(command, steps, cursor))
-        elif isinstance(command, RequestEstimates):
-            assert self._routing is not None  # the core asks only where routing is on
-            self._routing.ask(command)
+            self._start_attempt(command)
         elif isinstance(command, ResolveTask):
             self._clients.resolved(command.outcome)
             self._showing.resolved(command.outcome)
         elif isinstance(command, AcceptTask):
-            self._clients.answer(command.task.id, Answer(command.task.id))
+            task_id = command.task.id
+            self._clients.answer(task_id, Answer(task_id))
+        elif isinstance(command, RequestEstimates):
+            assert self._routing is not None  # the core asks only where routing is on
+            self._routing.ask(command)
         elif isinstance(command, KnownTask):
             self._clients.answer(command.submitted_id, Answer(command.task_id))
             self._intake.catch_up(command.task_id)
@@ -400,16 +395,29 @@ class Coordinator:
             what = f"{command.seat} has another state after input {command.seq} than the active process"
             print(f"flowray: {what}: its class is not deterministic", file=sys.stderr, flush=True)  # noqa: T201
 
+    def _start_attempt(self, command: StartAttempt) -> None:
+        entry = self._core.book.open.get(command.task_id)
+        if entry is None:
+            return
+        # As they are now: what an attempt beside it records from here on is on disk later than this start.
+        steps = dict(entry.steps) if entry.steps else {}
+        cursor = entry.stream.count if entry.stream is not None else 0
+        if not (steps or cursor or entry.task.exclusive):
+            self._send_attempt(command, steps, cursor)
+        else:  # what it is given must be on disk first; of an exclusive one the next coordinator must know
+            self._pump.when_synced(lambda: self._send_attempt(command, steps, cursor))
+
     def _send_attempt(self, command: StartAttempt, steps: dict[str, Payload | None], cursor: int) -> None:
         if command.reason == "adopted":
             return  # the agent has it already
-        process = self._pools.process(command.agent_id, command.incarnation)
+        agent_id = command.agent_id
+        process = self._pools.process(agent_id, command.incarnation)
         entry = self._core.book.open.get(command.task_id)
         # One that waited for the disk may be over by now: its agent has been told so, and has answered.
         if process is not None and entry is not None and is_running(entry, command.attempt, command.epoch):
-            self._acknowledgements.tell(command.agent_id)
+            self._acknowledgements.tell(agent_id)
             process.link.send(
-                Start(command.agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, steps, cursor)
+                Start(agent_id, entry.task, command.attempt, self._epoch, command.remaining_s, steps, cursor)
             )
 
     # ── drivers ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from flowray.core.commands import Command, Promote, RecordMismatch, RequeueTask, StartAgent, StartAttempt
 
@@ -21,19 +23,30 @@ class Figures:
     mismatches: int = 0  # standbys that had another state than the active process
 
     def __call__(self, command: Command) -> None:
-        if isinstance(command, StartAttempt):
-            self.attempts += 1
-            self.hedges += command.reason == "hedge"
-            self.copies += command.reason == "copy"
-        elif isinstance(command, RequeueTask):
-            self.retries += command.arrow == "failed"
-            self.failovers += command.counts in ("kills", "losses")
-        elif isinstance(command, StartAgent):
-            self.restarts += command.incarnation > 1
-        elif isinstance(command, Promote):
-            self.promotions += command.term > 1
-        elif isinstance(command, RecordMismatch):
-            self.mismatches += 1
+        """One more command. Two of three are of kinds that nothing is counted of."""
+        count = _COUNTED.get(type(command))
+        if count is not None:
+            count(self, command)
+
+    def _started(self, command: StartAttempt) -> None:
+        self.attempts += 1
+        if command.reason == "hedge":
+            self.hedges += 1
+        elif command.reason == "copy":
+            self.copies += 1
+
+    def _requeued(self, command: RequeueTask) -> None:
+        self.retries += command.arrow == "failed"
+        self.failovers += command.counts in ("kills", "losses")
+
+    def _agent_started(self, command: StartAgent) -> None:
+        self.restarts += command.incarnation > 1
+
+    def _promoted(self, command: Promote) -> None:
+        self.promotions += command.term > 1
+
+    def _mismatched(self, command: RecordMismatch) -> None:
+        self.mismatches += 1
 
     def counts(self) -> dict[str, int]:
         """All of them, by name."""
@@ -47,3 +60,12 @@ class Figures:
             "promotions": self.promotions,
             "mismatches": self.mismatches,
         }
+
+
+_COUNTED: dict[type, Callable[[Figures, Any], None]] = {
+    StartAttempt: Figures._started,
+    RequeueTask: Figures._requeued,
+    StartAgent: Figures._agent_started,
+    Promote: Figures._promoted,
+    RecordMismatch: Figures._mismatched,
+}

@@ -58,8 +58,9 @@ class Pump:
 
     def put(self, event: Event) -> None:
         """Something happened."""
+        if not self._inbox:  # with something in there, the next turn comes by itself
+            self._wake.set()
         self._inbox.append(event)
-        self._wake.set()
 
     def synced(self) -> asyncio.Future[None]:
         """Resolves when everything put so far is on disk."""
@@ -130,8 +131,9 @@ class Pump:
             self._store.save_snapshot(core.snapshot(), self._snapshot_saved)
 
     def _sort(self, commands: list[Command], durable: list[DurableCommand], waiting: list[Command]) -> None:
+        observers = self._observers
         for command in commands:
-            for observer in self._observers:
+            for observer in observers:
                 observer(command)
             if command.durable:
                 durable.append(command)  # type: ignore[arg-type]

@@ -70,6 +70,8 @@ class ShowDesk:
 
     def resolved(self, outcome: Outcome) -> None:
         """A task has ended, and its outcome is on disk."""
+        if not (self._shown or self._waiting or self._read or self._paced):
+            return  # nobody gives out chunks, and nobody reads any
         if outcome.task_id in self._read or outcome.task_id in self._paced:
             self._read.pop(outcome.task_id, None)
             self._paced.discard(outcome.task_id)

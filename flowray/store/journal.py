@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from flowray.core.commands import DurableCommand, GradeTask, RecordChunks, ResolveTask
-from flowray.core.model import Grade, Outcome, Snapshot
+from flowray.core.model import Grade, Snapshot
+from flowray.core.states import TaskState
 from flowray.core.streaming import DIGEST_BYTES
 from flowray.errors import StoreError, StoreFenced
 from flowray.store import records, schema
@@ -28,6 +30,7 @@ _INSERT_ROW = "INSERT INTO journal (seq, epoch, at, commands, body, sha) SELECT 
 # of its own, so that a usual group needs one; they stay prepared.
 _ROWS_SMALL, _ROWS_LARGE = 64, 512
 PAGE_BYTES = 4096
+_NAMES = {state: state.value for state in TaskState}  # an enum's `value` is looked up for longer than this
 
 
 class Journal(ABC):
@@ -77,20 +80,19 @@ class Journal(ABC):
     def write_group(self, commands: Sequence[DurableCommand]) -> None:
         """One journal row for all of them, and their projections."""
         head, connection = self._head, self._connection
-        body = records.encode_commands(commands)
+        group = records.Group(commands)
+        body, at, resolved, grades, chunks = group.body, group.at, group.resolved, group.grades, group.chunks
         seq = head.seq + 1
         sha = records.row_sha(head.sha, seq, head.epoch, body)
-        at = max(map(records.command_at, commands))
-        resolved = [command for command in commands if isinstance(command, ResolveTask)]
         with self._transaction("write to the journal"):
             row = (seq, head.epoch, at, len(commands), body, sha, head.epoch)
             if connection.executemany(_INSERT_ROW.format(epoch=self.EPOCH), [row]).rowcount != 1:
                 self._raise_fenced()
-            counts = self._insert_outcomes([command.outcome for command in resolved]) if resolved else self._counts
-            texts = self._insert_asked(resolved)
-            if grades := [command for command in commands if isinstance(command, GradeTask)]:
+            counts = self._insert_outcomes(resolved, group.outcomes) if resolved else self._counts
+            texts = self._insert_asked(resolved) if group.asked else 0
+            if grades:
                 self._insert_grades(grades)
-            if chunks := [command for command in commands if isinstance(command, RecordChunks)]:
+            if chunks:
                 self._write_chunks(chunks)
             dead = [
                 (command.task.id, command.outcome.resolved_at, letter, records.body_sha(letter))
@@ -214,13 +216,13 @@ class Journal(ABC):
             "this process must stop"
         )
 
-    def _insert_outcomes(self, outcomes: Sequence[Outcome]) -> dict[str, int]:
+    def _insert_outcomes(self, resolved: Sequence[ResolveTask], bodies: Sequence[bytes]) -> dict[str, int]:
         counts = dict(self._counts)
         rows: list[tuple[object, ...]] = []
-        for outcome in outcomes:
-            state = outcome.state.value
+        for command, body in zip(resolved, bodies, strict=True):
+            outcome = command.outcome
+            state = _NAMES[outcome.state]
             counts[state] = counts.get(state, 0) + 1
-            body = records.encode(outcome)
             sha = records.body_sha(body)
             rows.append((outcome.task_id, state, outcome.resolved_at, outcome.key, outcome.fingerprint, body, sha))
         try:
@@ -236,8 +238,6 @@ class Journal(ABC):
 
     def _insert_asked(self, resolved: Sequence[ResolveTask]) -> int:
         """The texts of outcomes that were just inserted, in this order, under their ids. Returns how many bytes."""
-        if all(command.asked is None for command in resolved):
-            return 0
         # Ids rise by one from row to row, as there is one writer, so the newest ids are those of these outcomes.
         newest = self._connection.execute("SELECT max(id) FROM outcomes").fetchone()[0]
         rows: list[tuple[object, ...]] = []
@@ -302,7 +302,7 @@ class Journal(ABC):
         while start < len(rows):
             left = len(rows) - start
             size = _ROWS_LARGE if left >= _ROWS_LARGE else min(left, _ROWS_SMALL)
-            flat = [value for row in rows[start : start + size] for value in row]
+            flat = list(itertools.chain.from_iterable(rows[start : start + size]))
             self._connection.executemany(_insert(table, columns, size), [flat])
             start += size
 

@@ -8,13 +8,23 @@ covered by the checksum of its body, and its columns repeat the body.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from flowray.core.commands import AcceptTask, AddAgents, DurableCommand, RecordChunks, RecordStep, ResolveTask
+from flowray.core.commands import (
+    AcceptTask,
+    AddAgents,
+    DurableCommand,
+    GradeTask,
+    RecordChunks,
+    RecordStep,
+    ResolveTask,
+    StartAttempt,
+)
 from flowray.core.model import Asked, Grade, OpenTask, Outcome, Snapshot, Task
 from flowray.core.steps import step_bytes
 from flowray.errors import StoreCorrupt, StoreError
@@ -104,17 +114,45 @@ def decode_chunks(task_id: str, first: int, count: int, skip: int, restarts: int
     return ChunkRow(first=first, count=count, skip=skip, restarts=restarts, body=body)
 
 
-def encode_commands(commands: Sequence[DurableCommand]) -> bytes:
-    """Of one group. What a router read, and chunks, have rows of their own, written with this one, not to lie twice."""
-    return _encoder.encode([_bare(command) for command in commands])
+class _Resolved(msgspec.Struct, tag="resolve", omit_defaults=True):
+    """A ResolveTask whose outcome is encoded already, for its own row: as bytes they are the same."""
+
+    outcome: msgspec.Raw
+    task: Task | None = None
 
 
-def _bare(command: DurableCommand) -> DurableCommand:
-    if isinstance(command, ResolveTask) and command.asked is not None:
-        return msgspec.structs.replace(command, asked=None)
-    if isinstance(command, RecordChunks) and command.body:
-        return msgspec.structs.replace(command, body=b"")
-    return command
+class Group:
+    """Commands of one journal row: its body, and what of them goes to tables of their own. Looked at once."""
+
+    __slots__ = ("asked", "at", "body", "chunks", "grades", "outcomes", "resolved")
+
+    def __init__(self, commands: Sequence[DurableCommand]) -> None:
+        """What a router read, and chunks, are left out of the body: they have rows, written with it."""
+        self.resolved: list[ResolveTask] = []
+        self.outcomes: list[bytes] = []  # theirs, in the same order
+        self.asked = False  # did a router read one of those tasks?
+        self.grades: list[GradeTask] = []
+        self.chunks: list[RecordChunks] = []
+        self.at = -math.inf  # the latest time of a command
+        bare: list[Any] = []
+        for command in commands:
+            if isinstance(command, ResolveTask):
+                at, body = command.outcome.resolved_at, _encoder.encode(command.outcome)
+                self.resolved.append(command)
+                self.outcomes.append(body)
+                self.asked = self.asked or command.asked is not None
+                bare.append(_Resolved(msgspec.Raw(body), command.task))
+            else:
+                at = command.at
+                bare.append(command)
+                if isinstance(command, RecordChunks):
+                    self.chunks.append(command)
+                    bare[-1] = msgspec.structs.replace(command, body=b"")
+                elif isinstance(command, GradeTask):
+                    self.grades.append(command)
+            if at > self.at:
+                self.at = at
+        self.body = _encoder.encode(bare)
 
 
 def encode(value: object) -> bytes:
@@ -210,19 +248,18 @@ def join_snapshot(seq: int, parts: Sequence[bytes]) -> Snapshot:
         raise _from_another_version(f"the snapshot at {seq}", error) from error
 
 
-def command_at(command: DurableCommand) -> float:
-    return command.outcome.resolved_at if isinstance(command, ResolveTask) else command.at
-
-
 def held_bytes(command: DurableCommand) -> int:
     """Memory that a queued command holds, roughly: what can be large is counted, the rest is a fixed overhead."""
+    if isinstance(command, StartAttempt):  # before those that are rarer
+        return 512
     if isinstance(command, AcceptTask):
         return command.task.size_bytes
     if isinstance(command, ResolveTask):
         value = command.outcome.value
         inline = len(value.data) if value is not None and value.data is not None else 0
-        dead = command.task.size_bytes if command.task is not None else 0
-        asked = command.asked
+        if command.task is None and command.asked is None:
+            return 1024 + inline
+        dead, asked = command.task.size_bytes if command.task is not None else 0, command.asked
         texts = len(asked.text) + len(asked.choices) + len(asked.tools) if asked is not None else 0
         return 1024 + inline + dead + texts
     if isinstance(command, RecordStep):

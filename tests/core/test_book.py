@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowray.core.book import STORY_LINES, Book
+from flowray.core.book import STORY_LINES, Book, is_running
 from flowray.core.commands import AcceptTask, DurableCommand, RequeueTask, StartAttempt
 from flowray.core.model import Choice, Snapshot
 from flowray.errors import InvalidTransition
@@ -91,3 +91,23 @@ def test_what_uses_up_which_bound():
         book.apply(RequeueTask("t", number, 0.0, arrow, None, counts))
     entry = book.open["t"]
     assert (entry.failures, entry.losses, entry.kills) == (0, 2, 1)
+
+
+def test_running_is_what_an_agent_has_and_nothing_else():
+    book = Book()
+    book.apply(AcceptTask(task("one", idempotent=True), 0.0, 0))
+    entry = book.open["one"]
+    assert not is_running(entry, 0, 0)  # as an attempt that never was: it waits
+    book.apply(StartAttempt("one", 1, 7, "writer-0", 1, 1.0, "first", CHOICE))
+    assert is_running(entry, 1, 7)
+    assert not is_running(entry, 1, 6)
+    assert not is_running(entry, 2, 7)
+    book.apply(StartAttempt("one", 2, 7, "writer-1", 1, 2.0, "hedge", CHOICE, beside=True))
+    assert is_running(entry, 1, 7)
+    assert is_running(entry, 2, 7)
+    assert not is_running(entry, 2, 6)
+    book.apply(RequeueTask("one", 1, 3.0, "outlived", None, counts="losses"))
+    assert not is_running(entry, 1, 7)
+    assert is_running(entry, 2, 7)
+    book.apply(RequeueTask("one", 2, 4.0, "requeued", None, counts="losses"))
+    assert not is_running(entry, 2, 7)

@@ -81,6 +81,10 @@ def test_an_agent_that_is_not_what_it_should_be_is_seen_by_who_looks_at_it(team)
     with pytest.raises(InvariantBroken, match="gone"):
         check_touched(team.core, [], ["writer-0"])
     del agent(team).outstanding["gone"]
+    had, agent(team).room = agent(team).room, "free"
+    with pytest.raises(InvariantBroken, match="writer-0: free room, by its own account"):
+        check_touched(team.core, [], ["writer-0"])
+    agent(team).room = had
     agent(team).stopping["gone", 1, 1] = 0.0
     with pytest.raises(InvariantBroken, match="writer-0: stopping for ever"):
         check_touched(team.core, [], ["writer-0"])

@@ -32,6 +32,19 @@ async def test_a_task_is_on_disk_before_its_acceptance_is_performed(tmp_path: Pa
     shell.store.close()
 
 
+async def test_more_than_one_turn_takes_needs_no_further_event(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    running = asyncio.create_task(shell.pump.run())
+    await asyncio.sleep(0)  # it waits for something
+    shell.pump.put(AgentsAdded(AgentSpec(name="a", tier="t", count=3)))
+    for number in range(3000):
+        shell.pump.put(submitted(number))
+    await shell.until(ResolveTask, 3000)
+    shell.pump.stop()
+    await running
+    shell.store.close()
+
+
 async def test_outcomes_are_in_the_store_when_they_are_performed(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     running = asyncio.create_task(shell.pump.run())
