@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ class Folded:
         return pooled.add_(_sums(words, torch.from_numpy(features.words), features.word_offsets))
 
     def _pooled_one_by_one(self, features: Features, words: Tensor) -> Floats:
-        """As `pooled`: for so few rows torch's ways to call take longer than the sums, and each lets go of Python's lock.
+        """As `pooled`: for so few rows torch's ways to call take longer than the sums, and let go of Python's lock.
 
         Rows are added up in the same order, so the sums are the same to the last bit.
         """

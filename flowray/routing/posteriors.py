@@ -506,7 +506,7 @@ def _strengths(width: int, agent: float, kind: float) -> Doubles:
 
 
 def weights_of(kinds: Floats) -> Doubles:
-    """[tasks, overall and kinds] how much each correction of an agent counts at tasks of these shares [tasks, kinds]."""
+    """[tasks, overall and kinds] what an agent's corrections count at tasks of these shares [tasks, kinds]."""
     return _weights(_known(kinds))
 
 
