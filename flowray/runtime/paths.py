@@ -9,6 +9,10 @@ copy. Where Serve answers with another version than the copy's, a relay stands i
 itself. When that version has stayed for a while, the router and the history that the replicas name are loaded in a
 thread, and take the place of both. What cannot be loaded is refused: the older copy stays for when Serve is not there.
 
+While another version is on trial (`flowray.runtime.rollout`), Serve holds both, and one question asks about both: it
+says by its version who is in force, so a promotion counts at once. What Serve is to hold it is told by the way
+(`want`), again and again until it does; what somebody deploys by hand counts more, and ends a trial.
+
 The time for Serve ends so long before the core's own patience that the copy can still answer.
 """
 

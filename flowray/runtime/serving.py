@@ -3,11 +3,12 @@
 Serve has no HTTP proxy here; its handles call replicas as Ray calls actors. A replica also opens a gRPC server of
 Serve's for other deployments, on every interface: here on loopback, as nobody needs it.
 
-Versions. Which router answers is Serve's `user_config`, so that replicas that come later take the same one. A replica
-loads a new version beside the old one in a thread, lets it answer once and puts it in its place; calls under way end
-with the version that they began with. What it cannot load it refuses, and says so in its status: raising would make
-Serve kill it. `deploy_router` looks at what all replicas say, and takes a refused version back, because a replica that
-came later would find no older version to go on with.
+Versions. Which router answers, and which one is on trial beside it, is Serve's `user_config`, so that replicas
+(`flowray.runtime.replica`) that come later take the same ones. A replica loads a new version beside the old one in a
+thread, lets it answer once and puts it in its place; calls under way end with the version that they began with. What it
+cannot load it refuses, and says so in its status: raising would make Serve kill it. `deploy_router` looks at what all
+replicas say, and takes a refused version back, because a replica that came later would find no older version to go on
+with. `arrange` has them hold a version on trial, too, and whichever of the two is in force by now.
 
 Calls are not gathered by `@serve.batch`: callers that have several tasks ask about all of them at once.
 """

@@ -422,7 +422,7 @@ def test_what_comes_while_one_batch_is_asked_is_the_next_one():
     batches = story(scenario)
     assert batches[0] == 1
     assert sum(batches) == 21
-    assert len(batches) <= 4
+    assert len(batches) <= 6, "two are under way at once"
 
 
 def test_hung_serve_keeps_nobody_waiting_beyond_the_cores_patience():
