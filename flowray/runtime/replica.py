@@ -49,13 +49,14 @@ class RouterReplica:
         self._by_trial = False
         self._answered = 0
         self._changing = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None  # of the version on trial
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Take the router in the directory "router" and the history in "history" ("" for none).
 
         Where "version" is given, that is what they must be; "told", "serving" and "by_trial" come back in the status.
-        "other_router", "other_history" and "other_version" are of the version beside it: one that cannot be loaded is
-        left out.
+        "other_router", "other_history" and "other_version" are of the version beside it, which is loaded after this
+        returns; one that cannot be is left out. What was "told" is in the status when all that is done.
 
         Raises:
             Exception: it cannot be used, and there is no older one to go on with.
@@ -63,7 +64,10 @@ class RouterReplica:
         router, history = user_config["router"], user_config.get("history", "")
         wanted = user_config.get("version", "")
         async with self._changing:
-            scorer, other, why = self._scorer, None, ""
+            if self._loading is not None:
+                self._loading.cancel()
+                self._loading = None
+            held, scorer = self._loaded(user_config.get("other_version", "")), self._scorer
             try:
                 scorer = await self._found(router, history, wanted)
                 if scorer is not self._scorer:
@@ -73,16 +77,26 @@ class RouterReplica:
                 if self._scorer is None:
                     raise
                 self._refused, self._reason = wanted or router, f"{type(error).__name__}: {error}"
-            if user_config.get("other_router"):
-                places = user_config["other_router"], user_config.get("other_history", "")
-                try:
-                    other = await self._found(*places, user_config.get("other_version", ""))
-                except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one in force answers
-                    why = f"{type(error).__name__}: {error}"
-            self._scorer, self._other, self._other_reason = scorer, other, why
+            self._scorer, self._other, self._other_reason = scorer, held, ""
             self._serving, self._by_trial = user_config.get("serving", ""), bool(user_config.get("by_trial"))
-            self._told = user_config.get("told", "")
-            gc.freeze()  # nothing of this will be looked through again, which takes tens of milliseconds
+            if user_config.get("other_router") and held is None:
+                self._loading = asyncio.get_running_loop().create_task(self._load_beside(user_config))
+            else:
+                self._settle(user_config)
+
+    async def _load_beside(self, user_config: dict[str, str]) -> None:
+        """Load the version on trial, beside everything else: Serve sends nobody here while it waits for `reconfigure`."""
+        places = user_config["other_router"], user_config.get("other_history", "")
+        try:
+            self._other = await self._found(*places, user_config.get("other_version", ""))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one in force answers
+            self._other_reason = f"{type(error).__name__}: {error}"
+        self._settle(user_config)
+
+    def _settle(self, user_config: dict[str, str]) -> None:
+        """All that it was told of is there, or cannot be."""
+        self._told = user_config.get("told", "")
+        gc.freeze()  # nothing of this will be looked through again, which takes tens of milliseconds
 
     async def _found(self, router: str, history: str, wanted: str) -> Scorer:
         """The version that lies there, which must be the wanted one, if any. Raises whatever is wrong with it."""

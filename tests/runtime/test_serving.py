@@ -188,6 +188,11 @@ def beside(places: Places, other: Path, version: str = "") -> dict[str, str]:
     return {"router": str(places.one), "other_router": str(other), "other_version": version}
 
 
+async def tried(replica: Any, places: Places, other: Path) -> None:
+    await replica.reconfigure(beside(places, other))
+    await replica._loading
+
+
 async def asked(replica: Any, other: str, rows: tuple[int, ...], version: str = "") -> Answers:
     found: Answers = decode_answers(
         await replica.score(encode(structs.replace(queries(4), version=version, other=other, rows=rows)))
@@ -196,7 +201,7 @@ async def asked(replica: Any, other: str, rows: tuple[int, ...], version: str = 
 
 
 async def test_a_replica_asks_the_version_on_trial_about_its_rows_alone(replica: Any, places: Places) -> None:
-    await replica.reconfigure(beside(places, places.two))
+    await tried(replica, places, places.two)
     one, two = version_of(places.one), version_of(places.two)
     answers = await asked(replica, two, (1, 3))
     assert (answers.version, len(answers.estimates)) == (one, 4)
@@ -211,9 +216,9 @@ async def test_a_replica_asks_the_version_on_trial_about_its_rows_alone(replica:
 
 
 async def test_a_promotion_loads_nothing(replica: Any, places: Places) -> None:
-    await replica.reconfigure(beside(places, places.two))
+    await tried(replica, places, places.two)
     before, after = replica._scorer, replica._other
-    await replica.reconfigure({"router": str(places.two), "other_router": str(places.one)})
+    await replica.reconfigure(beside(places, places.one, version_of(places.one)) | {"router": str(places.two)})
     assert (replica._scorer, replica._other) == (after, before)
     await replica.reconfigure({"router": str(places.two)})
     assert (replica._scorer, replica._other) == (after, None)
@@ -222,7 +227,7 @@ async def test_a_promotion_loads_nothing(replica: Any, places: Places) -> None:
 async def test_a_version_on_trial_that_says_nonsense_costs_no_answer(replica: Any, places: Places) -> None:
     import torch
 
-    await replica.reconfigure(beside(places, places.two))
+    await tried(replica, places, places.two)
     with torch.no_grad():
         for weights in replica._other.router.network.parameters():
             weights.fill_(float("nan"))
@@ -234,7 +239,7 @@ async def test_a_version_on_trial_that_says_nonsense_costs_no_answer(replica: An
 
 @pytest.mark.parametrize("name", ["wrong", "torn"])
 async def test_a_version_on_trial_that_cannot_be_loaded_is_left_out(replica: Any, places: Places, name: str) -> None:
-    await replica.reconfigure(beside(places, getattr(places, name)))
+    await tried(replica, places, getattr(places, name))
     status = decode_status(await replica.status())
     assert (status.version, status.refused, status.other) == (version_of(places.one), "", "")
     assert status.other_reason
