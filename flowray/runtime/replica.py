@@ -85,7 +85,7 @@ class RouterReplica:
                 self._settle(user_config)
 
     async def _load_beside(self, user_config: dict[str, str]) -> None:
-        """Load the version on trial, beside everything else: Serve sends nobody here while it waits for `reconfigure`."""
+        """Load the version on trial while calls are answered: Serve sends none here until `reconfigure` returns."""
         places = user_config["other_router"], user_config.get("other_history", "")
         try:
             self._other = await self._found(*places, user_config.get("other_version", ""))
