@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Step = Literal["done", "tell", "yield"]
+BY_HAND = "another version was deployed meanwhile"  # why nothing is told: `yield`, in words
 
 
 class Held(NamedTuple):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 
+from flowray.core.arranging import BY_HAND
 from flowray.core.model import RouterPlace
 from flowray.errors import NotConnected, RouterRefused, WaitTimeout
 from flowray.routing.queries import Answers, Queries
@@ -66,6 +67,8 @@ class Paths:
         self._config, self._within_s, self._load, self._arrange = config, within_s, load, arrange
         self._wanted: tuple[RouterPlace, RouterPlace | None] | None = None  # that Serve shall hold and may not yet
         self._arranging: asyncio.Task[None] | None = None
+        self._arranged_at = 0.0  # when it was told last, or had no need
+        self.by_hand = False  # what it holds was deployed by hand since
         self.followed: Callable[[LiveRouter, RouterPlace], object] = lambda router, place: None  # hears of a new copy
         self._deadline_s = min(config.asking.deadline_s, FOR_SERVE * within_s)
         self._reach = Reach(find, structs.replace(config.asking, deadline_s=self._deadline_s))
@@ -148,7 +151,8 @@ class Paths:
             if older is not None:
                 relay.take_over(older)
             self._relay = relay
-        if self._begun and self._following is None and version != self._refused and now >= self._since + SETTLED_S:
+        stayed = now >= self._since + SETTLED_S and (self._wanted is None or self.by_hand)  # nor is it told otherwise
+        if self._begun and self._following is None and version != self._refused and stayed:
             self._following = asyncio.get_running_loop().create_task(self._follow(version))
         return self._relay
 
@@ -174,6 +178,11 @@ class Paths:
         if self._arrange is not None and self._arranging is None and not self._ended:
             self._arranging = asyncio.get_running_loop().create_task(self._keep_arranged(self._arrange))
 
+    def doubt(self, live: RouterPlace, other: RouterPlace | None) -> None:
+        """Serve does not answer with what it shall hold: see to it, now and then."""
+        if asyncio.get_running_loop().time() >= self._arranged_at + ARRANGE_S:
+            self.want(live, other)
+
     async def _keep_arranged(self, arrange: Arrange) -> None:
         try:
             while self._wanted is not None:
@@ -185,6 +194,7 @@ class Paths:
                     if not isinstance(error, NotConnected | WaitTimeout):
                         _say(f"Serve was not told of {wanted}: {type(error).__name__}: {error}")
                     continue
+                self.by_hand, self._arranged_at = why == BY_HAND, asyncio.get_running_loop().time()
                 if why:
                     _say(f"Serve does not hold {wanted[0].version} as it shall: {why}")
                 if self._wanted is wanted:
@@ -224,7 +234,7 @@ class Paths:
         for older in (self.copy, self._relay):  # the relay is of this version, or what it knows is newer
             if older is not None:
                 made.take_over(older)
-        self.copy, self._relay = made, None
+        self.copy, self._relay, self.by_hand = made, None, False
         self._refused = self.trouble = ""
         self.followed(made, place)
 

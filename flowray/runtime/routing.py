@@ -208,7 +208,7 @@ class RoutingDesk:
         versions = self._versions
         asked = Queries(tuple(queries)) if versions is None else versions.asking(task_ids, queries)
         try:
-            said = await paths.ask(asked, waited_s)
+            said = self._in_force(paths, await paths.ask(asked, waited_s))
             if isinstance(said, Scored):
                 live = paths.router_for(said.answers)
                 router = self._versioned(live) or live
@@ -228,6 +228,17 @@ class RoutingDesk:
                 router.forget(task_id)
         for version, answers in self._by_version(router, task_ids, found):
             self._put(EstimatesReady(answers, "serve", version))
+
+    def _in_force(self, paths: Paths, said: Scored | Failed) -> Scored | Failed:
+        """What Serve says, unless that is of the version that is not in force: a replica may not hold the other yet."""
+        versions = self._versions
+        if isinstance(said, Failed) or versions is None or versions.other_place is None or paths.by_hand:
+            return said
+        found = said.answers.version
+        if found != versions.other_place.version:
+            return said
+        paths.doubt(versions.place, versions.other_place)
+        return Failed(kind="failed", detail=f"it answers with {found}, for it does not hold {versions.place.version}")
 
     def _queries(self, batch: Sequence[RequestEstimates]) -> tuple[list[TaskId], list[Query]]:
         asked = [(entry.task, each) for each in batch if (entry := self._find(each.task_id)) is not None]

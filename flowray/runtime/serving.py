@@ -30,7 +30,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 import flowray
-from flowray.core.arranging import Held, plan_arrangement
+from flowray.core.arranging import BY_HAND, Held, plan_arrangement
 from flowray.core.model import RouterPlace
 from flowray.errors import NotConnected, RouterRefused, WaitTimeout
 from flowray.routing.config import ServingConfig
@@ -193,7 +193,7 @@ def arrange(name: str, live: RouterPlace, other: RouterPlace | None) -> str:
     held = [Held(one.version, one.other, one.by_trial) for one in said]
     step = plan_arrangement(live.version, "" if other is None else other.version, held)
     if step == "yield":
-        return "another version was deployed meanwhile"
+        return BY_HAND
     if step == "done":
         return ""
     if not said[0].serving:

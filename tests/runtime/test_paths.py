@@ -12,6 +12,7 @@ from msgspec import structs
 from virtual_loop import run
 
 from flowray.config import RouterConfig, load
+from flowray.core.arranging import BY_HAND
 from flowray.core.book import Entry
 from flowray.core.breaker import BreakerPolicy
 from flowray.core.commands import RequestEstimates, ResolveTask
@@ -68,6 +69,7 @@ class Serve:
     other: str = ""  # version beside it
     trouble: str = ""  # what that one raises
     arranged: list[tuple[str, str]] = field(default_factory=list)  # what it was told to hold
+    by_hand: bool = False  # what it holds was deployed by hand
     unable: str = ""  # why it cannot hold another version
     batches: list[int] = field(default_factory=list)
     looks: int = 0
@@ -611,6 +613,8 @@ class Trial(Desk):
         if not self.serve.there:
             raise NotConnected("no router is served")
         told = live.version, "" if other is None else other.version
+        if self.serve.by_hand:
+            return BY_HAND
         self.serve.arranged.append(told)
         if told[1] and self.serve.unable:
             return self.serve.unable
@@ -661,7 +665,7 @@ class Trial(Desk):
 
 
 QUICK = RolloutPolicy(
-    shadow_share=0.5, shadow_least=20, shadow_most=400, canary_share=0.3, canary_least=10, canary_most=200, watch=150
+    shadow_share=0.5, shadow_least=20, shadow_most=400, canary_share=0.3, canary_least=10, canary_most=200, watch=10_000
 )
 
 
@@ -814,6 +818,51 @@ class TestTrials:
         assert it.versions.place.version == it.paths.copy.base_version == "v3"
         assert it.versions.stage is RolloutStage.IDLE
         assert it.arrows == ["offered", "configured"]
+
+    async def watched(self, monkeypatch) -> Trial:
+        """v2 was promoted, and Serve holds both."""
+        it = await found(Trial(monkeypatch))
+        await it.desk.offer("/routers/v2", "/history")
+        for arrow in ("passed", "promoted"):
+            it.versions._follow(it.versions._rollout._follow(arrow, "as a test"))
+        await asyncio.sleep(0.1)
+        return it
+
+    async def settled(self, it: Trial) -> dict[str, list[EstimatesReady]]:
+        """After a version that answers would have been followed."""
+        for _ in range(int((SETTLED_S + ARRANGE_S + 1.0) / 0.02)):
+            answers = await it.do(1)
+            await asyncio.sleep(0.02)
+        return answers
+
+    def test_a_replica_that_does_not_hold_what_was_promoted_is_not_followed(self, monkeypatch):
+        """It was started a moment ago, and loads the promoted version yet: the copy here answers with that."""
+
+        async def scenario():
+            it = await self.watched(monkeypatch)
+            monkeypatch.setattr(it.paths, "_arrange", lambda live, other: "")
+            it.serve.version, it.serve.other = "v1", ""
+            answers = await self.settled(it)
+            it.serve.version, it.serve.other = "v2", "v1"
+            return it, answers, await it.do(64)
+
+        it, answers, after = story(scenario)
+        assert answers["serve"] == []
+        assert answers["local"][0].detail == "Serve: failed, it answers with v1, for it does not hold v2"
+        assert by(after["serve"]) == {"v1", "v2"}
+        assert it.versions.stage is RolloutStage.WATCHED
+
+    def test_the_older_one_deployed_by_hand_counts_more_than_a_promotion(self, monkeypatch):
+        async def scenario():
+            it = await self.watched(monkeypatch)
+            it.serve.version, it.serve.other, it.serve.by_hand = "v1", "", True
+            answers = await self.settled(it)
+            return it, answers
+
+        it, answers = story(scenario)
+        assert by(answers["serve"]) == {"v1"}
+        assert it.versions.place.version == it.paths.copy.base_version == "v1"
+        assert it.versions.stage is RolloutStage.IDLE
 
     def test_serve_that_is_not_there_is_told_when_it_is(self, monkeypatch):
         async def scenario():

@@ -105,6 +105,8 @@ def test_a_better_version_comes_into_force(
         until(lambda: held_by(served_router()) & {(bad, good), (good, bad)})
 
         until_arrow("promoted", "rejected")
+        until(lambda: held_by(served_router()) == {(good, bad)})
+        until(lambda: {path for path, _ in work(20)} == {"serve"})
         counts = work()
         assert counts[("serve", good)] > counts[("serve", bad)] > 0
 
