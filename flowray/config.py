@@ -164,11 +164,6 @@ class RouterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     rollout: RolloutPolicy = RolloutPolicy()  # how another version of it comes into force
     retrain: RetrainConfig = RetrainConfig()  # whether and when such versions are made of what its tasks came to
 
-    @property
-    def asks_serve(self) -> bool:
-        """Is Serve ever asked? Then the versions are those that are deployed there."""
-        return self.through == "serve" or self.serve_from > 0
-
     def __post_init__(self) -> None:
         if not self.served:
             raise ConfigError("served", "must not be empty", "name what deploy_router deploys: flowray-router")
@@ -176,11 +171,6 @@ class RouterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ConfigError("serve_from", f"must not be negative, got {self.serve_from}")
         if self.retrain.enabled and not self.artifact:
             raise ConfigError("retrain.enabled", "needs a trained router to go on from", "name one in router.artifact")
-        if self.retrain.enabled and self.asks_serve:
-            hint = (
-                "deploy new versions with deploy_router, or let the coordinator answer: through: local, serve_from: 0"
-            )
-            raise ConfigError("retrain.enabled", "is for routers that no Serve is asked for", hint)
         if self.history and not self.artifact:
             raise ConfigError("history", "is read by a trained router alone", "name one in router.artifact")
 

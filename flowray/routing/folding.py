@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from flowray.routing.lexicon import Lexicon
 
 _FIRST_WORDS = 4_096  # there is room for at first
 _AT_ONCE = 4_096  # words folded together; bounds memory
+_FEW = 4  # tasks, up to which they are summed up one by one
 
 _VERSION = attrgetter("_version")  # of a tensor: how often it was changed in place
 
@@ -78,17 +79,30 @@ class Folded:
     def pooled(self, features: Features) -> Tensor:
         """[tasks, all widths + 1] sums of rows, and in the last column how many n-grams are known."""
         words = self._words(features.lexicon)
-        if words is not None and len(features) == 1:  # for so few rows torch's ways to call take longer than the sums
-            loose_rows = self._row_of.numpy()[features.loose]
-            one = _sum(self.rows, loose_rows)
-            one += _sum(words, features.words)
-            return torch.from_numpy(one)
+        if words is not None and len(features) <= _FEW:
+            return torch.from_numpy(self._pooled_one_by_one(features, words))
         loose = self._row_of[torch.from_numpy(features.loose)]
         pooled = _sums(self.rows, loose, features.loose_offsets)
         if words is None:
             grams = self._row_of[torch.from_numpy(features.grams)]
             return _sums(self.rows, grams, features.offsets)
         return pooled.add_(_sums(words, torch.from_numpy(features.words), features.word_offsets))
+
+    def _pooled_one_by_one(self, features: Features, words: Tensor) -> Floats:
+        """As `pooled`: for so few rows torch's ways to call take longer than the sums, and let go of Python's lock.
+
+        Rows are added up in the same order, so the sums are the same to the last bit.
+        """
+        rows, folds = self.rows.numpy(), words.numpy()
+        loose = self._row_of.numpy()[features.loose]
+        pooled = np.empty((len(features), rows.shape[1]), np.float32)
+        begun = begun_loose = 0
+        ends = zip(features.word_offsets[1:].tolist(), features.loose_offsets[1:].tolist(), strict=True)
+        for task, (end, end_loose) in enumerate(ends):
+            rows.take(loose[begun_loose:end_loose], axis=0).sum(axis=0, out=pooled[task])
+            pooled[task] += folds.take(features.words[begun:end], axis=0).sum(axis=0)
+            begun, begun_loose = end, end_loose
+        return pooled
 
     def _words(self, lexicon: Lexicon) -> Tensor | None:
         """[forms and more, all widths + 1] the folds of all words that the lexicon knows by now."""
@@ -125,9 +139,3 @@ def _sums(matrix: Tensor, rows: Tensor, offsets: npt.NDArray[np.int64]) -> Tenso
     """[len(offsets) - 1, width] sums of rows."""
     ends = torch.from_numpy(offsets).to(rows.dtype)
     return functional.embedding_bag(rows, matrix, ends, mode="sum", include_last_offset=True)
-
-
-def _sum(matrix: Tensor, rows: npt.NDArray[np.integer[Any]]) -> Floats:
-    """[1, width] the sum of some rows."""
-    found: Floats = matrix.numpy().take(rows, axis=0).sum(axis=0, keepdims=True)
-    return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from flowray.routing.asked import batch_of, known
 from flowray.routing.data import OutcomeSet
 from flowray.routing.estimates import AgentBatch, Estimates, Estimator, Floats, Histories, Outcomes, TaskBatch
 from flowray.routing.kernels import bound
-from flowray.routing.posteriors import PROBABLE, Doubles, PosteriorPolicy, Posteriors
+from flowray.routing.posteriors import PROBABLE, Doubles, PosteriorPolicy, Posteriors, weights_of
 from flowray.routing.queries import Answers, Query
 from flowray.routing.regrading import Gradable
 from flowray.routing.relationships import Relationships, pair
@@ -37,6 +38,9 @@ STRANGERS_LIMIT = 5.0  # of a logarithm, that one outcome may pull these: the fi
 POOLED = 200  # outcomes of each stranger that say what strangers are like
 _POOL = "all strangers"
 UNKNOWN_SUCCESS = 0.5  # of an agent of which nothing is known, beside others of which nothing is known
+
+
+_Figures = list[list[float | None]]  # [tasks][candidates] seconds or dollars; None where nothing is known
 
 
 class _Said(NamedTuple):
@@ -291,9 +295,7 @@ class LiveRouter:
     def _said(self, base: Estimates | None, rows: list[int], kinds: Floats, names: tuple[str, ...]) -> _Said:
         shape = len(rows), len(names)
         if base is None or not len(self._agents):
-            unit = np.ones(shape, np.float32)
-            prior = np.full(len(rows), UNKNOWN_SUCCESS, np.float32)
-            alike = np.repeat(prior[:, None], len(names), axis=1)
+            alike, unit = _nothing_known(*shape)
             return _Said(names, kinds, alike, alike, unit, unit)
         columns = np.array([self._column.get(name, -1) for name in names])
         place = np.array(rows)[:, None], columns
@@ -309,24 +311,22 @@ class LiveRouter:
 
     def _answers(self, said: _Said, builds_on: str) -> tuple[_Said, list[tuple[Estimate, ...]]]:
         """Corrected by what was learned; and what was said, with what it takes to learn of the relationship."""
-        names = said.names
+        names, weights = said.names, weights_of(said.kinds)
         strangers = [at for at, name in enumerate(names) if name not in self._acquainted]
-        corrected = self._corrected(self._known if len(strangers) < len(names) else self._strangers, said)
-        if strangers:
-            if len(strangers) < len(names):
-                for values, learned in zip(corrected, self._corrected(self._strangers, said), strict=True):
-                    values[:, strangers] = learned[:, strangers]
-            # Who was seen seldom is taken for like the others: the same shrinkage, towards what all strangers did.
-            first = said.success[:, strangers[:1]]
-            pooled = self._pool.corrected((_POOL,), said.kinds, first)[0] - first
-            strength = self._strangers.policy.agent_strength
-            shares = [strength / (strength + self._seen.get(names[at], 0)) for at in strangers]
-            corrected[0][:, strangers] = np.clip(corrected[0][:, strangers] + pooled * shares, *PROBABLE)
-            for values, seen in zip(corrected[2:], (self._timed, self._priced), strict=True):
-                unknown = [at for at in strangers if names[at] not in seen]
-                if unknown:
-                    values[:, unknown] = np.nan
-        success, deviation, latency_s, cost_usd = corrected
+        if len(strangers) == len(names):
+            success, deviation, latency_s, cost_usd = self._of_strangers(said, weights)
+        else:
+            known = self._known
+            success, deviation = known.corrected_success(names, weights, said.success)
+            latency_s = _listed(known.expected_seconds(names, weights, said.latency_s))
+            cost_usd = _listed(known.expected_dollars(names, weights, said.cost_usd))
+            if strangers:
+                learned = self._of_strangers(said, weights)
+                success[:, strangers], deviation[:, strangers] = learned[0][:, strangers], learned[1][:, strangers]
+                for values, theirs in ((latency_s, learned[2]), (cost_usd, learned[3])):
+                    for of_task, of_strangers in zip(values, theirs, strict=True):
+                        for at in strangers:
+                            of_task[at] = of_strangers[at]
         more: list[list[list[float]]] = []
         if builds_on:
             alone = success
@@ -335,14 +335,39 @@ class LiveRouter:
             said = said._replace(builds_on=builds_on, alone=alone)
             more = [(success - alone).tolist()]
         quality = bound(said.quality + (success - said.success), *PROBABLE)  # what changed one changed the other
-        columns = [values.tolist() for values in (success, deviation, quality)]
-        columns += [_known(values) for values in (latency_s, cost_usd)]
+        columns = [success.tolist(), deviation.tolist(), quality.tolist(), latency_s, cost_usd]
         return said, [tuple(map(Estimate, names, *of_task)) for of_task in zip(*columns, *more, strict=True)]
 
+    def _of_strangers(self, said: _Said, weights: Doubles) -> tuple[Floats, Floats, _Figures, _Figures]:
+        """Success, its deviation, seconds and dollars [tasks, candidates], as if the past knew none of them."""
+        names, posteriors = said.names, self._strangers
+        success, deviation = posteriors.corrected_success(names, weights, said.success)
+        # Who was seen seldom is taken for like the others: the same shrinkage, towards what all strangers did.
+        first = said.success[:, [next(at for at, name in enumerate(names) if name not in self._acquainted)]]
+        pooled = self._pool.expected_success((_POOL,), weights, first) - first
+        strength = posteriors.policy.agent_strength
+        moved = success + pooled * [strength / (strength + self._seen.get(name, 0)) for name in names]
+        success[:] = np.minimum(np.maximum(moved, PROBABLE[0], out=moved), PROBABLE[1], out=moved)
+        latency_s = self._figures(said.latency_s, self._timed, names, weights, posteriors.expected_seconds)
+        cost_usd = self._figures(said.cost_usd, self._priced, names, weights, posteriors.expected_dollars)
+        return success, deviation, latency_s, cost_usd
+
     @staticmethod
-    def _corrected(posteriors: Posteriors, said: _Said) -> tuple[Floats, Floats, Floats, Floats]:
-        """Success, its deviation, seconds and dollars [tasks, candidates]."""
-        return posteriors.corrected_all(said.names, said.kinds, said.success, said.latency_s, said.cost_usd)
+    def _figures(
+        said: Floats,
+        seen: dict[str, int],
+        names: tuple[str, ...],
+        weights: Doubles,
+        learned: Callable[[tuple[str, ...], Doubles, Floats], Floats],
+    ) -> _Figures:
+        """What strangers take or cost, as far as it was seen of each."""
+        unknown = [at for at, name in enumerate(names) if name not in seen]
+        if len(unknown) == len(names):
+            return [[None] * len(names) for _ in range(len(said))]
+        values = learned(names, weights, said)
+        if unknown:
+            values[:, unknown] = np.nan
+        return _listed(values)
 
 
 def kinds_in(base: Estimates) -> tuple[tuple[str, ...], Floats]:
@@ -391,12 +416,20 @@ def _relate(relationships: Relationships, heard: Sequence[_Heard]) -> None:
     relationships.observe_all(pairs, kinds, np.array(expected), np.array([one.grade for one in heard]))
 
 
-def _known(values: Floats) -> list[list[float | None]]:
+def _listed(values: Floats) -> _Figures:
     """As messages have them: None for what is not known."""
-    rows: list[list[float | None]] = values.tolist()
+    rows: _Figures = values.tolist()
     if np.isfinite(values).all():
         return rows
     return [[known(value) for value in row] for row in rows]  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4 * MOST_HEARD)
+def _nothing_known(n_tasks: int, n_agents: int) -> tuple[Floats, Floats]:
+    """[tasks, agents] of which nothing is known: their success, and a unit of seconds or dollars. Not to be changed."""
+    success, unit = np.full((n_tasks, n_agents), UNKNOWN_SUCCESS, np.float32), np.ones((n_tasks, n_agents), np.float32)
+    success.flags.writeable = unit.flags.writeable = False
+    return success, unit
 
 
 def _positive(values: Sequence[float | None]) -> Doubles:

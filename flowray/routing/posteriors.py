@@ -135,17 +135,26 @@ class Posteriors:
         Raises:
             ValueError: shapes do not fit each other.
         """
-        return self._corrected(self._rows_of(agents), _weights(_known(kinds)), success)
+        return self.corrected_success(agents, weights_of(kinds), success)
 
-    def corrected_all(
-        self, agents: Sequence[str], kinds: Floats, success: Floats, latency_s: Floats, cost_usd: Floats
-    ) -> tuple[Floats, Floats, Floats, Floats]:
-        """`corrected`, and of `corrected_seconds` and `corrected_dollars` the first: for less than one by one."""
-        rows, weights = self._rows_of(agents), _weights(_known(kinds))
-        better, deviation = self._corrected(rows, weights, success)
-        seconds = latency_s * np.exp(self._seconds.shifts(rows, weights))
-        dollars = cost_usd * np.exp(self._dollars.shifts(rows, weights))
-        return better, deviation, seconds.astype(np.float32), dollars.astype(np.float32)
+    def corrected_success(self, agents: Sequence[str], weights: Doubles, success: Floats) -> tuple[Floats, Floats]:
+        """As `corrected`, by `weights_of` the kinds: who asks several posteriors about the same tasks has them once."""
+        shift, spread = self._success.read(self._rows_of(agents), weights)
+        better = _within(shift, success)
+        spread *= better * (1.0 - better)
+        return better.astype(np.float32), np.sqrt(spread, out=spread).astype(np.float32)
+
+    def expected_success(self, agents: Sequence[str], weights: Doubles, success: Floats) -> Floats:
+        """Of `corrected_success` the first."""
+        return _within(self._success.shifts(self._rows_of(agents), weights), success).astype(np.float32)
+
+    def expected_seconds(self, agents: Sequence[str], weights: Doubles, latency_s: Floats) -> Floats:
+        """Of `corrected_seconds` the first, by `weights_of` the kinds."""
+        return _times(latency_s, self._seconds.shifts(self._rows_of(agents), weights))
+
+    def expected_dollars(self, agents: Sequence[str], weights: Doubles, cost_usd: Floats) -> Floats:
+        """Of `corrected_dollars` the first, by `weights_of` the kinds."""
+        return _times(cost_usd, self._dollars.shifts(self._rows_of(agents), weights))
 
     def corrected_seconds(self, agents: Sequence[str], kinds: Floats, latency_s: Floats) -> tuple[Floats, Floats]:
         """`latency_s` [tasks, agents] times the factor learned, and the standard deviation of its logarithm."""
@@ -280,18 +289,10 @@ class Posteriors:
     def _scaled(
         self, evidence: _Evidence, agents: Sequence[str], kinds: Floats, expected: Floats
     ) -> tuple[Floats, Floats]:
-        shift, spread = evidence.read(self._rows_of(agents), _weights(_known(kinds)))
+        shift, spread = evidence.read(self._rows_of(agents), weights_of(kinds))
         deviation = self.policy.scale_deviation * np.sqrt(spread)
         deviation[np.isnan(expected)] = np.nan
-        return (expected * np.exp(shift)).astype(np.float32), deviation.astype(np.float32)
-
-    def _corrected(self, rows: Rows, weights: Doubles, success: Floats) -> tuple[Floats, Floats]:
-        shift, spread = self._success.read(rows, weights)
-        shift += success
-        low, high = np.minimum(success, PROBABLE[0]), np.maximum(success, PROBABLE[1])
-        better = np.minimum(np.maximum(shift, low, out=shift), high, out=shift)
-        spread *= better * (1.0 - better)
-        return better.astype(np.float32), np.sqrt(spread, out=spread).astype(np.float32)
+        return _times(expected, shift), deviation.astype(np.float32)
 
     def _take_in(self, agents: list[str], shares: Doubles, expected: Doubles, grades: Doubles) -> int:
         """Take outcomes in until one of them gives an alarm; gives how many they were."""
@@ -502,6 +503,24 @@ def _strengths(width: int, agent: float, kind: float) -> Doubles:
     strengths = np.full(width, kind)
     strengths[0] = agent
     return strengths
+
+
+def weights_of(kinds: Floats) -> Doubles:
+    """[tasks, overall and kinds] what an agent's corrections count at tasks of these shares [tasks, kinds]."""
+    return _weights(_known(kinds))
+
+
+def _within(shift: Doubles, success: Floats) -> Doubles:
+    """`success` and `shift` together, in its place: still a probability."""
+    shift += success
+    low, high = np.minimum(success, PROBABLE[0]), np.maximum(success, PROBABLE[1])
+    better: Doubles = np.minimum(np.maximum(shift, low, out=shift), high, out=shift)
+    return better
+
+
+def _times(expected: Floats, shift: Doubles) -> Floats:
+    scaled: Floats = (expected * np.exp(shift)).astype(np.float32)
+    return scaled
 
 
 def _weights(shares: Doubles) -> Doubles:

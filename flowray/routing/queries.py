@@ -32,6 +32,9 @@ class Queries(Struct, frozen=True, array_like=True):
     """Several tasks, asked at once."""
 
     queries: tuple[Query, ...]
+    version: str = ""  # that is to answer, where it is there; "" for the one in force there
+    other: str = ""  # another version, that is to be asked too
+    rows: tuple[int, ...] = ()  # of the queries that it is asked
 
 
 class Answers(Struct, frozen=True, array_like=True):
@@ -45,6 +48,9 @@ class Answers(Struct, frozen=True, array_like=True):
     kinds: tuple[str, ...] = ()  # of tasks that the router tells apart
     shares: tuple[tuple[float, ...], ...] = ()  # of these in each query; they sum to 1
     strangers: tuple[str, ...] = ()  # those of the candidates that the history does not know
+    took_s: float = 0.0  # to compute
+    other: Answers | None = None  # of the other version; None where it was not asked, or is not there
+    trouble: str = ""  # why the other version, which is there, could not answer
 
     def fits(self, asked: Queries) -> bool:
         """Are these answers to those queries?"""
@@ -65,6 +71,10 @@ class RouterStatus(Struct, frozen=True, array_like=True):
     told: str = ""  # mark of what it was told last
     refused: str = ""  # version or directory that it could not take since it took the one that answers
     reason: str = ""  # why not
+    other: str = ""  # version that answers beside it whoever asks for it, "" for none
+    other_reason: str = ""  # why there is none, where it was told of one
+    by_trial: bool = False  # it was told so by a trial, not by hand
+    serving: str = ""  # the ServingConfig that it was deployed with, as JSON
 
 
 def query_of(task: Task, candidates: tuple[str, ...], tried: tuple[tuple[str, float], ...] = ()) -> Query:

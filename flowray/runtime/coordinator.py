@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ from flowray.runtime.recording import answer_of, event_of
 from flowray.runtime.recovering import prepare_process, recover
 from flowray.runtime.retention import sweep_for_ever, swept
 from flowray.runtime.retraining import Retrainer
-from flowray.runtime.rollout import Router, load_alone, load_versions
+from flowray.runtime.rollout import load_versions
 from flowray.runtime.routing import RoutingDesk
 from flowray.runtime.showing import ShowDesk
 from flowray.runtime.standin import StandIn
@@ -211,14 +211,9 @@ class Coordinator:
         observers: list[Observer] = [figures]
         if self._config.core.routing.enabled:
             paths = paths_of(self._config.router, self._config.core.routing.within_s)
-            load: Callable[[], Router]
-            if paths is not None:
-                load = partial(load_alone, self._config.router)
-            else:
-                records = tuple(core.book.routers)
-                load = partial(load_versions, self._config.router, self._config.core.routing, records)
+            records = tuple(core.book.routers)
             self._routing = RoutingDesk(
-                load,
+                partial(load_versions, self._config.router, self._config.core.routing, records),
                 lambda event: self._pump.put(event),
                 core.book.open.get,
                 core.asking.is_asked,

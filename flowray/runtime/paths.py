@@ -9,6 +9,10 @@ copy. Where Serve answers with another version than the copy's, a relay stands i
 itself. When that version has stayed for a while, the router and the history that the replicas name are loaded in a
 thread, and take the place of both. What cannot be loaded is refused: the older copy stays for when Serve is not there.
 
+While another version is on trial (`flowray.runtime.rollout`), Serve holds both, and one question asks about both: it
+says by its version who is in force, so a promotion counts at once. What Serve is to hold it is told by the way
+(`want`), again and again until it does; what somebody deploys by hand counts more, and ends a trial.
+
 The time for Serve ends so long before the core's own patience that the copy can still answer.
 """
 
@@ -22,7 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 
-from flowray.errors import NotConnected, WaitTimeout
+from flowray.core.arranging import BY_HAND
+from flowray.core.model import RouterPlace
+from flowray.errors import NotConnected, RouterRefused, WaitTimeout
 from flowray.routing.queries import Answers, Queries
 from flowray.runtime.reaching import Find, Reach, Way
 from flowray.runtime.scorers import Failed, Scored
@@ -36,18 +42,34 @@ FOR_COPY = 0.2  # and that a copy is left with at least
 # A call costs many times what its answer costs (here 5 ms of this process's processors, and 7 of the replica's), so one
 # is made after another and what comes meanwhile is the next one's batch, unless an answer takes its time.
 PACE = 0.25  # share of the core's patience after which the next batch does not wait for the one before
+ABREAST = 2  # batches that do not wait for one another at all
 UNDER_WAY = 4  # batches at Serve at once
+ARRANGE_S = 2.0  # between two tries to tell Serve what to hold
 SETTLED_S = 2.0  # a version that answers must have stayed before it is loaded here
+
+Arrange = Callable[[RouterPlace, RouterPlace | None], str]
 
 
 class Paths:
     """See the module. Use only from the coordinator's event loop."""
 
     def __init__(
-        self, config: RouterConfig, within_s: float, find: Find, load: Callable[[str, str], LiveRouter]
+        self,
+        config: RouterConfig,
+        within_s: float,
+        find: Find,
+        load: Callable[[str, str], LiveRouter],
+        arrange: Arrange | None = None,
     ) -> None:
-        """`within_s` is the core's patience; `load` makes a router of two directories, in a thread."""
-        self._config, self._within_s, self._load = config, within_s, load
+        """`within_s` is the core's patience; `load` makes a router of two directories, in a thread. `arrange` tells
+        Serve what to hold, in a thread, too, and gives why it cannot; without it there are no trials.
+        """
+        self._config, self._within_s, self._load, self._arrange = config, within_s, load, arrange
+        self._wanted: tuple[RouterPlace, RouterPlace | None] | None = None  # that Serve shall hold and may not yet
+        self._arranging: asyncio.Task[None] | None = None
+        self._arranged_at = 0.0  # when it was told last, or had no need
+        self.by_hand = False  # what it holds was deployed by hand since
+        self.followed: Callable[[LiveRouter, RouterPlace], object] = lambda router, place: None  # hears of a new copy
         self._deadline_s = min(config.asking.deadline_s, FOR_SERVE * within_s)
         self._reach = Reach(find, structs.replace(config.asking, deadline_s=self._deadline_s))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,13 +91,14 @@ class Paths:
         """Ask Serve no more."""
         self._ended = True
         self._reach.end()
-        for task in (*self._tasks, *([self._following] if self._following is not None else [])):
-            task.cancel()
+        for task in (*self._tasks, self._following, self._arranging):
+            if task is not None:
+                task.cancel()
 
-    def adopt(self, router: LiveRouter | None) -> None:
-        """This is what the configuration names, or it cannot be loaded."""
+    def adopt(self, router: LiveRouter | None, *, named: bool = False) -> None:
+        """This is in force by the configuration or the journal, or cannot be loaded. `named`: it lies somewhere."""
         self._begun = True
-        if router is not None and (self._config.artifact or self._config.through == "local"):
+        if router is not None and (named or self._config.artifact or self._config.through == "local"):
             if self._relay is not None:
                 router.take_over(self._relay)
             self.copy = router
@@ -85,7 +108,7 @@ class Paths:
         large = 0 < self._config.serve_from <= count
         if self._ended or (self._config.through == "local" and not large):
             return "here"
-        paced = not self._tasks or asyncio.get_running_loop().time() >= self._next_at
+        paced = len(self._tasks) < ABREAST or asyncio.get_running_loop().time() >= self._next_at
         if paced and len(self._tasks) < UNDER_WAY:
             return "serve"
         return "wait" if self._config.through == "serve" else "here"
@@ -128,21 +151,69 @@ class Paths:
             if older is not None:
                 relay.take_over(older)
             self._relay = relay
-        if self._begun and self._following is None and version != self._refused and now >= self._since + SETTLED_S:
+        stayed = now >= self._since + SETTLED_S and (self._wanted is None or self.by_hand)  # nor is it told otherwise
+        if self._begun and self._following is None and version != self._refused and stayed:
             self._following = asyncio.get_running_loop().create_task(self._follow(version))
         return self._relay
+
+    async def lay_beside(self, live: RouterPlace, other: RouterPlace) -> None:
+        """Have Serve hold another version beside the one in force.
+
+        Raises:
+            RouterRefused: it cannot, or does not say so.
+        """
+        if self._arrange is None:
+            raise RouterRefused(other.artifact, "Serve is not told of trials here", live.version)
+        try:
+            why = await asyncio.to_thread(self._arrange, live, other)
+        except (NotConnected, WaitTimeout) as error:
+            why = f"Serve: {error}"
+        if why:
+            self.want(live, None)
+            raise RouterRefused(other.artifact, why, live.version)
+
+    def want(self, live: RouterPlace, other: RouterPlace | None) -> None:
+        """Have Serve hold these, as soon as it can."""
+        self._wanted = live, other
+        if self._arrange is not None and self._arranging is None and not self._ended:
+            self._arranging = asyncio.get_running_loop().create_task(self._keep_arranged(self._arrange))
+
+    def doubt(self, live: RouterPlace, other: RouterPlace | None) -> None:
+        """Serve does not answer with what it shall hold: see to it, now and then."""
+        if asyncio.get_running_loop().time() >= self._arranged_at + ARRANGE_S:
+            self.want(live, other)
+
+    async def _keep_arranged(self, arrange: Arrange) -> None:
+        try:
+            while self._wanted is not None:
+                wanted = self._wanted
+                try:
+                    why = await asyncio.to_thread(arrange, *wanted)
+                except Exception as error:  # noqa: BLE001 - whatever Serve is up to, it is asked by version all the same
+                    await asyncio.sleep(ARRANGE_S)
+                    if not isinstance(error, NotConnected | WaitTimeout):
+                        _say(f"Serve was not told of {wanted}: {type(error).__name__}: {error}")
+                    continue
+                self.by_hand, self._arranged_at = why == BY_HAND, asyncio.get_running_loop().time()
+                if why:
+                    _say(f"Serve does not hold {wanted[0].version} as it shall: {why}")
+                if self._wanted is wanted:
+                    self._wanted = None
+        finally:
+            self._arranging = None
 
     async def _follow(self, version: str) -> None:
         """Load what Serve answers with, and put it in the place of the copy."""
         try:
             router, history = await self._places_of(version)
-            self._accept(await asyncio.to_thread(self._loaded, version, router, history))
+            made = await asyncio.to_thread(self._loaded, version, router, history)
+            self._accept(made, RouterPlace(version, router, history))
         except (NotConnected, WaitTimeout):
             self._since = asyncio.get_running_loop().time()  # nobody says where it is: perhaps later
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the older one goes on
             self._refused = version
             self.trouble = f"version {version}, which Serve answers with: {type(error).__name__}: {error}"
-            print(f"flowray coordinator: no copy of {self.trouble}", file=sys.stderr, flush=True)  # noqa: T201
+            _say(f"no copy of {self.trouble}")
         finally:
             self._following = None
 
@@ -159,27 +230,39 @@ class Paths:
             raise OSError(f"{router} and {history or 'no history'} are {made.base_version} here")
         return made
 
-    def _accept(self, made: LiveRouter) -> None:
+    def _accept(self, made: LiveRouter, place: RouterPlace) -> None:
         for older in (self.copy, self._relay):  # the relay is of this version, or what it knows is newer
             if older is not None:
                 made.take_over(older)
-        self.copy, self._relay = made, None
+        self.copy, self._relay, self.by_hand = made, None, False
         self._refused = self.trouble = ""
+        self.followed(made, place)
+
+
+def _say(text: str) -> None:
+    print(f"flowray coordinator: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def paths_of(config: RouterConfig, within_s: float) -> Paths | None:
-    """The paths that the configuration asks for; None where Serve is never asked."""
+    """The paths that the configuration asks for; None where Serve is never asked. For a running event loop."""
     if config.through == "local" and not config.serve_from:
         return None
-    return Paths(config, within_s, partial(_find, config.served), _load)
+    loop = asyncio.get_running_loop()
+    return Paths(config, within_s, partial(_find, config.served, loop), _load, partial(_arrange, config.served))
 
 
-def _find(name: str, known: Way | None) -> Way:
+def _find(name: str, loop: asyncio.AbstractEventLoop, known: Way | None) -> Way:
     """In a thread: the modules take a second to load."""
     from flowray.routing import live as _live  # noqa: F401 - so that the event loop finds it loaded
     from flowray.runtime import serving
 
-    return serving.find_router(name, known if isinstance(known, serving.ServedRouter) else None)
+    return serving.find_router(name, known if isinstance(known, serving.ServedRouter) else None, loop)
+
+
+def _arrange(name: str, live: RouterPlace, other: RouterPlace | None) -> str:
+    from flowray.runtime import serving
+
+    return serving.arrange(name, live, other)
 
 
 def _load(router: str, history: str) -> LiveRouter:

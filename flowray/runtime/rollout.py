@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from flowray.core.comparing import Pair, compare, seen, sound
 from flowray.core.events import VersionDecided
@@ -21,10 +21,11 @@ from flowray.core.model import Choice, Estimate, RouterPlace, RouterRecord
 from flowray.core.rollout import Decision, Part, Rollout, RolloutPolicy, RolloutStage
 from flowray.core.routing import RoutingPolicy
 from flowray.errors import FlowrayError, RouterRefused
-from flowray.routing.queries import Query
+from flowray.routing.queries import Answers, Queries, Query
 
 if TYPE_CHECKING:
     from flowray.config import RouterConfig
+    from flowray.routing.live import LiveRouter
 
 MAX_PAIRS = 50_000  # tasks that both were asked about and whose outcome has not come: the oldest are forgotten
 _NOTE_EVERY = 100  # outcomes of a trial after which the journal hears how it stands
@@ -87,6 +88,12 @@ class VersionedRouter:
         self._seconds = [0.0, 0.0]  # that the older and the newer one took for the same questions
         self._put: Callable[[VersionDecided], None] | None = None
         self._unsaid: list[RouterRecord] = []
+        self.changed: Callable[[], object] = lambda: None  # is called when another version is in force or on trial
+
+    @property
+    def live(self) -> Router:
+        """The router in force."""
+        return self._live
 
     @property
     def version(self) -> str:
@@ -130,8 +137,8 @@ class VersionedRouter:
 
     # ── versions ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def offer(self, router: Router, place: RouterPlace) -> None:
-        """Begin the trial of another version.
+    def may_offer(self, place: RouterPlace) -> None:
+        """Could its trial begin now?
 
         Raises:
             RouterRefused: another trial is under way, or this version is in force already.
@@ -141,6 +148,10 @@ class VersionedRouter:
             raise RouterRefused(place.artifact, detail, self._place.version)
         if place.version == self._place.version:
             raise RouterRefused(place.artifact, "this version is in force already", self._place.version)
+
+    def offer(self, router: Router, place: RouterPlace) -> None:
+        """Begin the trial of another version. Raises what `may_offer` does."""
+        self.may_offer(place)
         self._other, self._other_place = router, place
         self._fresh()
         self._tell(self._rollout.offered(place.version), place)
@@ -151,6 +162,15 @@ class VersionedRouter:
         self._other, self._other_place = router, record.other
         newer = self._place if record.stage is RolloutStage.WATCHED else record.other
         self._rollout = Rollout(self._policy, record.stage, newer.version, record.evidence)
+
+    def replaced(self, router: Router, place: RouterPlace, why: str) -> None:
+        """Another version was put into force from elsewhere: if there is a trial, it is over."""
+        self._live, self._place = router, place
+        self._other = self._other_place = None
+        self._rollout = Rollout(self._policy)
+        self._fresh()
+        self.record("configured", why, trial=False)
+        self.changed()
 
     def record(self, arrow: str, why: str, *, trial: bool = True) -> None:
         """Have it written down how things stand. `trial`: with how the trial does."""
@@ -191,6 +211,7 @@ class VersionedRouter:
         print(f"flowray coordinator: {told}", file=sys.stderr, flush=True)  # noqa: T201
         gone = tried not in (self._place, self._other_place)
         self.record(decision.arrow, f"{tried.version}: {decision.why}" if gone else decision.why, trial=False)
+        self.changed()
 
     def _fresh(self) -> None:
         self._pairs.clear()
@@ -224,6 +245,58 @@ class VersionedRouter:
             self._follow(broke(_raised(error)))
             return answers
         took = ended - begun, self._clock() - ended
+        return self._heard(task_ids, queries, answers, others, both, took)
+
+    def asking(self, task_ids: Sequence[str], queries: Sequence[Query]) -> Queries:
+        """What to ask somebody who has both versions; what he says goes to `estimate_from`."""
+        if self._other_place is None:
+            return Queries(tuple(queries), self._place.version)
+        rows = tuple(row for row, task_id in enumerate(task_ids) if self._rollout.part(task_id).both)
+        return Queries(tuple(queries), self._place.version, self._other_place.version, rows)
+
+    def estimate_from(self, task_ids: Sequence[str], asked: Queries, answers: Answers) -> list[tuple[Estimate, ...]]:
+        """As `estimate`, from what somebody else said to these questions: the version in force, and the other one.
+
+        Raises:
+            RouterRefused: the version that said it was rolled back for it.
+        """
+        task_ids, queries = list(task_ids), asked.queries
+        live = cast("LiveRouter", self._live)
+        found = live.estimate_from(task_ids, queries, answers)
+        other, place = self._other, self._other_place
+        self._parts = []
+        if other is None or place is None:
+            return found
+        watched = self.stage is RolloutStage.WATCHED
+        if answers.trouble and asked.other == place.version:
+            broke = self._rollout.older_broke if watched else self._rollout.broke
+            self._follow(broke(f"it raised {answers.trouble}"))
+            return found
+        said = answers.other
+        both = list(asked.rows)
+        if said is None or said.version != place.version or not said.fits(Queries(tuple(queries[row] for row in both))):
+            return found  # it is not there yet, or another one is on trial by now
+        self._parts = [self._rollout.part(task_id) for task_id in task_ids]
+        others = cast("LiveRouter", other).estimate_from(
+            [task_ids[row] for row in both], [queries[row] for row in both], said
+        )
+        before = self._place
+        heard = self._heard(task_ids, queries, found, others, both, (answers.took_s, said.took_s))
+        if self._place is not before:
+            raise RouterRefused(before.artifact, "it was rolled back", self._place.version)
+        return heard
+
+    def _heard(
+        self,
+        task_ids: Sequence[str],
+        queries: Sequence[Query],
+        answers: list[tuple[Estimate, ...]],
+        others: list[tuple[Estimate, ...]],
+        both: list[int],
+        took: tuple[float, float],
+    ) -> list[tuple[Estimate, ...]]:
+        """What is answered, now that both have spoken: the one in force to all, the other one to some (`both`)."""
+        watched, parts = self.stage is RolloutStage.WATCHED, self._parts
         older, newer = ([answers[row] for row in both], others) if not watched else (others, [answers[r] for r in both])
         trouble = self._trouble(newer, *(reversed(took) if watched else took))
         if trouble:
@@ -367,11 +440,6 @@ def read(place: RouterPlace) -> Router:
     if found.version != place.version:
         raise RouterRefused(place.artifact, f"this is version {found.version}, not {place.version}")
     return live.load(place.artifact, place.history, at_once=False)
-
-
-def load_alone(config: RouterConfig) -> Router:
-    """What the configuration names, without versions: those of a served router are Serve's. Raises what `read` does."""
-    return read(place_of(config.artifact, config.history))
 
 
 def load_versions(config: RouterConfig, routing: RoutingPolicy, records: Sequence[RouterRecord]) -> VersionedRouter:

@@ -62,6 +62,7 @@ class RoutingDesk:
         self._asked_at = 0.0  # the first of these, by the event loop's clock
         self._loading: asyncio.Task[None] | None = None
         self._settling = False  # it will be, soon
+        self._offering = asyncio.Lock()
 
     @property
     def version(self) -> str:
@@ -84,17 +85,20 @@ class RoutingDesk:
         Raises:
             RouterRefused: it cannot be loaded, or another trial is under way.
         """
-        if self._paths is not None:
-            raise RouterRefused(artifact, "Ray Serve is asked here: deploy_router brings another version into force")
-        if self._versions is None:
+        versions = self._versions
+        if versions is None:
             raise RouterRefused(artifact, self._trouble or "the router in force is not loaded yet")
-        kept = self._versions.place.version
-        try:
-            place: RouterPlace = await asyncio.to_thread(place_of, artifact, history)
-            router = await asyncio.to_thread(read, place)
-        except Exception as error:
-            raise RouterRefused(artifact, f"{type(error).__name__}: {error}", kept) from error
-        self._versions.offer(router, place)
+        async with self._offering:
+            kept = versions.place.version
+            try:
+                place: RouterPlace = await asyncio.to_thread(place_of, artifact, history)
+                router = await asyncio.to_thread(read, place)
+            except Exception as error:
+                raise RouterRefused(artifact, f"{type(error).__name__}: {error}", kept) from error
+            if self._paths is not None:
+                versions.may_offer(place)
+                await self._paths.lay_beside(versions.place, place)
+            versions.offer(router, place)
         return place.version
 
     def begin(self) -> None:
@@ -117,14 +121,41 @@ class RoutingDesk:
                 self._paths.adopt(None)
             print(f"flowray coordinator: the router could not be loaded: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
             return
-        if self._paths is not None:
-            self._paths.adopt(cast("LiveRouter", router))
-            self._router = self._router or self._paths.copy  # Serve may have answered before
-            return
-        self._router = router
         if isinstance(router, VersionedRouter):
             self._versions = router
             router.begin(self._put)
+        if self._paths is None:
+            self._router = router
+            return
+        if self._versions is None:
+            self._paths.adopt(cast("LiveRouter", router))
+        else:
+            versions, paths = self._versions, self._paths
+            paths.followed = lambda made, place: versions.replaced(made, place, "Serve answers with it")
+            versions.changed = self._exchanged
+            paths.adopt(cast("LiveRouter", versions.live), named=bool(versions.place.artifact))
+            if versions.place.artifact:
+                paths.want(versions.place, versions.other_place)
+        self._router = self._router or self._here()  # Serve may have answered before
+
+    def _exchanged(self) -> None:
+        """Another version is in force or on trial, or none is on trial any more."""
+        versions, paths = self._versions, self._paths
+        assert versions is not None
+        assert paths is not None
+        paths.copy = cast("LiveRouter", versions.live)
+        paths.want(versions.place, versions.other_place)
+
+    def _here(self) -> Router | None:
+        """Who answers in this process."""
+        if self._paths is None:
+            return self._router
+        return self._versioned(self._paths.copy)
+
+    def _versioned(self, router: LiveRouter | None) -> Router | None:
+        """The router with its versions, where this is the one in force."""
+        versions = self._versions
+        return versions if versions is not None and router is versions.live else router
 
     def ask(self, command: RequestEstimates) -> None:
         """The core wants estimates."""
@@ -174,11 +205,17 @@ class RoutingDesk:
     async def _by_serve(self, paths: Paths, batch: list[RequestEstimates], waited_s: float) -> None:
         """Ask Serve; what it does not answer is answered here."""
         task_ids, queries = self._queries(batch)
+        versions = self._versions
+        asked = Queries(tuple(queries)) if versions is None else versions.asking(task_ids, queries)
         try:
-            said = await paths.ask(Queries(tuple(queries)), waited_s)
+            said = self._in_force(paths, await paths.ask(asked, waited_s))
             if isinstance(said, Scored):
-                router = paths.router_for(said.answers)
-                found = router.estimate_from(task_ids, queries, said.answers)
+                live = paths.router_for(said.answers)
+                router = self._versioned(live) or live
+                if router is versions and versions is not None:
+                    found = versions.estimate_from(task_ids, asked, said.answers)
+                else:
+                    found = live.estimate_from(task_ids, queries, said.answers)
         except Exception as error:  # noqa: BLE001 - whatever Serve says, it must not take the coordinator down
             said = Failed(kind="failed", detail=f"{type(error).__name__}: {error}")
         if isinstance(said, Failed):
@@ -189,7 +226,19 @@ class RoutingDesk:
         for task_id in task_ids:
             if self._find(task_id) is None:  # it ended meanwhile: nothing more comes of it
                 router.forget(task_id)
-        self._put(EstimatesReady(tuple(zip(task_ids, found, strict=True)), "serve", router.version))
+        for version, answers in self._by_version(router, task_ids, found):
+            self._put(EstimatesReady(answers, "serve", version))
+
+    def _in_force(self, paths: Paths, said: Scored | Failed) -> Scored | Failed:
+        """What Serve says, unless that is of the version that is not in force: a replica may not hold the other yet."""
+        versions = self._versions
+        if isinstance(said, Failed) or versions is None or versions.other_place is None or paths.by_hand:
+            return said
+        found = said.answers.version
+        if found != versions.other_place.version:
+            return said
+        paths.doubt(versions.place, versions.other_place)
+        return Failed(kind="failed", detail=f"it answers with {found}, for it does not hold {versions.place.version}")
 
     def _queries(self, batch: Sequence[RequestEstimates]) -> tuple[list[TaskId], list[Query]]:
         asked = [(entry.task, each) for each in batch if (entry := self._find(each.task_id)) is not None]
@@ -197,7 +246,7 @@ class RoutingDesk:
 
     def _answers_here(self, batch: list[RequestEstimates], detail: str = "") -> list[Event]:
         """`detail` says why Serve does not, where it was asked."""
-        router = self._router if self._paths is None else self._paths.copy
+        router = self._here()
         if not batch:
             return []
         if router is None:
@@ -217,7 +266,7 @@ class RoutingDesk:
     def _by_version(
         self, router: Router, task_ids: list[TaskId], found: list[tuple[Estimate, ...]]
     ) -> Iterator[tuple[str, tuple[tuple[TaskId, tuple[Estimate, ...]], ...]]]:
-        if self._versions is None or self._versions.other_place is None:
+        if self._versions is None or router is not self._versions or self._versions.other_place is None:
             yield router.version, tuple(zip(task_ids, found, strict=True))
             return
         for version, rows in self._versions.answered(task_ids):

@@ -13,6 +13,7 @@ Whoever gets a `Failed` decides by the local copy or the heuristic; its kind and
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -69,6 +70,7 @@ class Hedged:
         self._config = config or AskingConfig()
         self._breaker = Breaker(self._config.breaker)
         self._hedging = Hedging(self._config.hedge)
+        self._failed_at = -math.inf  # when a failure counted last
 
     @property
     def state(self) -> BreakerState:
@@ -95,8 +97,11 @@ class Hedged:
             self._breaker.succeeded(let_through)
         elif outcome.kind == "late" and allowed_s < self._config.deadline_s:
             self._breaker.withdrew(let_through)  # the caller was in a hurry: that says nothing of the router
+        elif begun < self._failed_at:
+            self._breaker.withdrew(let_through)  # what is under way at the same time tells of one and the same trouble
         else:
-            self._breaker.failed(let_through, now())
+            self._failed_at = now()
+            self._breaker.failed(let_through, self._failed_at)
         return outcome
 
     async def _race(self, queries: Queries, begun: float, deadline: float) -> Scored | Failed:

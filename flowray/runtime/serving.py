@@ -3,11 +3,12 @@
 Serve has no HTTP proxy here; its handles call replicas as Ray calls actors. A replica also opens a gRPC server of
 Serve's for other deployments, on every interface: here on loopback, as nobody needs it.
 
-Versions. Which router answers is Serve's `user_config`, so that replicas that come later take the same one. A replica
-loads a new version beside the old one in a thread, lets it answer once and puts it in its place; calls under way end
-with the version that they began with. What it cannot load it refuses, and says so in its status: raising would make
-Serve kill it. `deploy_router` looks at what all replicas say, and takes a refused version back, because a replica that
-came later would find no older version to go on with.
+Versions. Which router answers, and which one is on trial beside it, is Serve's `user_config`, so that replicas
+(`flowray.runtime.replica`) that come later take the same ones. A replica loads a new version beside the old one in a
+thread, lets it answer once and puts it in its place; calls under way end with the version that they began with. What it
+cannot load it refuses, and says so in its status: raising would make Serve kill it. `deploy_router` looks at what all
+replicas say, and takes a refused version back, because a replica that came later would find no older version to go on
+with. `arrange` has them hold a version on trial, too, and whichever of the two is in force by now.
 
 Calls are not gathered by `@serve.batch`: callers that have several tasks ask about all of them at once.
 """
@@ -16,117 +17,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import time
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import msgspec
 import ray
 from ray import serve
 from ray.serve import context
-from ray.serve._private import replica as serve_replica
 from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 import flowray
-from flowray.errors import InvalidTask, NotConnected, RouterRefused, WaitTimeout
+from flowray.core.arranging import BY_HAND, Held, plan_arrangement
+from flowray.core.model import RouterPlace
+from flowray.errors import NotConnected, RouterRefused, WaitTimeout
 from flowray.routing.config import ServingConfig
-from flowray.routing.queries import Queries, RouterStatus, decode_queries, decode_status, encode
-from flowray.routing.versions import check, version_of
+from flowray.routing.queries import RouterStatus, decode_status
+from flowray.routing.versions import check
 from flowray.runtime._ray_errors import brief, serve_failures, why_unserved
 from flowray.runtime.scorers import Failed, Kind
-
-if TYPE_CHECKING:
-    from flowray.routing.scoring import Scorer  # loads torch, which only replicas need
 
 _LOOK_S = 0.1  # between two looks at how a deployment gets on
 _STATUS_S = 5.0  # for replicas to say how they are
 _STARTS = 2  # of a replica that fails before a deployment is given up
-
-
-class RouterReplica:
-    """What a replica runs. Serve calls `reconfigure` after `__init__` and at each new version."""
-
-    def __init__(self, precision: str, max_tasks: int) -> None:
-        from flowray.routing import scoring
-
-        _keep_to_loopback()
-        scoring.use_one_thread()
-        self._load = partial(scoring.Scorer.load, precision=cast(Any, precision))
-        self._max_tasks = max_tasks
-        self._scorer: Scorer | None = None
-        self._taken = ("", "")  # the directories of the router that answers and of its history
-        self._told = self._refused = self._reason = ""
-        self._answered = 0
-        self._changing = asyncio.Lock()
-
-    async def reconfigure(self, user_config: dict[str, str]) -> None:
-        """Take the router in the directory "router" and the history in "history" ("" for none).
-
-        Where "version" is given, that is what they must be; "told" comes back in the status.
-
-        Raises:
-            Exception: it cannot be used, and there is no older one to go on with.
-        """
-        router, history = user_config["router"], user_config.get("history", "")
-        wanted = user_config.get("version", "")
-        async with self._changing:
-            try:
-                found = await asyncio.to_thread(version_of, router, history)
-                if wanted and found != wanted:
-                    raise OSError(f"{router} and {history or 'no history'} are {found} here, not {wanted}")
-                if self._scorer is None or self._scorer.version != found:
-                    self._scorer = await asyncio.to_thread(self._load, router, history)
-                    self._refused = self._reason = ""
-                self._taken = router, history
-            except Exception as error:  # whatever it is: let out, it would make Serve kill a replica that answers
-                if self._scorer is None:
-                    raise
-                self._refused, self._reason = wanted or router, f"{type(error).__name__}: {error}"
-            self._told = user_config.get("told", "")
-
-    async def score(self, body: bytes) -> bytes:
-        """Answers (encoded) to Queries (encoded).
-
-        Raises:
-            InvalidTask: it is no such message, or has too many tasks.
-        """
-        try:
-            asked: Queries = decode_queries(body)
-        except msgspec.DecodeError as error:
-            raise InvalidTask("queries", f"cannot be read: {error}") from error
-        if len(asked.queries) > self._max_tasks:
-            raise InvalidTask("queries", f"has {len(asked.queries)} tasks, at most {self._max_tasks} are taken at once")
-        answers = self._current().score(asked)
-        self._answered += 1
-        return encode(answers)
-
-    async def status(self) -> bytes:
-        """A RouterStatus, encoded."""
-        scorer = self._current()
-        return encode(
-            RouterStatus(
-                version=scorer.version,
-                router=self._taken[0],
-                history=self._taken[1],
-                pid=os.getpid(),
-                answered=self._answered,
-                int8_from=scorer.router.int8_from,
-                told=self._told,
-                refused=self._refused,
-                reason=self._reason,
-            )
-        )
-
-    async def check_health(self) -> None:
-        """Answer for a made-up task. Raises whatever is wrong."""
-        self._current().practise(1)
-
-    def _current(self) -> Scorer:
-        assert self._scorer is not None, "Serve calls reconfigure first"
-        return self._scorer
 
 
 class ServedRouter:
@@ -135,15 +50,17 @@ class ServedRouter:
     def __init__(self, handle: Any) -> None:
         self.controller = _controller()  # of the Serve that it leads to
         self._handle = handle.options(_by_reference=True)  # by Ray's calls, not by Serve's gRPC server
+        self._asked = self._handle  # by which calls are made
         self._score = self._handle.score
         self._plain = False  # calls are plain ones
+        self._loop: asyncio.AbstractEventLoop | None = None  # that calls are made on, where it is but one
         self._failures = serve_failures()
 
     async def __call__(self, body: bytes) -> bytes | Failed:
         """The encoded Answers to encoded Queries. Cancelling it gives the call up."""
         response = None
         if not self._plain:
-            self._plain = _call_plainly(self._handle)
+            self._plain = _call_plainly(self._asked)
         try:
             response = self._score.remote(body)
             answer: bytes = await response
@@ -156,16 +73,35 @@ class ServedRouter:
             return Failed(kind=cast(Kind, kind), detail=detail)
         return answer
 
+    def come_near(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on calls are made on this running event loop, and by nobody else.
+
+        By itself a handle has a thread for that, so each call changes threads twice more: that is 1 ms of the median.
+        Blocks: not for the thread of the loop.
+        """
+        near = DeploymentHandle(self._handle.deployment_name, self._handle.app_name)
+        asyncio.events._set_running_loop(loop)  # of this thread: a handle works on the one that it is made under
+        try:
+            near._init(_run_router_in_separate_loop=False)
+        finally:
+            asyncio.events._set_running_loop(None)
+        self._asked = near.options(_by_reference=True)
+        self._score, self._plain, self._loop = self._asked.score, False, loop
+
     @property
     def ready(self) -> bool:
         """Is there a replica, or was there one?"""
-        populated: bool = self._handle.running_replicas_populated()
+        populated: bool = self._asked.running_replicas_populated()
         return populated
 
     def close(self) -> None:
         """Ask no more: lets go of what watches the replicas. Not for a thread that runs an event loop."""
         with contextlib.suppress(*self._failures):
             self._handle.shutdown()
+            if self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._asked._router._asyncio_router.shutdown(), self._loop).result(
+                    _STATUS_S
+                )
 
     def statuses(self, timeout_s: float = _STATUS_S) -> tuple[RouterStatus, ...]:
         """What each replica says of itself. Not for a thread that runs an event loop.
@@ -195,9 +131,9 @@ def deploy_router(config: ServingConfig) -> ServedRouter:
     version = check(config.router, config.history)
     serve.start(proxy_location="Disabled", http_options=HTTPOptions(host="127.0.0.1"))
     before = _before(config.name)
-    served, trouble = _take(config, config.router, config.history, version)
+    served, trouble = _take(config, _of(RouterPlace(version, config.router, config.history)))
     if trouble and before is not None:
-        _take(config, before.router, before.history, before.version)
+        _take(config, _of(RouterPlace(before.version, before.router, before.history)))
         raise RouterRefused(config.router, trouble, before.version)
     if trouble:
         undeploy(config.name)
@@ -218,10 +154,13 @@ def served_router(name: str = "flowray-router") -> ServedRouter:
         raise NotConnected(f"no router {name!r} is served on this cluster: {brief(error)}") from error
 
 
-def find_router(name: str, known: ServedRouter | None = None) -> ServedRouter:
+def find_router(
+    name: str, known: ServedRouter | None = None, loop: asyncio.AbstractEventLoop | None = None
+) -> ServedRouter:
     """The way to it as it is now: `known` itself where that still leads there. Blocks.
 
-    A way leads to one controller of Serve. When Serve was shut down and started again, it leads nowhere.
+    A way leads to one controller of Serve. When Serve was shut down and started again, it leads nowhere. `loop` is the
+    event loop that calls are made on, where it is but one.
 
     Raises:
         NotConnected: nothing of this name is served now.
@@ -230,9 +169,40 @@ def find_router(name: str, known: ServedRouter | None = None) -> ServedRouter:
     context._check_cached_client_alive()  # or a controller that is gone is asked for ever
     try:
         handle = serve.get_app_handle(name)
-        return known if known is not None and known.controller == _controller() else ServedRouter(handle)
+        if known is not None and known.controller == _controller():
+            return known
+        found = ServedRouter(handle)
+        if loop is not None:
+            found.come_near(loop)
     except serve_failures() as error:
         raise NotConnected(f"no router {name!r} is served on this cluster: {brief(error)}") from error
+    return found
+
+
+def arrange(name: str, live: RouterPlace, other: RouterPlace | None) -> str:
+    """Let every replica hold the version in force and the one on trial, if any (`flowray.core.arranging`).
+
+    Gives why the one on trial cannot be held, "" where it is; nothing is done where another version was deployed by
+    hand. Blocks.
+
+    Raises:
+        NotConnected: nothing of this name is served.
+        WaitTimeout: some replica does not say what it holds.
+    """
+    said = served_router(name).statuses()
+    held = [Held(one.version, one.other, one.by_trial) for one in said]
+    step = plan_arrangement(live.version, "" if other is None else other.version, held)
+    if step == "yield":
+        return BY_HAND
+    if step == "done":
+        return ""
+    if not said[0].serving:
+        return "it was deployed by an earlier flowray: call deploy_router again"
+    config = msgspec.json.decode(said[0].serving, type=ServingConfig)
+    served, trouble = _take(config, {**_of(live, other), "by_trial": "1"})
+    if not trouble and other is not None:
+        trouble = next((one.other_reason for one in served.statuses() if one.other != other.version), "")
+    return trouble
 
 
 def undeploy(name: str = "flowray-router") -> None:
@@ -248,14 +218,22 @@ def undeploy(name: str = "flowray-router") -> None:
             serve.shutdown()
 
 
-def _take(config: ServingConfig, router: str, history: str, version: str) -> tuple[ServedRouter, str]:
+def _of(live: RouterPlace, other: RouterPlace | None = None) -> dict[str, str]:
+    """What replicas are told to hold."""
+    told = {"router": live.artifact, "history": live.history, "version": live.version}
+    if other is not None:
+        told |= {"other_router": other.artifact, "other_history": other.history, "other_version": other.version}
+    return told
+
+
+def _take(config: ServingConfig, places: dict[str, str]) -> tuple[ServedRouter, str]:
     """Let every replica take a version; gives the trouble that keeps them from it, or "".
 
     Raises:
         WaitTimeout: it takes too long.
     """
-    told = secrets.token_hex(4)
-    served = _run(config, {"router": router, "history": history, "version": version, "told": told})
+    told, version = secrets.token_hex(4), places["version"]
+    served = _run(config, {**places, "told": told, "serving": msgspec.json.encode(config).decode()})
     deadline = time.monotonic() + config.ready_s
     while time.monotonic() < deadline:
         application = serve.status().applications.get(config.name)
@@ -278,6 +256,8 @@ def _last_line(message: str) -> str:
 
 def _run(config: ServingConfig, user_config: dict[str, str]) -> ServedRouter:
     """Tell Serve what to serve; it goes about it by itself."""
+    from flowray.runtime.replica import RouterReplica
+
     deployment = serve.deployment(RouterReplica).options(
         name="router",
         # Without a version of its own each deployment gets a random one, and Serve replaces all replicas instead of
@@ -343,13 +323,3 @@ def _before(name: str) -> RouterStatus | None:
         return next(iter(served_router(name).statuses()), None)
     except (NotConnected, WaitTimeout):
         return None
-
-
-def _keep_to_loopback() -> None:
-    """Let this replica's gRPC server, which Serve starts after the constructor, listen on loopback only."""
-    listen = serve_replica.add_port_to_grpc_server
-
-    def listen_here(server: Any, address: str) -> Any:
-        return listen(server, f"127.0.0.1:{address.rpartition(':')[2]}")
-
-    serve_replica.add_port_to_grpc_server = listen_here

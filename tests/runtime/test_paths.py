@@ -12,19 +12,24 @@ from msgspec import structs
 from virtual_loop import run
 
 from flowray.config import RouterConfig, load
+from flowray.core.arranging import BY_HAND
 from flowray.core.book import Entry
 from flowray.core.breaker import BreakerPolicy
 from flowray.core.commands import RequestEstimates, ResolveTask
-from flowray.core.events import EstimatesFailed, EstimatesReady, Event
+from flowray.core.events import EstimatesFailed, EstimatesReady, Event, VersionDecided
 from flowray.core.hedging import HedgePolicy
-from flowray.core.model import Choice, Estimate, Outcome, Receipt, StoryLine, Task, TaskId
+from flowray.core.model import Choice, Estimate, Outcome, Receipt, RouterPlace, StoryLine, Task, TaskId
+from flowray.core.rollout import RolloutPolicy, RolloutStage
+from flowray.core.routing import RoutingPolicy
 from flowray.core.states import TaskState
-from flowray.errors import ConfigError, NotConnected, WaitTimeout
+from flowray.errors import ConfigError, NotConnected, RouterRefused, WaitTimeout
 from flowray.routing.config import AskingConfig
 from flowray.routing.live import LiveRouter
-from flowray.routing.queries import Answers, Queries, RouterStatus, decode_queries, encode
+from flowray.routing.queries import Answers, Queries, Query, RouterStatus, decode_queries, encode
 from flowray.runtime import reaching
-from flowray.runtime.paths import FOR_SERVE, SETTLED_S, Paths, paths_of
+from flowray.runtime import routing as serving_desk
+from flowray.runtime.paths import ARRANGE_S, FOR_SERVE, SETTLED_S, Paths, paths_of
+from flowray.runtime.rollout import VersionedRouter
 from flowray.runtime.routing import BATCH, RoutingDesk
 from flowray.runtime.scorers import Failed
 from flowray.runtime.sentences import explain
@@ -61,6 +66,11 @@ class Serve:
     ready: bool = True
     incarnation: int = 0  # of Serve itself
     silent: bool = False  # replicas do not say how they are
+    other: str = ""  # version beside it
+    trouble: str = ""  # what that one raises
+    arranged: list[tuple[str, str]] = field(default_factory=list)  # what it was told to hold
+    by_hand: bool = False  # what it holds was deployed by hand
+    unable: str = ""  # why it cannot hold another version
     batches: list[int] = field(default_factory=list)
     looks: int = 0
     closed: int = 0
@@ -85,15 +95,20 @@ class Way:
         serve = self.serve
         if not serve.there or serve.incarnation != self.incarnation:
             await asyncio.sleep(HUNG_S)
-        asked = decode_queries(body).queries
+        queries = decode_queries(body)
+        asked = queries.queries
         serve.batches.append(len(asked))
         await asyncio.sleep(serve.takes_s)
         if serve.odd:
             return b"\xc1"
         if serve.fails is not None:
             return serve.fails
-        rows = tuple(tuple(Estimate(name, 0.7, 0.1, 0.7, 1.0, 0.01) for name in query.candidates) for query in asked)
-        return encode(Answers(serve.version, rows, ("sums", "rest"), ((0.5, 0.5),) * len(asked), ("stranger",)))
+        held = (serve.version, serve.other) if serve.other else (serve.version,)
+        answers = says(queries.version if queries.version in held else serve.version, asked)
+        if queries.rows and queries.other in held:
+            beside = says(queries.other, tuple(asked[row] for row in queries.rows))
+            answers = structs.replace(answers, other=None if serve.trouble else beside, trouble=serve.trouble)
+        return encode(answers)
 
     def statuses(self) -> tuple[RouterStatus, ...]:
         if self.serve.silent:
@@ -102,6 +117,13 @@ class Way:
 
     def close(self) -> None:
         self.serve.closed += 1
+
+
+def says(version: str, asked: tuple[Query, ...]) -> Answers:
+    """The one called bad believes in nobody."""
+    worth = 0.2 if version == "bad" else 0.7
+    rows = tuple(tuple(Estimate(name, worth, 0.1, worth, 1.0, 0.01) for name in query.candidates) for query in asked)
+    return Answers(version, rows, ("sums", "rest"), ((0.5, 0.5),) * len(asked), ("stranger",))
 
 
 class Copy(LiveRouter):
@@ -121,12 +143,18 @@ class Desk:
         self.events: list[Event] = []
         self.open: dict[TaskId, Entry] = {}
         self.patient = True  # the core still waits for its questions
-        self.paths = Paths(config, WITHIN_S, self.serve.find, self.load)
         copy = Copy(version="v1", kinds=("sums", "rest"))
+        self.router: Any = self.versioned(copy)
+        self.paths = Paths(config, WITHIN_S, self.serve.find, self.load, self.arrange)
         self.desk = RoutingDesk(
-            lambda: copy, self.events.append, self.open.get, lambda task_id: self.patient, self.paths
+            lambda: self.router, self.events.append, self.open.get, lambda task_id: self.patient, self.paths
         )
         self.desk.begin()
+
+    def versioned(self, copy: LiveRouter) -> Any:
+        return copy
+
+    arrange: Any = None
 
     def load(self, router: str, history: str) -> LiveRouter:
         self.loaded.append((router, history))
@@ -396,7 +424,7 @@ def test_what_comes_while_one_batch_is_asked_is_the_next_one():
     batches = story(scenario)
     assert batches[0] == 1
     assert sum(batches) == 21
-    assert len(batches) <= 4
+    assert len(batches) <= 6, "two are under way at once"
 
 
 def test_hung_serve_keeps_nobody_waiting_beyond_the_cores_patience():
@@ -464,7 +492,7 @@ class TestLocalFirst:
         assert (event.path, event.detail) == ("local", "")
         assert took_s < 0.005
 
-    def test_never_by_itself(self):
+    async def test_never_by_itself(self):
         assert paths_of(RouterConfig(), WITHIN_S) is None
         assert paths_of(self.config, WITHIN_S) is not None
 
@@ -566,6 +594,291 @@ class TestVersions:
         it, event = story(scenario)
         assert it.loaded == [("/routers/v1", "/history")]
         assert (event.path, event.version) == ("local", "v1+0")
+
+
+class Trial(Desk):
+    """A desk whose router has versions: v1 in force, and what is offered of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **serve: Any) -> None:
+        monkeypatch.setattr(serving_desk, "place_of", lambda artifact, history: at(artifact.rpartition("/")[2]))
+        monkeypatch.setattr(serving_desk, "read", lambda place: self.load(place.artifact, place.history))
+        self.tasks = 0
+        super().__init__(**serve)
+
+    def versioned(self, copy: LiveRouter) -> VersionedRouter:
+        self.versions = VersionedRouter(copy, at("v1"), QUICK, RoutingPolicy(enabled=True))
+        return self.versions
+
+    def arrange(self, live: RouterPlace, other: RouterPlace | None) -> str:
+        if not self.serve.there:
+            raise NotConnected("no router is served")
+        told = live.version, "" if other is None else other.version
+        if self.serve.by_hand:
+            return BY_HAND
+        self.serve.arranged.append(told)
+        if told[1] and self.serve.unable:
+            return self.serve.unable
+        self.serve.version, self.serve.other = told
+        return ""
+
+    @property
+    def arrows(self) -> list[str]:
+        records = [event.record for event in self.events if isinstance(event, VersionDecided)]
+        return [record.arrow for record in records if record.arrow != "noted"]
+
+    async def do(self, count: int = 8) -> dict[str, list[EstimatesReady]]:
+        """Ask about some tasks, which end at once; gives the answers by path."""
+        names = [f"t{self.tasks + number}" for number in range(count)]
+        self.tasks += count
+        before = len(self.events)
+        self.ask(*names)
+        answers: list[EstimatesReady] = []
+        while sum(len(event.answers) for event in answers) < count:
+            await asyncio.sleep(0.001)
+            answers = [event for event in self.events[before:] if isinstance(event, EstimatesReady)]
+        for event in answers:
+            for task_id, estimates in event.answers:
+                entry = self.open.pop(task_id)
+                receipt = Receipt(
+                    event.path, event.version, estimates, (0.5, 0.5), (0.5, 0.5), "a", False, 1.0, 0.0, 0.0
+                )
+                self.desk(
+                    ResolveTask(
+                        Outcome(
+                            task_id=entry.task.id,
+                            state=TaskState.SUCCEEDED,
+                            agent_id="a-0",
+                            quality=1.0,
+                            choices=(Choice("routed", 2, (), receipt),),
+                        )
+                    )
+                )
+        return {path: [event for event in answers if event.path == path] for path in ("serve", "local")}
+
+    async def until_arrow(self, *arrows: str) -> str:
+        for _ in range(600):
+            await self.do()
+            for arrow in self.arrows:
+                if arrow in arrows:
+                    return arrow
+        raise AssertionError(self.arrows)
+
+
+QUICK = RolloutPolicy(
+    shadow_share=0.5, shadow_least=20, shadow_most=400, canary_share=0.3, canary_least=10, canary_most=200, watch=10_000
+)
+
+
+def at(version: str) -> RouterPlace:
+    return RouterPlace(version, f"/routers/{version}", "/history")
+
+
+def by(answers: list[EstimatesReady]) -> set[str]:
+    return {event.version.partition("+")[0] for event in answers}
+
+
+class TestTrials:
+    """Two versions behind Serve: who is asked, who is heard, and what Serve is told."""
+
+    def test_in_shadow_serve_is_asked_about_both_and_one_is_heard(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            assert await it.desk.offer("/routers/v2", "/history") == "v2"
+            answers = await it.do(64)
+            return it, answers, len(it.versions._pairs)
+
+        it, answers, pairs = story(scenario)
+        assert it.serve.arranged[-1] == ("v1", "v2")
+        assert by(answers["serve"]) == {"v1"}
+        assert answers["local"] == []
+        assert it.serve.batches == [64], "one call asks about both"
+        assert pairs == 0 and it.versions._rollout.outcomes > 10, "what both said was compared"
+
+    def test_a_version_that_is_wrong_is_rejected_and_serve_forgets_it(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/bad", "/history")
+            await it.until_arrow("rejected", "passed", "promoted")
+            await asyncio.sleep(0.1)
+            return it, by((await it.do())["serve"])
+
+        it, answered = story(scenario)
+        assert it.arrows[-1] == "rejected"
+        assert answered == {"v1"}
+        assert (it.serve.version, it.serve.other) == ("v1", "")
+
+    def test_a_promotion_counts_at_once_and_serve_is_told_after(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/v2", "/history")
+            await it.do()
+            it.versions._follow(it.versions._rollout._follow("passed", "as a test"))
+            canary = by((await it.do(64))["serve"])
+            it.serve.there = True
+            it.versions._follow(it.versions._rollout._follow("promoted", "as a test"))
+            told = it.serve.version  # nobody was told yet
+            answers = await it.do(64)
+            await asyncio.sleep(0.1)
+            return it, canary, told, answers
+
+        it, canary, told, answers = story(scenario)
+        assert canary == {"v1", "v2"}
+        assert told == "v1"
+        assert by(answers["serve"]) == {"v1", "v2"}
+        count = sum(len(event.answers) for event in answers["serve"] if event.version.startswith("v2"))
+        assert count > 32, "the new one answers nearly all"
+        assert (it.serve.version, it.serve.other) == ("v2", "v1")
+        assert it.paths.copy.base_version == "v2", "and so does the copy here"
+
+    def test_one_that_was_promoted_and_raises_is_rolled_back(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/v2", "/history")
+            for arrow in ("passed", "promoted"):
+                it.versions._follow(it.versions._rollout._follow(arrow, "as a test"))
+            await asyncio.sleep(0.1)
+            it.versions._follow(it.versions._rollout.broke("it says nonsense"))
+            answers = await it.do()
+            await asyncio.sleep(0.1)
+            return it, answers
+
+        it, answers = story(scenario)
+        assert by(answers["serve"]) == {"v1"}
+        assert it.arrows[-1] == "rolled_back"
+        assert (it.serve.version, it.serve.other) == ("v1", "")
+
+    def test_a_version_that_raises_in_a_replica_is_out_at_once(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/v2", "/history")
+            it.serve.trouble = "ValueError: odd"
+            answers = await it.do(32)
+            return it, answers
+
+        it, answers = story(scenario)
+        assert it.arrows[-1] == "rejected"
+        records = [event.record for event in it.events if isinstance(event, VersionDecided)]
+        assert "ValueError: odd" in records[-1].why
+        assert by(answers["serve"]) == {"v1"}
+
+    @pytest.mark.parametrize(
+        ("serve", "words"), [({"unable": "OSError: torn"}, "torn"), ({"there": False}, "no router is served")]
+    )
+    def test_what_serve_cannot_hold_is_refused_and_nothing_changes(self, monkeypatch, serve, words):
+        async def scenario():
+            it = await found(Trial(monkeypatch, **serve))
+            with pytest.raises(RouterRefused, match=words) as refusal:
+                await it.desk.offer("/routers/v2", "/history")
+            return it, refusal.value.kept
+
+        it, kept = story(scenario)
+        assert kept == "v1"
+        assert it.arrows == []
+        assert it.versions.stage is RolloutStage.IDLE
+
+    def test_while_serve_is_gone_the_trial_goes_on_here(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/v2", "/history")
+            it.serve.there = False
+            answers = await it.do(64)
+            return it, answers
+
+        it, answers = story(scenario)
+        assert answers["serve"] == []
+        assert by(answers["local"]) == {"v1"}
+        assert it.versions._rollout.outcomes > 10
+
+    def test_a_replica_that_has_not_loaded_it_yet_compares_nothing(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/v2", "/history")
+            await asyncio.sleep(0.1)
+            it.serve.other = ""
+            answers = await it.do(64)
+            return it, answers
+
+        it, answers = story(scenario)
+        assert by(answers["serve"]) == {"v1"}
+        assert it.versions._rollout.outcomes == 0
+        assert it.versions.stage is RolloutStage.SHADOW
+
+    def test_what_is_deployed_by_hand_ends_the_trial(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/v2", "/history")
+            await asyncio.sleep(0.1)
+            it.serve.version, it.serve.other = "v3", ""
+            for _ in range(int((SETTLED_S + 1.0) / 0.02)):
+                await it.do(1)
+                await asyncio.sleep(0.02)
+            return it
+
+        it = story(scenario)
+        assert it.versions.place.version == it.paths.copy.base_version == "v3"
+        assert it.versions.stage is RolloutStage.IDLE
+        assert it.arrows == ["offered", "configured"]
+
+    async def watched(self, monkeypatch) -> Trial:
+        """v2 was promoted, and Serve holds both."""
+        it = await found(Trial(monkeypatch))
+        await it.desk.offer("/routers/v2", "/history")
+        for arrow in ("passed", "promoted"):
+            it.versions._follow(it.versions._rollout._follow(arrow, "as a test"))
+        await asyncio.sleep(0.1)
+        return it
+
+    async def settled(self, it: Trial) -> dict[str, list[EstimatesReady]]:
+        """After a version that answers would have been followed."""
+        for _ in range(int((SETTLED_S + ARRANGE_S + 1.0) / 0.02)):
+            answers = await it.do(1)
+            await asyncio.sleep(0.02)
+        return answers
+
+    def test_a_replica_that_does_not_hold_what_was_promoted_is_not_followed(self, monkeypatch):
+        """It was started a moment ago, and loads the promoted version yet: the copy here answers with that."""
+
+        async def scenario():
+            it = await self.watched(monkeypatch)
+            monkeypatch.setattr(it.paths, "_arrange", lambda live, other: "")
+            it.serve.version, it.serve.other = "v1", ""
+            answers = await self.settled(it)
+            it.serve.version, it.serve.other = "v2", "v1"
+            return it, answers, await it.do(64)
+
+        it, answers, after = story(scenario)
+        assert answers["serve"] == []
+        assert answers["local"][0].detail == "Serve: failed, it answers with v1, for it does not hold v2"
+        assert by(after["serve"]) == {"v1", "v2"}
+        assert it.versions.stage is RolloutStage.WATCHED
+
+    def test_the_older_one_deployed_by_hand_counts_more_than_a_promotion(self, monkeypatch):
+        async def scenario():
+            it = await self.watched(monkeypatch)
+            it.serve.version, it.serve.other, it.serve.by_hand = "v1", "", True
+            answers = await self.settled(it)
+            return it, answers
+
+        it, answers = story(scenario)
+        assert by(answers["serve"]) == {"v1"}
+        assert it.versions.place.version == it.paths.copy.base_version == "v1"
+        assert it.versions.stage is RolloutStage.IDLE
+
+    def test_serve_that_is_not_there_is_told_when_it_is(self, monkeypatch):
+        async def scenario():
+            it = await found(Trial(monkeypatch))
+            await it.desk.offer("/routers/v2", "/history")
+            it.serve.there = False
+            it.versions._follow(it.versions._rollout.broke("as a test"))
+            await asyncio.sleep(5 * ARRANGE_S)
+            before = it.serve.other
+            it.serve.there = True
+            await asyncio.sleep(2 * ARRANGE_S)
+            return before, it.serve
+
+        before, serve = story(scenario)
+        assert before == "v2"
+        assert (serve.version, serve.other) == ("v1", "")
 
 
 class TestWords:

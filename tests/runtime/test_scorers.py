@@ -204,3 +204,18 @@ def test_a_router_that_hangs_for_good_is_asked_twice_as_seldom_each_time():
 def test_the_deadline_must_be_positive():
     with pytest.raises(ConfigError, match="deadline_s"):
         AskingConfig(deadline_s=0.0)
+
+
+def test_what_is_asked_at_once_fails_once():
+    """Serve stands still for a moment while several batches are under way: that is one failure, not one each."""
+
+    async def story() -> tuple[BreakerState, BreakerState]:
+        hedged = Hedged(Served((3600.0, GOOD)), CONFIG)
+        for _ in range(2):
+            outcomes = await asyncio.gather(*(hedged.score(QUERIES) for _ in range(8)))
+            assert {outcome.kind for outcome in outcomes} == {"late"}
+        before = hedged.state
+        await hedged.score(QUERIES)
+        return before, hedged.state
+
+    assert run(story()) == (BreakerState.CLOSED, BreakerState.OPEN)

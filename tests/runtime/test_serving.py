@@ -20,12 +20,13 @@ from routing.sets import two_trades
 
 from flowray.core.breaker import BreakerPolicy, BreakerState
 from flowray.core.hedging import HedgePolicy
-from flowray.errors import NotConnected, RouterRefused
+from flowray.core.model import RouterPlace
+from flowray.errors import InvalidTask, NotConnected, RouterRefused
 from flowray.routing import artifacts, estimator, quantization
 from flowray.routing.artifacts import ArtifactError
 from flowray.routing.cards import described
 from flowray.routing.config import AskingConfig, ServingConfig
-from flowray.routing.queries import Queries, Query, decode_answers, decode_status, encode
+from flowray.routing.queries import Answers, Queries, Query, decode_answers, decode_status, encode
 from flowray.routing.scoring import Scorer
 from flowray.routing.versions import version_of
 from flowray.runtime.scorers import Failed, Hedged, Scored
@@ -157,11 +158,12 @@ def wait_until_answered(served: Any) -> None:
 @pytest.fixture
 def replica(places: Places, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a replica runs, in this process and not told of any router."""
-    from flowray.runtime import serving
+    from flowray.runtime import replica
 
-    monkeypatch.setattr(serving, "_keep_to_loopback", lambda: None)
+    monkeypatch.setattr(replica, "_keep_to_loopback", lambda: None)
+    monkeypatch.setattr(replica.gc, "freeze", lambda: None)
     monkeypatch.setattr("flowray.routing.scoring.use_one_thread", lambda: None)
-    return serving.RouterReplica("float32", 256)
+    return replica.RouterReplica("float32", 256)
 
 
 async def test_a_replica_without_a_router_does_not_start_with_a_bad_one(replica: Any, places: Places) -> None:
@@ -179,6 +181,67 @@ async def test_a_replica_refuses_files_that_are_not_those_it_was_told_of(replica
     assert f"are {version_of(places.two)} here, not another" in status.reason
     await replica.reconfigure({"router": str(places.two), "history": ""})
     assert decode_status(await replica.status()).refused == ""
+
+
+def beside(places: Places, other: Path, version: str = "") -> dict[str, str]:
+    """What a replica is told while another version is on trial."""
+    return {"router": str(places.one), "other_router": str(other), "other_version": version}
+
+
+async def tried(replica: Any, places: Places, other: Path) -> None:
+    await replica.reconfigure(beside(places, other))
+    await replica._loading
+
+
+async def asked(replica: Any, other: str, rows: tuple[int, ...], version: str = "") -> Answers:
+    found: Answers = decode_answers(
+        await replica.score(encode(structs.replace(queries(4), version=version, other=other, rows=rows)))
+    )
+    return found
+
+
+async def test_a_replica_asks_the_version_on_trial_about_its_rows_alone(replica: Any, places: Places) -> None:
+    await tried(replica, places, places.two)
+    one, two = version_of(places.one), version_of(places.two)
+    answers = await asked(replica, two, (1, 3))
+    assert (answers.version, len(answers.estimates)) == (one, 4)
+    assert answers.other is not None
+    assert (answers.other.version, len(answers.other.estimates)) == (two, 2)
+    assert answers.other.estimates == (answers.estimates[1], answers.estimates[3]), "they have the same weights"
+    assert min(answers.took_s, answers.other.took_s) > 0.0
+    assert (await asked(replica, "", (), version=two)).version == two, "who names a version hears that one"
+    assert (await asked(replica, "gone", (0,))).other is None
+    with pytest.raises(InvalidTask, match="rows"):
+        await asked(replica, two, (4,))
+
+
+async def test_a_promotion_loads_nothing(replica: Any, places: Places) -> None:
+    await tried(replica, places, places.two)
+    before, after = replica._scorer, replica._other
+    await replica.reconfigure(beside(places, places.one, version_of(places.one)) | {"router": str(places.two)})
+    assert (replica._scorer, replica._other) == (after, before)
+    await replica.reconfigure({"router": str(places.two)})
+    assert (replica._scorer, replica._other) == (after, None)
+
+
+async def test_a_version_on_trial_that_says_nonsense_costs_no_answer(replica: Any, places: Places) -> None:
+    import torch
+
+    await tried(replica, places, places.two)
+    with torch.no_grad():
+        for weights in replica._other.router.network.parameters():
+            weights.fill_(float("nan"))
+    answers = await asked(replica, version_of(places.two), (0,))
+    assert answers.version == version_of(places.one)
+    assert (answers.other, "no number" in answers.trouble) == (None, True)
+    await replica.check_health()
+
+
+async def test_a_version_on_trial_that_cannot_be_loaded_is_left_out(replica: Any, places: Places) -> None:
+    await tried(replica, places, places.wrong)
+    status = decode_status(await replica.status())
+    assert (status.version, status.refused, status.other) == (version_of(places.one), "", "")
+    assert status.other_reason
 
 
 async def test_a_replica_is_healthy_only_while_its_network_says_numbers(replica: Any, places: Places) -> None:
@@ -255,6 +318,34 @@ def test_a_call_is_one_plain_call_and_no_stream(served: Any, monkeypatch: pytest
     assert streams == [False]
 
 
+def test_calls_of_the_coordinator_change_no_thread(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.request_router.replica_wrapper import ActorReplicaWrapper
+
+    from flowray.runtime.serving import find_router
+
+    threads: list[tuple[int, bool]] = []
+    send = ActorReplicaWrapper.send_request_python
+
+    def seen(self: Any, request: Any, *, with_rejection: bool) -> Any:
+        threads.append((threading.get_ident(), with_rejection))
+        return send(self, request, with_rejection=with_rejection)
+
+    monkeypatch.setattr(ActorReplicaWrapper, "send_request_python", seen)
+
+    async def ask() -> None:
+        near = await asyncio.to_thread(find_router, "flowray-router", None, asyncio.get_running_loop())
+        end = time.monotonic() + 30.0
+        while not near.ready:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+        threads.clear()
+        assert isinstance(await near(encode(queries(1))), bytes)
+        await asyncio.to_thread(near.close)
+
+    asyncio.run(ask())
+    assert threads == [(threading.get_ident(), False)]
+
+
 def test_a_full_queue_refuses_at_once_and_clearly(served: Any) -> None:
     async def flood() -> list[Any]:
         return await asyncio.gather(*(served(encode(queries(64))) for _ in range(300)))
@@ -283,6 +374,35 @@ def test_a_new_version_under_load_fails_no_call(served: Any, places: Places) -> 
     assert set(versions) == {old, new}
     assert set(versions[at_once + load.callers :]) == {new}, "once deployed, nobody hears the old one any more"
     assert {one.pid for one in served.statuses()} == pids, "no process was replaced"
+
+
+def test_a_trial_comes_ends_and_wins_without_a_failed_call(served: Any, places: Places) -> None:
+    """Held beside the one in force, then in its place, then alone: what `Paths` has Serve do."""
+    from flowray.runtime.serving import arrange, deploy_router
+
+    deploy_router(places.config(places.one))
+    one, two = (
+        RouterPlace(version_of(at, places.history), str(at), str(places.history)) for at in (places.one, places.two)
+    )
+    wrong = RouterPlace("wrong", str(places.wrong), str(places.history))
+    body = encode(structs.replace(queries(4), version=two.version, other=one.version, rows=(0, 1)))
+    with Load(lambda: lambda: served(body)) as load:
+        assert "are" in arrange("flowray-router", one, wrong), "its files are of another version"
+        assert arrange("flowray-router", one, two) == ""
+        assert {(each.version, each.other) for each in served.statuses()} == {(one.version, two.version)}
+        held = len(load.outcomes) + load.callers
+        assert arrange("flowray-router", two, one) == ""
+        assert arrange("flowray-router", two, one) == "", "it is so already"
+        promoted = len(load.outcomes)
+        assert arrange("flowray-router", two, None) == ""
+        assert {(each.version, each.other) for each in served.statuses()} == {(two.version, "")}
+        time.sleep(0.2)
+    versions = versions_in(load.outcomes)
+    assert versions[0] == one.version
+    assert set(versions[held:]) == {two.version}, "who names a version hears it as soon as it is there"
+    assert any(decode_answers(outcome).other is not None for outcome in load.outcomes[held:promoted])
+    deploy_router(places.config(places.one))
+    assert arrange("flowray-router", two, one) == "another version was deployed meanwhile"
 
 
 def test_what_cannot_be_loaded_leaves_the_old_version(served: Any, places: Places) -> None:
