@@ -665,6 +665,8 @@ class Coordination:
         self, agent: Agent, event: AttemptFinished | AttemptReturned, current: bool, run_s: float | None
     ) -> None:
         token = (event.task_id, event.attempt, event.epoch)
+        if event.epoch < self.epoch:
+            agent.is_over(token)  # also where it was told to stop: a report from before may still come
         if current and event.task_id in agent.outstanding:
             del agent.outstanding[event.task_id]
         elif token in agent.stopping:
@@ -674,8 +676,6 @@ class Coordination:
             if not agent.stopping:
                 self.timers.clear("grace", agent.id)
         else:
-            if event.epoch < self.epoch:
-                agent.is_over(token)
             return
         if run_s is not None:
             assert isinstance(event, AttemptFinished)
