@@ -163,14 +163,14 @@ class Attempts:
         self, agent: Agent, event: AttemptFinished | AttemptReturned, current: bool, run_s: float | None
     ) -> None:
         token = (event.task_id, event.attempt, event.epoch)
+        if event.epoch < self._core.epoch:
+            agent.is_over(token)  # also where it was told to stop: a report from before may still come
         if current and event.task_id in agent.outstanding:
             del agent.outstanding[event.task_id]
         elif token in agent.stopping:
             self._core.stopping.ended(agent, token)
             run_s = None  # how long it ran until it was stopped says nothing of its agent
         else:
-            if event.epoch < self._core.epoch:
-                agent.is_over(token)
             return
         if run_s is not None:
             assert isinstance(event, AttemptFinished)

@@ -63,6 +63,7 @@ from flowray.core.coordination import Coordination
 from flowray.core.events import (
     AgentReady,
     AttemptFinished,
+    AttemptReturned,
     EstimatesReady,
     Event,
     OutputGiven,
@@ -147,6 +148,8 @@ class Observer:
         self._fences: dict[TaskId, int] = {}  # of the last attempt that the journal has
         self._steps: dict[TaskId, dict[str, Payload | None]] = {}  # on disk; of ended tasks too
         self._due: dict[tuple[TaskId, int], frozenset[str]] = {}  # (task, fence) -> steps on disk before its start
+        # What a coordinator was told is over of an earlier one's: (its epoch, agent, task, attempt, epoch of that)
+        self._over: set[tuple[int, str, TaskId, int, int]] = set()
         self._ran: dict[tuple[TaskId, int], tuple[str, int]] = {}  # (task, fence) -> the process that began it
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
@@ -531,6 +534,8 @@ class Observer:
     def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
         """The core is about to be told this: note the races worth having seen."""
         note, core = self._world.note, coordinator.core
+        if (type(event) is AttemptFinished or type(event) is AttemptReturned) and event.epoch < coordinator.epoch:
+            self._over.add((coordinator.epoch, event.agent_id, event.task_id, event.attempt, event.epoch))
         if type(event) is OutputGiven:
             self.stateful.told(core, coordinator.epoch, event)
         elif type(event) is AttemptFinished:
@@ -584,6 +589,8 @@ class Observer:
         note = self._world.note
         if type(command) is StartAttempt:
             self._count_second(epoch, command)
+            if command.reason == "adopted":
+                self._adopted(epoch, command)
             if command.reason != "first":
                 note(f"{command.reason} attempt")
             elif command.choice.policy == "prefetch":
@@ -605,6 +612,12 @@ class Observer:
             note("held back")
         elif type(command) is KnownTask and command.task_id != command.submitted_id:
             note("repeat recognised by its key")
+
+    def _adopted(self, epoch: int, command: StartAttempt) -> None:
+        """Nobody is at it any more where its agent has said so, even if a report from before comes afterwards."""
+        if (epoch, command.agent_id, command.task_id, command.attempt, command.epoch) in self._over:
+            name = f"{command.task_id} attempt {command.attempt} of epoch {command.epoch}"
+            raise Violation("3", f"{name} was adopted by epoch {epoch}, which was told before that it is over")
 
     def _count_second(self, epoch: int, command: StartAttempt) -> None:
         """Second attempts stay within their shares of those that may have one, and what can be saved up."""

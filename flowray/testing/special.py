@@ -1,4 +1,4 @@
-"""Which world a seed is: most are drawn from everything there is, three in sixteen are hard on one thing.
+"""Which world a seed is: most are drawn from everything there is, ten in thirty-two are hard on one thing.
 
 Bugs that need three rare things at once are found in few of the former; each of the latter has a subject, and draws
 little else.
@@ -34,8 +34,9 @@ from flowray.testing.faults import (
     Slow,
     SlowDisk,
 )
+from flowray.testing.outliving import draw_lost_numbers, draw_overtaken, draw_replaced, draw_unseen
 
-EVERY = 16  # seeds, of which three are such worlds
+EVERY = 32  # seeds, of which ten are such worlds
 
 
 def draw_options(seed: int) -> Options:
@@ -207,4 +208,15 @@ def draw_late(seed: int) -> Options:
     )
 
 
-_SUBJECTS: dict[int, Callable[[int], Options]] = {5: draw_late, 9: draw_effects, 13: draw_leaving}
+_SUBJECTS: dict[int, Callable[[int], Options]] = {
+    5: draw_late,
+    9: draw_effects,
+    13: draw_leaving,
+    18: draw_replaced,
+    21: draw_late,
+    22: draw_lost_numbers,
+    25: draw_effects,
+    27: draw_overtaken,
+    29: draw_leaving,
+    31: draw_unseen,
+}

@@ -74,6 +74,23 @@ def test_an_answer_that_overtakes_the_report_of_an_attempt_unheard_of():
     assert (start.attempt, start.epoch, start.reason) == (1, 2, "first")
 
 
+def test_a_report_from_before_an_attempt_was_stopped_comes_late():
+    """It had ended when it was told to, and is not adopted (found by simulation)."""
+    team = Team()
+    team.ready()
+    kept = len(team.journal)
+    team.submit("t")
+    del team.journal[kept:]
+    team.restart()
+    assert kinds(team.up("writer-0", ("t", 1, 1))) == ["CancelAttempt"]
+    assert team.answer("writer-0", "t", epoch=1, failure=failure(kind="cancelled", retryable=False)) == []
+    team.submit("u")
+    team.submit("t")
+    (stop,) = team.up("writer-0", ("t", 1, 1), ("u", 1, 2))
+    assert (type(stop).__name__, stop.task_id, stop.epoch) == ("CancelAttempt", "t", 1)
+    assert team.state("t") == "queued"
+
+
 def test_an_attempt_stopped_for_a_reason_that_was_lost_is_tried_again():
     """The old coordinator's cancel was not on disk (found by simulation)."""
     team = Team()

@@ -224,6 +224,12 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "found: stale list after a hand-back": swap(Attempts, "on_returned", "agent.agent_class.update(agent)\n", "pass\n"),
     "found: adopts what it told to stop": swap(Adopting, "_adopt_or_stop", "not in agent.stopping", "not in ()"),
     "found: adopts what has answered": swap(Adopting, "_adopt_or_stop", "and token not in agent.over", ""),
+    "found: adopts what was stopped": swap(
+        Attempts,
+        "_free_slot",
+        "if event.epoch < self._core.epoch:",
+        "if event.epoch < self._core.epoch and token not in agent.stopping:",
+    ),
     # what the driver must keep
     "no fence": put(Writer, "fenced", property(lambda self: False)),
     "tells before it is on disk": swap(P, "_when_synced", "if self.writer.synced < position:", "if False:"),

@@ -14,15 +14,28 @@ from flowray.core.fencing import Lease
 from flowray.core.lives import Lives
 from flowray.core.placing import Placing
 from flowray.core.recording import Recording
+from flowray.core.stateful import Stateful
 from flowray.testing.agent import AgentProcess
 from flowray.testing.coordinator import CoordinatorProcess
 from flowray.testing.drawing import Options, draw_anything
+from flowray.testing.outliving import draw_lost_numbers, draw_overtaken, draw_replaced, draw_unseen
 from flowray.testing.special import EVERY, draw_effects, draw_late, draw_leaving, draw_options
 from flowray.testing.swarm import run_options
 
 from . import mutants
 
-OWNERS = (Coordination, Attempts, Lives, Placing, Recording, CoordinatorProcess, AgentProcess, Lease, AnswerStep)
+OWNERS = (
+    Coordination,
+    Attempts,
+    Lives,
+    Placing,
+    Recording,
+    CoordinatorProcess,
+    AgentProcess,
+    Lease,
+    AnswerStep,
+    Stateful,
+)
 SEEDS = 25
 PLANTED = [
     *(
@@ -48,6 +61,11 @@ PLANTED = [
             "found: broken class keeps its tasks",
         )
     ),
+    (draw_replaced, "leases of an epoch that is over"),
+    (draw_lost_numbers, "found: adopts with a lower fence"),
+    (draw_overtaken, "found: adopts what has answered"),
+    (draw_overtaken, "found: adopts what was stopped"),
+    (draw_unseen, "found: a process that was not seen keeps what is left out"),
 ]
 COMES_BY = {
     draw_effects: (
@@ -59,6 +77,10 @@ COMES_BY = {
     ),
     draw_late: ("adopted attempt", "commit arrived after re-queue", "tail lost", "answer kept for a new coordinator"),
     draw_leaving: ("given to the fallback", "dead: no_agent", "attempt handed back", "prefetched"),
+    draw_replaced: ("zombie went on", "fenced itself off", "held back", "heard late of a new coordinator"),
+    draw_lost_numbers: ("tail lost", "disk full", "adopted attempt", "retry attempt"),
+    draw_overtaken: ("tail lost", "adopted attempt", "answer of an ended task", "attempt confirmed after restart"),
+    draw_unseen: ("input left out", "promoted with open inputs", "heard late of a new coordinator"),
 }
 
 
@@ -84,10 +106,11 @@ def test_it_holds_and_comes_by_what_it_is_for(draw: Callable[[int], Options]) ->
     assert not [point for point in COMES_BY[draw] if not seen[point]]
 
 
-def test_three_seeds_in_sixteen_are_such_worlds() -> None:
+def test_ten_seeds_in_thirty_two_are_such_worlds() -> None:
+    draws = {5: draw_late, 9: draw_effects, 13: draw_leaving, 21: draw_late, 25: draw_effects, 29: draw_leaving}
+    draws |= {18: draw_replaced, 22: draw_lost_numbers, 27: draw_overtaken, 31: draw_unseen}
     for seed in range(EVERY):
-        draw = {5: draw_late, 9: draw_effects, 13: draw_leaving}.get(seed, draw_anything)
-        assert draw_options(seed + EVERY) == draw(seed + EVERY)
+        assert draw_options(seed + EVERY) == draws.get(seed, draw_anything)(seed + EVERY)
 
 
 @pytest.mark.slow
