@@ -4,7 +4,7 @@
             ▶ failed              ▶ tried again after a back-off, or a dead letter
             ▶ lost, handed back   ▶ tried again at once (an exclusive task when it must be over), or a dead letter
             ▶ not over in time    ▶ told to stop; it has failed
-            ▶ takes long, or sure of too little ▶ a second one beside it (`flowray.core.acting`)
+            ▶ takes long, or may well fail ▶ a second one beside it (`flowray.core.acting`)
 
 Attempts are told apart by (attempt, epoch). An answer that is not from a running attempt changes nothing but the
 load of the agent that sent it, so late, duplicate and reordered answers need no special case. Of two running attempts

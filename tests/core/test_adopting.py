@@ -126,3 +126,18 @@ def test_deadlines_and_back_offs_go_on():
     assert "StartAttempt" in kinds(team.tick(10.0))
     commands = team.tick(50.0)
     assert [c.outcome.state for c in commands if hasattr(c, "outcome")] == [TaskState.EXPIRED]
+
+
+def test_what_was_told_to_stop_is_not_adopted_when_its_task_comes_again():
+    """Its acceptance was lost and it was submitted again; a report from before that still names the old attempt."""
+    team = Team()
+    team.ready()
+    kept = len(team.journal)
+    team.submit("t")
+    del team.journal[kept:]
+    team.restart()
+    assert kinds(team.up("writer-0", ("t", 1, 1))) == ["CancelAttempt"]
+    assert kinds(team.submit("t")) == ["AcceptTask"]
+    assert kinds(team.up("writer-0", ("t", 1, 1))) == ["CancelAttempt"]
+    (start,) = team.answer("writer-0", "t", epoch=1, failure=failure(kind="cancelled", retryable=False))
+    assert (start.attempt, start.epoch, start.reason) == (1, 2, "first")
