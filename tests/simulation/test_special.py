@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from flowray.core.adopting import Adopting
 from flowray.core.attempts import Attempts
 from flowray.core.commands import AnswerStep
 from flowray.core.coordination import Coordination
@@ -25,16 +26,8 @@ from flowray.testing.swarm import run_options
 from . import mutants
 
 OWNERS = (
-    Coordination,
-    Attempts,
-    Lives,
-    Placing,
-    Recording,
-    CoordinatorProcess,
-    AgentProcess,
-    Lease,
-    AnswerStep,
-    Stateful,
+    *(Coordination, Adopting, Attempts, Lives, Placing, Recording, Stateful),
+    *(CoordinatorProcess, AgentProcess, Lease, AnswerStep),
 )
 SEEDS = 25
 PLANTED = [
