@@ -294,9 +294,12 @@ class Stateful:
             for task_id in waiting:
                 core.give_up(core.book.open[task_id], failure)
             for task_id, seq in list(instance.inbox.unanswered.items()):
-                core.give_up(core.book.open[task_id], failure)
                 if seq > instance.inbox.applied:
+                    core.give_up(core.book.open[task_id], failure)
                     self._leave_out(instance, seq)
+                else:  # what came of a later one tells of a state that has it
+                    message = f"{failure.message}; its input was applied, and what came of it is lost"
+                    core.give_up(core.book.open[task_id], structs.replace(failure, message=message))
             self._look_at_snapshot(instance)
 
     def _elect(self, instance: Instance, why: str) -> None:

@@ -233,7 +233,8 @@ class StatefulJudge:
         self._states: dict[AgentId, list[bytes]] = {}  # after each number; as far as asked for
         self._terms: dict[tuple[AgentId, int], tuple[str, int]] = {}  # (instance, term) -> the process
         self._given: dict[tuple[int, TaskId], OutputGiven] = {}  # (epoch, task) -> what its outcome was made of
-        self._sought: dict[TaskId, None] = {}  # ended without an output, with a number
+        self._answered: dict[AgentId, int] = {}  # the highest number whose output is on disk
+        self._sought: dict[TaskId, None] = {}  # ended without an output, with a number above that
 
     def is_numbered(self, task_id: TaskId) -> bool:
         """Has this task a number, on disk?"""
@@ -287,9 +288,13 @@ class StatefulJudge:
         _hold(outcome.state is not TaskState.CANCELLED, f"{outcome.task_id} has a number and was cancelled")
         if outcome.state is TaskState.EXPIRED:
             self._world.note("expired with its number")
+        elif kind == "no_agent" and seq < self._answered.get(name, 0):
+            said = outcome.failure.message if outcome.failure is not None else ""
+            _hold("its input was applied" in said, f"{outcome.task_id} does not tell that its input was applied: {said}")
         elif kind in ("poison", "no_agent"):
             self._sought[outcome.task_id] = None
         else:
+            self._answered[name] = max(seq, self._answered.get(name, 0))
             said = outcome.value.data if outcome.value is not None else None
             if outcome.failure is not None:
                 said = bytes.fromhex(outcome.failure.message)

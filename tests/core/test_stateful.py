@@ -445,6 +445,23 @@ def test_when_no_process_will_come_what_waits_ends_and_is_left_out(cold: Ledger)
     assert "does not start" in cold.of(RefuseTask)[0].detail
 
 
+def test_what_later_outputs_tell_of_is_not_left_out_when_no_process_will_come(cold: Ledger) -> None:
+    """The output of an earlier input was lost, that of a later one was not (found by simulation)."""
+    cold.input("a")
+    cold.input("b")
+    cold.output(2, "b")
+    cold.lose(ACTIVE)
+    cold.tick(0.0)
+    for _ in range(3):
+        cold.tell(AgentStartFailed(AgentId(ACTIVE), cold.incarnation(ACTIVE), failure()))
+        cold.tick(cold.now + 60.0) if cold.core.next_due() else None
+    ended = {one.outcome.task_id: one.outcome for one in cold.journal if isinstance(one, ResolveTask)}
+    assert ended["a"].failure is not None and ended["a"].failure.kind == "no_agent"
+    assert ended["a"].failure.message.endswith("; its input was applied, and what came of it is lost")
+    assert not [one for one in cold.journal if isinstance(one, SkipInput)]
+    assert list(cold.inbox.inputs) == [1, 2]
+
+
 def test_a_process_that_cannot_have_its_state_gives_its_seat_up(cold: Ledger) -> None:
     cold.input("a")
     cold.tell(StateRefused(AgentId(ACTIVE), 1, failure(message="gone from the disk")))
