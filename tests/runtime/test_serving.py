@@ -318,32 +318,26 @@ def test_a_call_is_one_plain_call_and_no_stream(served: Any, monkeypatch: pytest
     assert streams == [False]
 
 
-def test_calls_of_the_coordinator_change_no_thread(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.serve._private.request_router.replica_wrapper import ActorReplicaWrapper
+def test_calls_of_the_coordinator_stay_on_its_event_loop(served: Any) -> None:
+    from ray.serve._private.router import CurrentLoopRouter
 
     from flowray.runtime.serving import find_router
 
-    threads: list[tuple[int, bool]] = []
-    send = ActorReplicaWrapper.send_request_python
-
-    def seen(self: Any, request: Any, *, with_rejection: bool) -> Any:
-        threads.append((threading.get_ident(), with_rejection))
-        return send(self, request, with_rejection=with_rejection)
-
-    monkeypatch.setattr(ActorReplicaWrapper, "send_request_python", seen)
-
-    async def ask() -> None:
-        near = await asyncio.to_thread(find_router, "flowray-router", None, asyncio.get_running_loop())
+    async def ask() -> tuple[Any, bool]:
+        loop = asyncio.get_running_loop()
+        near = await asyncio.to_thread(find_router, "flowray-router", None, loop)
         end = time.monotonic() + 30.0
         while not near.ready:
             assert time.monotonic() < end
             await asyncio.sleep(0.05)
-        threads.clear()
         assert isinstance(await near(encode(queries(1))), bytes)
+        router = near._asked._router
         await asyncio.to_thread(near.close)
+        return router, router._asyncio_loop is loop and near._plain
 
-    asyncio.run(ask())
-    assert threads == [(threading.get_ident(), False)]
+    router, on_the_loop = asyncio.run(ask())
+    assert isinstance(router, CurrentLoopRouter)
+    assert on_the_loop
 
 
 def test_a_full_queue_refuses_at_once_and_clearly(served: Any) -> None:
