@@ -76,24 +76,42 @@ def make_task(
     wanted = _checked_needs(needs)
     if isinstance(priority, bool) or not isinstance(priority, int) or not -1000 <= priority <= 1000:
         raise InvalidTask("priority", f"must be a whole number from -1000 to 1000, got {priority!r}")
-    _check_seconds("deadline_s", deadline_s, "the deadline is in the past")
-    _check_seconds("attempt_timeout_s", attempt_timeout_s, "no attempt could end in time")
+    # From here on what a caller does not give is not looked at: most tasks have little of all this.
+    if deadline_s is not None:
+        _check_seconds("deadline_s", deadline_s, "the deadline is in the past")
+    if attempt_timeout_s is not None:
+        _check_seconds("attempt_timeout_s", attempt_timeout_s, "no attempt could end in time")
     if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
         raise InvalidTask("max_attempts", f"must be a whole number of at least 1, got {max_attempts!r}")
     if not isinstance(key, str) or len(key) > 512:
         raise InvalidTask("key", "must be a str of at most 512 characters")
-    marks = dict(labels or {})
-    if any(not isinstance(k, str) or not isinstance(v, str) for k, v in marks.items()):
-        raise InvalidTask("labels", "must map str to str")
-    _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted))
+    names = "".join((key, tier, agent, *wanted))
+    if not (prompt.isascii() and names.isascii()):
+        _check_encodable(prompt=prompt, key=key, tier=tier, agent=agent, needs="".join(wanted))
+    marks = dict(labels) if labels else {}
     if marks:
+        if any(not isinstance(k, str) or not isinstance(v, str) for k, v in marks.items()):
+            raise InvalidTask("labels", "must map str to str")
         _check_encodable(labels="".join((*marks, *marks.values())))
-    offered = choices if isinstance(choices, str) else list(choices)
-    answers, n_answers = choices_of(offered) if offered else ("", {})
-    described, n_described = tools_of(tools) if tools != "" else ("", {})
-    _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
-    _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
-    _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
+    answers = described = as_before = ""
+    counted: dict[str, float] = {}
+    if not isinstance(choices, str) or choices:
+        offered = choices if isinstance(choices, str) else list(choices)
+        if offered:
+            answers, counted = choices_of(offered)
+        # Keys of older journals are still repeats.
+        as_before = offered if isinstance(offered, str) else "\n".join(offered)
+    if tools != "":
+        described, n_described = tools_of(tools)
+        counted = counted | n_described
+    if counts:
+        counted = counted | checked_counts(counts)
+    if quality is not None:
+        _check_number("quality", quality, 1.0, "it is the share of the best expected success that is enough")
+    if least_quality is not None:
+        _check_number("least_quality", least_quality, 1.0, "every answer is worth that much")
+    if max_cost_usd is not None:
+        _check_number("max_cost_usd", max_cost_usd, math.inf, "no attempt is that cheap")
     weighed = _checked_weights(weights) if weights else {}
     if not isinstance(idempotent, bool):
         raise InvalidTask("idempotent", f"must be True (running it twice does no harm) or False, got {idempotent!r}")
@@ -111,9 +129,9 @@ def make_task(
         raise InvalidTask("entity", f"must be a str of at most {_MAX_ENTITY} characters")
     if entity and not agent:
         raise InvalidTask("entity", "is what an input of a stateful agent is about: say which, by agent=")
-    _check_encodable(choices=answers, tools=described, fallback=fallback, builds_on=origin, entity=entity)
+    if not (answers.isascii() and described.isascii() and fallback.isascii() and origin.isascii() and entity.isascii()):
+        _check_encodable(choices=answers, tools=described, fallback=fallback, builds_on=origin, entity=entity)
     packed = pack(payload, "payload")
-    as_before = offered if isinstance(offered, str) else "\n".join(offered)  # keys of older journals are still repeats
     rare = (as_before, described, entity)
     return Task(
         id=new_id(),
@@ -131,7 +149,7 @@ def make_task(
         labels=marks,
         choices=answers,
         tools=described,
-        counts=n_answers | n_described | (checked_counts(counts) if counts else {}),
+        counts=counted,
         quality=quality,
         least_quality=least_quality,
         max_cost_usd=max_cost_usd,
@@ -150,8 +168,9 @@ def _checked_needs(needs: Iterable[str]) -> tuple[str, ...]:
     if isinstance(needs, str):
         raise InvalidTask("needs", f"wants a set of capabilities, not one str: {{{needs!r}}}")
     wanted = tuple(sorted(set(needs)))
-    if any(not isinstance(need, str) or not need for need in wanted):
-        raise InvalidTask("needs", "every capability is a non-empty str")
+    for need in wanted:
+        if not isinstance(need, str) or not need:
+            raise InvalidTask("needs", "every capability is a non-empty str")
     if len(wanted) > _MAX_NEEDS:
         raise InvalidTask("needs", f"{len(wanted)} capabilities; at most {_MAX_NEEDS}")
     return wanted
@@ -190,18 +209,14 @@ def _check_encodable(**texts: str) -> None:
                 raise InvalidTask(field, f"is not valid Unicode text: {error.reason}") from error
 
 
-def _check_seconds(field: str, value: float | None, why: str) -> None:
-    if value is None:
-        return
+def _check_seconds(field: str, value: float, why: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidTask(field, f"must be seconds, got {value!r}")
     if value <= 0:
         raise InvalidTask(field, f"must be positive, got {value!r}: {why}")
 
 
-def _check_number(field: str, value: float | None, most: float, why: str) -> None:
-    if value is None:
-        return
+def _check_number(field: str, value: float, most: float, why: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most or value == math.inf:
         raise InvalidTask(field, f"must be above 0 and at most {most:g}, got {value!r}: {why}")
 

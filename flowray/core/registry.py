@@ -190,21 +190,27 @@ class AgentClass:
             self._move(agent, room)
 
     def _move(self, agent: Agent, room: str) -> None:
-        agent.room = room
+        was, agent.room = agent.room, room
+        if was == "free":
+            self.free.discard(agent)
+            if not self.free:
+                for lane in self.lanes:
+                    lane.free.discard(self)
+        elif was == "spare":
+            self.spare.discard(agent)
+            if not self.spare:
+                for lane in self.lanes:
+                    lane.spare.discard(self)
         if room == "free":
-            if self.free.add(agent) and len(self.free) == 1:
+            self.free.add(agent)
+            if len(self.free) == 1:
                 for lane in self.lanes:
                     lane.free.add(self)
-        elif self.free.discard(agent) and not self.free:
-            for lane in self.lanes:
-                lane.free.discard(self)
-        if room == "spare":
-            if self.spare.add(agent) and len(self.spare) == 1:
+        elif room == "spare":
+            self.spare.add(agent)
+            if len(self.spare) == 1:
                 for lane in self.lanes:
                     lane.spare.add(self)
-        elif self.spare.discard(agent) and not self.spare:
-            for lane in self.lanes:
-                lane.spare.discard(self)
 
     def graded(self, grade: float) -> None:
         """One more attempt of its agents is over, and was worth so much (0..1)."""
