@@ -289,10 +289,8 @@ class StatefulJudge:
         if outcome.state is TaskState.EXPIRED:
             self._world.note("expired with its number")
         elif kind == "no_agent" and seq < self._answered.get(name, 0):
-            said = outcome.failure.message if outcome.failure is not None else ""
-            _hold(
-                "its input was applied" in said, f"{outcome.task_id} does not tell that its input was applied: {said}"
-            )
+            told = outcome.failure.message if outcome.failure is not None else ""
+            _hold("its input was applied" in told, f"{outcome.task_id} does not say that it was applied: {told}")
         elif kind in ("poison", "no_agent"):
             self._sought[outcome.task_id] = None
         else:
