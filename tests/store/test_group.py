@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from flowray.core.commands import GradeTask, RecordChunks, ResolveTask
+from flowray.core.commands import DurableCommand, GradeTask, RecordChunks, ResolveTask
 from flowray.core.model import Asked, TaskId
 from flowray.core.states import TaskState
 from flowray.store import records
@@ -15,7 +15,7 @@ from .builders import accept, outcome, resolve, start, task
 DEAD = ResolveTask(outcome(3, state=TaskState.DEAD), task(3), Asked("Summarise", counts={"n_tools": 2.0}))
 CHUNKS = RecordChunks(TaskId("t-000004"), 1, 1, 0, 4.2, digests=b"d" * 8, size_bytes=3, body=b"abc")
 GRADE = GradeTask(TaskId("t-000001"), 0.5, 9.5, "me")
-COMMANDS = [accept(1), start(1), resolve(1), GRADE, CHUNKS, DEAD]
+COMMANDS: list[DurableCommand] = [accept(1), start(1), resolve(1), GRADE, CHUNKS, DEAD]
 
 
 def test_a_row_is_what_encoding_each_command_gives() -> None:
