@@ -255,7 +255,7 @@ class Coordination:
             if why:
                 self.emit(RefuseTask(task.id, "unknown_capability", why))
                 return
-        elif not lane.classes or all(one.hopeless for one in lane.classes):
+        elif lane.hopeless:
             self.emit(RefuseTask(task.id, "unknown_capability", why_nobody(lane, self.registry)))
             return
         if task.fallback and not self.placing.fallback_of(task):

@@ -88,7 +88,7 @@ class Placing:
         if chosen is not None:
             choice = structs.replace(chosen[1], unrouted=why, detail=detail) if why else chosen[1]
             core.attempts.start(entry, chosen[0], choice)
-        elif lane.classes and all(one.hopeless for one in lane.classes):
+        elif lane.classes and lane.hopeless:
             if not self.fall_back(entry, None):
                 core.give_up(entry, Failure(kind="no_agent", message=why_nobody(lane, core.registry)))
         else:
@@ -186,7 +186,7 @@ class Placing:
     def fill(self, agent: Agent) -> None:
         """Give an agent with room the best of what waits for its class."""
         one = agent.agent_class
-        while agent in one.free or agent in one.spare:
+        while agent.room:
             best: Lane | None = None
             best_head: tuple[int, int, TaskId] | None = None
             for lane in one.lanes:
@@ -195,11 +195,11 @@ class Placing:
                     if head is not None and (best_head is None or head < best_head):
                         best, best_head = lane, head
             if best is None:
-                if agent in one.free and self._take_over(agent):
+                if agent.room == "free" and self._take_over(agent):
                     continue
                 return
             entry = self._core.book.open[best.pop()]
-            policy = "next_free" if agent in one.free else "prefetch"
+            policy = "next_free" if agent.room == "free" else "prefetch"
             considered = ((agent.id, agent.load),)
             standing, why, detail = self._asking.take(entry.task.id)
             if standing is not None:
@@ -263,7 +263,7 @@ class Placing:
         """A class lost an agent for good: end what waits for nobody else."""
         core = self._core
         for lane in list(one.lanes):
-            if all(served_by.hopeless for served_by in lane.classes):
+            if lane.hopeless:
                 for task_id in sorted(lane.ids()):
                     entry = core.book.open[task_id]
                     self.leave(entry)

@@ -65,6 +65,14 @@ class Lane:
         self._heap: list[tuple[int, int, TaskId]] = []  # (-priority, seq, task)
         self._waiting: dict[TaskId, int] = {}  # -> seq of its valid heap entry
 
+    @property
+    def hopeless(self) -> bool:
+        """Will none of its classes ever take an attempt again?"""
+        for one in self.classes:  # noqa: SIM110 - asked for every task, and a generator costs more than this
+            if not one.hopeless:
+                return False
+        return True
+
     def push(self, task: Task, seq: int) -> None:
         """A task waits; `seq` is its age (smaller is older)."""
         self._waiting[task.id] = seq
