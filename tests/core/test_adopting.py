@@ -10,6 +10,17 @@ from flowray.core.states import TaskState
 from .builders import Team, failure, kinds
 
 
+def forgetful():
+    """A team whose agent has an attempt of "t", of which the journal of the new epoch knows nothing."""
+    team = Team()
+    team.ready()
+    kept = len(team.journal)
+    team.submit("t")
+    del team.journal[kept:]
+    team.restart()
+    return team
+
+
 def test_running_attempts_are_kept_when_their_agent_says_so():
     team = Team()
     team.ready()
@@ -76,12 +87,7 @@ def test_an_answer_that_overtakes_the_report_of_an_attempt_unheard_of():
 
 def test_a_report_from_before_an_attempt_was_stopped_comes_late():
     """It had ended when it was told to, and is not adopted (found by simulation)."""
-    team = Team()
-    team.ready()
-    kept = len(team.journal)
-    team.submit("t")
-    del team.journal[kept:]
-    team.restart()
+    team = forgetful()
     assert kinds(team.up("writer-0", ("t", 1, 1))) == ["CancelAttempt"]
     assert team.answer("writer-0", "t", epoch=1, failure=failure(kind="cancelled", retryable=False)) == []
     team.submit("u")
@@ -103,12 +109,7 @@ def test_an_attempt_stopped_for_a_reason_that_was_lost_is_tried_again():
 
 def test_the_same_task_in_two_epochs_is_two_attempts():
     """Its acceptance was lost, it was submitted again, and the old attempt answers (found by simulation)."""
-    team = Team()
-    team.ready()
-    kept = len(team.journal)
-    team.submit("t")
-    del team.journal[kept:]
-    team.restart()
+    team = forgetful()
     team.up("writer-0")
     team.submit("t")
     assert team.answer("writer-0", "t", epoch=1) == []
@@ -130,12 +131,7 @@ def test_deadlines_and_back_offs_go_on():
 
 def test_what_was_told_to_stop_is_not_adopted_when_its_task_comes_again():
     """Its acceptance was lost and it was submitted again; a report from before that still names the old attempt."""
-    team = Team()
-    team.ready()
-    kept = len(team.journal)
-    team.submit("t")
-    del team.journal[kept:]
-    team.restart()
+    team = forgetful()
     assert kinds(team.up("writer-0", ("t", 1, 1))) == ["CancelAttempt"]
     assert kinds(team.submit("t")) == ["AcceptTask"]
     assert kinds(team.up("writer-0", ("t", 1, 1))) == ["CancelAttempt"]
