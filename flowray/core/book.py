@@ -52,7 +52,7 @@ from flowray.core.model import (
     Task,
     TaskId,
 )
-from flowray.core.states import TaskState, next_task_state
+from flowray.core.states import STATE_NAMES, TaskState, next_task_state
 from flowray.core.steps import step_bytes
 from flowray.core.streaming import Stream
 from flowray.errors import InvalidTransition
@@ -60,7 +60,6 @@ from flowray.errors import InvalidTransition
 ROUTER_RECORDS = 256  # decisions about the router that are kept: the newest
 DRAINED = 256  # nodes that are remembered to be drained: the newest
 STORY_LINES = 64  # kept of one task; what a longer story loses is its middle
-_TOLD = {state: state.value for state in TaskState}  # an enum's `value` is looked up for longer than this
 _RESOLVED_ARROW = {
     TaskState.SUCCEEDED: "answered",
     TaskState.DEAD: "gave_up",
@@ -376,7 +375,7 @@ def outcome_of(
     attempt, agent_id = entry.attempt, entry.agent_id
     if answer is not None:
         attempt, agent_id = answer.attempt, answer.agent_id
-    entry.tell(StoryLine(now, _TOLD[state], attempt, agent_id, _said(failure)))
+    entry.tell(StoryLine(now, STATE_NAMES[state], attempt, agent_id, _said(failure)))
     return Outcome(
         task_id=task.id,
         state=state,

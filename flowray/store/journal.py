@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from flowray.core.commands import DurableCommand, GradeTask, RecordChunks, ResolveTask
 from flowray.core.model import Grade, Snapshot
-from flowray.core.states import TaskState
+from flowray.core.states import STATE_NAMES
 from flowray.core.streaming import DIGEST_BYTES
 from flowray.errors import StoreError, StoreFenced
 from flowray.store import records, schema
@@ -30,7 +30,6 @@ _INSERT_ROW = "INSERT INTO journal (seq, epoch, at, commands, body, sha) SELECT 
 # of its own, so that a usual group needs one; they stay prepared.
 _ROWS_SMALL, _ROWS_LARGE = 64, 512
 PAGE_BYTES = 4096
-_NAMES = {state: state.value for state in TaskState}  # an enum's `value` is looked up for longer than this
 
 
 class Journal(ABC):
@@ -221,7 +220,7 @@ class Journal(ABC):
         rows: list[tuple[object, ...]] = []
         for command, body in zip(resolved, bodies, strict=True):
             outcome = command.outcome
-            state = _NAMES[outcome.state]
+            state = STATE_NAMES[outcome.state]
             counts[state] = counts.get(state, 0) + 1
             sha = records.body_sha(body)
             rows.append((outcome.task_id, state, outcome.resolved_at, outcome.key, outcome.fingerprint, body, sha))
