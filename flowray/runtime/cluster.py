@@ -128,7 +128,7 @@ def join_or_start(config: Config) -> bool:
         return False
     try:
         _start(config, common)
-    except RayletGone as error:  # some two of a thousand starts, of Ray's own making
+    except RayletGone as error:  # seen in two of 451 starts, why is not known
         _log.warning("%s: another node is started", error)
         _start(config, common)
     return True

@@ -19,7 +19,6 @@ The time for Serve ends so long before the core's own patience that the copy can
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +30,7 @@ from flowray.core.model import RouterPlace
 from flowray.errors import NotConnected, RouterRefused, WaitTimeout
 from flowray.routing.queries import Answers, Queries
 from flowray.runtime.reaching import Find, Reach, Way
+from flowray.runtime.saying import say
 from flowray.runtime.scorers import Failed, Scored
 
 if TYPE_CHECKING:
@@ -192,11 +192,11 @@ class Paths:
                 except Exception as error:  # noqa: BLE001 - whatever Serve is up to, it is asked by version all the same
                     await asyncio.sleep(ARRANGE_S)
                     if not isinstance(error, NotConnected | WaitTimeout):
-                        _say(f"Serve was not told of {wanted}: {type(error).__name__}: {error}")
+                        say(f"Serve was not told of {wanted}: {type(error).__name__}: {error}")
                     continue
                 self.by_hand, self._arranged_at = why == BY_HAND, asyncio.get_running_loop().time()
                 if why:
-                    _say(f"Serve does not hold {wanted[0].version} as it shall: {why}")
+                    say(f"Serve does not hold {wanted[0].version} as it shall: {why}")
                 if self._wanted is wanted:
                     self._wanted = None
         finally:
@@ -213,7 +213,7 @@ class Paths:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the older one goes on
             self._refused = version
             self.trouble = f"version {version}, which Serve answers with: {type(error).__name__}: {error}"
-            _say(f"no copy of {self.trouble}")
+            say(f"no copy of {self.trouble}")
         finally:
             self._following = None
 
@@ -237,10 +237,6 @@ class Paths:
         self.copy, self._relay, self.by_hand = made, None, False
         self._refused = self.trouble = ""
         self.followed(made, place)
-
-
-def _say(text: str) -> None:
-    print(f"flowray coordinator: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def paths_of(config: RouterConfig, within_s: float) -> Paths | None:

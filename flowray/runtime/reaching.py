@@ -7,13 +7,13 @@ get new ones. What looks for it blocks, so it runs in a thread; who asks meanwhi
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from typing import Protocol
 
 from flowray.errors import NotConnected
 from flowray.routing.config import AskingConfig
 from flowray.routing.queries import Queries, RouterStatus
+from flowray.runtime.saying import say
 from flowray.runtime.scorers import Ask, Failed, Hedged, Scored
 
 LOOK_S = 1.0  # between two looks while nothing is found, or what was found does not answer
@@ -103,7 +103,7 @@ class Reach:
             self._take(None, str(error))
         except Exception as error:  # noqa: BLE001 - whatever Serve is up to, tasks go on without it
             self._take(None, f"{type(error).__name__}: {error}")
-            print(f"flowray coordinator: the way to Serve: {self._missing}", file=sys.stderr, flush=True)  # noqa: T201
+            say(f"the way to Serve: {self._missing}")
         else:
             if found is not known:
                 self._take(found)

@@ -6,7 +6,6 @@ A training that fails costs no task: it is told on stderr and tried again after 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from flowray.core.retraining import RetrainConfig, Schedule
 from flowray.core.rollout import RolloutStage
 from flowray.errors import RouterRefused
 from flowray.runtime.routing import RoutingDesk
+from flowray.runtime.saying import say
 
 if TYPE_CHECKING:
     from flowray.runtime.trainer import Trained, TrainOrder
@@ -55,27 +55,23 @@ class Retrainer:
 
         place = versions.place
         in_use = (place.artifact, place.history, versions.configured.artifact, versions.configured.history)
-        _say(f"training on from {place.version}: {why}")
+        say(f"training on from {place.version}: {why}")
         self._schedule.began()
         try:
             trained = await self._train(TrainOrder(place.artifact, place.history, self._config, in_use))
         except Exception as error:  # noqa: BLE001 - a trainer that dies, or whatever is wrong with what it reads
             wait_s = self._schedule.failed(self._clock())
-            _say(f"no training, again in {wait_s:.0f} s: {type(error).__name__}: {error}")
+            say(f"no training, again in {wait_s:.0f} s: {type(error).__name__}: {error}")
             return ""
         except BaseException:
             self._schedule.failed(self._clock())
             raise
         self._schedule.ended(self._clock(), outcomes)
         if trained.nothing:
-            _say(f"no candidate: {trained.nothing}")
+            say(f"no candidate: {trained.nothing}")
             return ""
         try:
             return await self._desk.offer(trained.artifact, trained.history)
         except RouterRefused as refused:  # somebody offered another one meanwhile
-            _say(f"the candidate was not tried: {refused}")
+            say(f"the candidate was not tried: {refused}")
             return ""
-
-
-def _say(text: str) -> None:
-    print(f"flowray coordinator: {text}", file=sys.stderr, flush=True)  # noqa: T201

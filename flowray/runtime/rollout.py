@@ -10,7 +10,6 @@ number, or takes far longer than the other is out at once, and whoever asked get
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
@@ -22,6 +21,7 @@ from flowray.core.rollout import Decision, Part, Rollout, RolloutPolicy, Rollout
 from flowray.core.routing import RoutingPolicy
 from flowray.errors import FlowrayError, RouterRefused
 from flowray.routing.queries import Answers, Queries, Query
+from flowray.runtime.saying import say
 
 if TYPE_CHECKING:
     from flowray.config import RouterConfig
@@ -208,7 +208,7 @@ class VersionedRouter:
 
     def _tell(self, decision: Decision, tried: RouterPlace) -> None:
         told = f"the router's version {tried.version} was {decision.arrow.replace('_', ' ')}: {decision.why}"
-        print(f"flowray coordinator: {told}", file=sys.stderr, flush=True)  # noqa: T201
+        say(told)
         gone = tried not in (self._place, self._other_place)
         self.record(decision.arrow, f"{tried.version}: {decision.why}" if gone else decision.why, trial=False)
         self.changed()

@@ -9,7 +9,6 @@ core decides without it.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -23,6 +22,7 @@ from flowray.errors import RouterRefused
 from flowray.routing.queries import Queries, Query, query_of
 from flowray.runtime.paths import Paths
 from flowray.runtime.rollout import Router, VersionedRouter, place_of, read
+from flowray.runtime.saying import say
 from flowray.runtime.scorers import Failed, Scored
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class RoutingDesk:
             self._trouble = f"{type(error).__name__}: {error}"
             if self._paths is not None:
                 self._paths.adopt(None)
-            print(f"flowray coordinator: the router could not be loaded: {self._trouble}", file=sys.stderr, flush=True)  # noqa: T201
+            say(f"the router could not be loaded: {self._trouble}")
             return
         if isinstance(router, VersionedRouter):
             self._versions = router
@@ -255,7 +255,7 @@ class RoutingDesk:
         try:
             found = router.estimate(task_ids, queries)
         except Exception as error:  # noqa: BLE001 - a router must not take the coordinator down
-            print(f"flowray coordinator: no estimates: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+            say(f"no estimates: {type(error).__name__}: {error}")
             return [_failed(batch, f"{type(error).__name__}: {error}")]
         self._router = router
         return [

@@ -6,7 +6,6 @@ and then say what they were told; agents keep their results until somebody confi
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from flowray.config import Config
@@ -18,6 +17,7 @@ from flowray.mesh.identities import server_credentials
 from flowray.mesh.private_files import DIRECTORY
 from flowray.mesh.tickets import split_address
 from flowray.runtime.places import COORDINATOR, socket_directory
+from flowray.runtime.saying import say
 
 
 class StandIn:
@@ -42,7 +42,7 @@ class StandIn:
                 await standin._endpoint.listen_tcp(host, port, server_credentials(lambda: held, require_client=False))
         except (MeshError, ConfigError, OSError) as problem:
             # What keeps the journal from being used may keep its directory from being read.
-            print(f"flowray coordinator: {error}; and cannot say so: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+            say(f"{error}; and cannot say so: {problem}")
         return standin
 
     def refusal(self, hello: Hello, certified: str | None, source: str) -> str:

@@ -10,7 +10,6 @@ until they are back.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from flowray.mesh.topics import Listing
+from flowray.runtime.saying import say
 
 
 class _Saved(Struct, frozen=True, array_like=True):
@@ -54,4 +54,4 @@ class SubscriberFile:
             self._complain("write", error)
 
     def _complain(self, verb: str, error: Exception) -> None:
-        print(f"flowray coordinator: cannot {verb} {self._path}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        say(f"cannot {verb} {self._path}: {error}")
