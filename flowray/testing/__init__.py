@@ -36,11 +36,11 @@ from flowray.testing.faults import (
     SyncError,
     TornWrite,
 )
-from flowray.testing.invariants import Violation
 from flowray.testing.outcome_sets import make_outcomes
 from flowray.testing.replay import Recorded, ReplayAgent, ReplaySpec, replay_requests, replay_specs, replay_tasks
 from flowray.testing.simulation import Handle, Handles, Simulation
 from flowray.testing.swarm import SeedReport, run_seed
+from flowray.testing.violations import Violation
 
 __all__ = [
     "AgentCrashLoop",

@@ -160,7 +160,7 @@ class AgentProcess:
         for do in held:
             self._do(do)
         for token in list(self.running) if self.alive else ():
-            self.world.observer.runs(self, token)
+            self.world.observer.attempts.runs(self, token)
 
     def _do(self, do: Callable[[], None]) -> None:
         if not self.alive:
@@ -296,11 +296,11 @@ class AgentProcess:
                 self.world.note("waited for a lease")
                 return
             del self.queue[token]
-            self.world.observer.begun(self, command, steps)
+            self.world.observer.attempts.begun(self, command, steps)
             run = self.world.behaviour.begin(self, command, task, steps)
             self.running[token] = run
             self._left[token] = list(run.steps)
-            self.world.observer.runs(self, token)
+            self.world.observer.attempts.runs(self, token)
             self._last_end = self.world.clock.now
             if run.chunks:
                 self._give(token, run, cursor if run.resumes else 0)
@@ -398,7 +398,7 @@ class AgentProcess:
             return
         del self._asked[token]
         if answer.verdict in ("recorded", "known"):
-            self.world.observer.step_taken(answer, answer.value if answer.verdict == "known" else step.value)
+            self.world.observer.attempts.step_taken(answer, answer.value if answer.verdict == "known" else step.value)
             del self._left[token][0]
             self._work(token, run)
         else:

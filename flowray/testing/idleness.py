@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flowray.core.model import AgentSpec, Task, TaskId
 from flowray.core.naming import class_of
 from flowray.core.states import TaskState
-from flowray.testing.invariants import Violation
+from flowray.testing.violations import Violation
 
 if TYPE_CHECKING:
     from flowray.testing.world import World

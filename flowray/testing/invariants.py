@@ -33,18 +33,15 @@ R1  whom a router's estimates chose could be chosen, with a known probability
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
-from flowray.core.book import STORY_LINES, Book, Entry, is_running
+from flowray.core.book import STORY_LINES, Book, Entry
 from flowray.core.commands import (
     AcceptTask,
     AddAgents,
     AnswerCancel,
-    AnswerStep,
     Command,
     DurableCommand,
     GradeTask,
@@ -61,28 +58,24 @@ from flowray.core.commands import (
 )
 from flowray.core.coordination import Coordination
 from flowray.core.events import (
-    AgentReady,
     AttemptFinished,
-    AttemptReturned,
-    EstimatesReady,
     Event,
     OutputGiven,
     SnapshotMade,
     TaskSubmitted,
 )
-from flowray.core.fencing import fence_of
-from flowray.core.inboxes import Inbox
 from flowray.core.invariants import check_touched
-from flowray.core.model import AgentId, Choice, Outcome, Payload, Task, TaskId
-from flowray.core.naming import attempt_key, class_of
+from flowray.core.model import Outcome, Task, TaskId
+from flowray.core.naming import class_of
 from flowray.core.states import TaskState
-from flowray.core.streaming import Stream
-from flowray.errors import InvariantBroken
+from flowray.testing.attempts import AttemptObserver
 from flowray.testing.chunks import ChunkObserver
+from flowray.testing.comparing import same_books, touched, value_of
+from flowray.testing.races import NOTED, Races
 from flowray.testing.stateful import StatefulJudge
+from flowray.testing.violations import Violation, hold
 
 if TYPE_CHECKING:
-    from flowray.testing.agent import AgentProcess
     from flowray.testing.coordinator import CoordinatorProcess
     from flowray.testing.world import World
 
@@ -92,32 +85,8 @@ CHECK_SHARE = 3  # or as many as so many times its tasks and agents; what an eve
 COMPARED = 0.003  # share of the events after which the core is rebuilt from the journal and compared
 _EPSILON = 1e-6
 _REASONS_TO_DIE = frozenset({"application", "agent_lost", "quality", "timeout", "poison", "no_agent"})
-_NOTED = frozenset({StartAttempt, RequeueTask, ResolveTask, RefuseTask, KnownTask})  # what may be worth having seen
 _OF_STATES = frozenset({OutputGiven, SnapshotMade, TaskSubmitted})  # what the judge of stateful agents looks at
 _NO_DRAWS = Random(0)  # a core that is compared and thrown away is asked for nothing
-
-_ACTED = {
-    "hedge": "a second attempt after a while",
-    "copy": "a second attempt at once",
-    "fallback": "given to the fallback",
-}
-
-
-class Violation(InvariantBroken):
-    """An invariant of the whole world does not hold. `invariant` is its number."""
-
-    def __init__(self, invariant: str, detail: str) -> None:
-        super().__init__(invariant, detail)
-        self.invariant, self.detail = invariant, detail
-
-    def __str__(self) -> str:
-        return f"invariant {self.invariant}: {self.detail}"
-
-
-def hold(condition: bool, invariant: str, detail: str) -> None:
-    """Raise Violation unless the condition holds."""
-    if not condition:
-        raise Violation(invariant, detail)
 
 
 class Observer:
@@ -132,6 +101,8 @@ class Observer:
         self.started: dict[tuple[str, int], None] = {}  # agent processes ever asked for
         self.chunks = ChunkObserver(world, Violation)
         self.stateful = StatefulJudge(world, self.book)
+        self.attempts = AttemptObserver(world, self.book)
+        self.races = Races(world, self.resolved)
         self._world = world
         self._thorough = thorough
         self._rng = Random(f"{world.seed}/observer")
@@ -139,18 +110,11 @@ class Observer:
         self._lanes: dict[tuple[str, str, tuple[str, ...]], dict[TaskId, tuple[int, int]]] = {}
         self._holds: dict[str, int] = {}  # agent -> attempts that the book has there
         self._until_check = 0
-        self._doubled: Counter[tuple[int, str]] = Counter()  # (epoch, hedge | copy | one) -> starts
         self._last_at = 0.0  # of what is on disk
         self._deadlines: dict[TaskId, float] = {}  # of accepted tasks
         self._starts: dict[str, list[float]] = {}  # agent -> when it was started, in this epoch and without an answer
         self.may_leave: set[tuple[str, int]] = set()  # agents that were asked to, and their incarnations
         self._starts_of = 0  # that epoch
-        self._fences: dict[TaskId, int] = {}  # of the last attempt that the journal has
-        self._steps: dict[TaskId, dict[str, Payload | None]] = {}  # on disk; of ended tasks too
-        self._due: dict[tuple[TaskId, int], frozenset[str]] = {}  # (task, fence) -> steps on disk before its start
-        # What a coordinator was told is over of an earlier one's: (its epoch, agent, task, attempt, epoch of that)
-        self._over: set[tuple[int, str, TaskId, int, int]] = set()
-        self._ran: dict[tuple[TaskId, int], tuple[str, int]] = {}  # (task, fence) -> the process that began it
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,7 +137,8 @@ class Observer:
             elif type(command) is ResolveTask:
                 self._resolve(command, epoch)
             elif type(command) is RecordStep:
-                self._record(command)
+                self.attempts.recorded(command)
+                self._apply(command)
             elif type(command) is RecordChunks:
                 self.chunks.written(command, self.book)
                 self._apply(command)
@@ -277,13 +242,7 @@ class Observer:
             told = command.remaining_s is not None and abs(command.remaining_s - left_s) <= _EPSILON
             if not told:
                 raise Violation("9", f"{name} was told {command.remaining_s} s until its deadline, there are {left_s}")
-        fence = fence_of(command.epoch, command.attempt)
-        last = self._fences.get(task.id, 0)
-        if fence <= last:
-            raise Violation("S4", f"{name} of epoch {command.epoch} has fence {fence:#x}, the one before {last:#x}")
-        self._fences[task.id] = fence
-        if not (adopted and task.idempotent):  # begun long ago, beside one that has recorded steps since
-            self._due[task.id, fence] = frozenset(self._steps.get(task.id, ()))
+        self.attempts.started(command, task, name)
         spec = self.book.specs[class_of(command.agent_id)]
         fits = set(task.needs) <= set(spec.capabilities) and task.tier in ("", spec.tier)
         fits = fits and task.agent in ("", spec.name)
@@ -309,19 +268,6 @@ class Observer:
             raise Violation("C1", f"{name} was started beside the attempts on {runs_on}")
         if command.agent_id in runs_on:
             raise Violation("C1", f"{name} was started on {runs_on}, which is at it already")
-
-    def _record(self, command: RecordStep) -> None:
-        name = f"step {command.name} of {command.task_id} attempt {command.attempt}"
-        entry = self.book.open.get(command.task_id)
-        current = entry is not None and is_running(entry, command.attempt, command.epoch)
-        if not current:
-            raise Violation("S2", f"{name} of epoch {command.epoch} is not of a running attempt")
-        steps = self._steps.setdefault(command.task_id, {})
-        if command.name in steps:
-            raise Violation("S1", f"{name} was recorded twice")
-        steps[command.name] = command.value
-        self._apply(command)
-        self._world.note("step recorded")
 
     def _leave(self, task_id: TaskId) -> None:
         entry = self.book.open.get(task_id)
@@ -414,46 +360,6 @@ class Observer:
         self.resolved[name] = outcome
         self.chunks.resolved(outcome, answering)
 
-    # ── what agents do ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def begun(self, process: AgentProcess, command: StartAttempt, steps: Mapping[str, Payload | None]) -> None:
-        """An attempt begins in a process, with these recorded steps."""
-        name = f"{command.task_id} attempt {command.attempt} of epoch {command.epoch}"
-        fence = command.task_id, fence_of(command.epoch, command.attempt)
-        here = process.id, process.incarnation
-        if self._ran.setdefault(fence, here) != here:
-            raise Violation("S4", f"{name} runs on {here} and on {self._ran[fence]}")
-        on_disk = self._steps.get(command.task_id, {})
-        for step, value in steps.items():
-            if not (step in on_disk and on_disk[step] == value):
-                raise Violation("S1", f"{name} was given {step}, which is not on disk")
-        missing = [step for step in self._due.get(fence, ()) if step not in steps]
-        if missing:
-            raise Violation("S3", f"{name} was not given {sorted(missing)}")
-        if steps:
-            self._world.note("step given to a later attempt")
-
-    def runs(self, process: AgentProcess, token: tuple[TaskId, int, int]) -> None:
-        """An attempt begins, or goes on after its process was stopped."""
-        if token not in process.exclusive:
-            return
-        for other in self._world.processes.values():
-            if other is not process and not other.hung:
-                beside = [one for one in other.running if one[0] == token[0]]
-                if beside:
-                    raise Violation("X1", f"{token} runs on {process.id} beside {beside} on {other.id}")
-        if sum(one[0] == token[0] for one in process.running) != 1:
-            raise Violation("X1", f"{token} runs twice on {process.id}")
-
-    def step_taken(self, answer: AnswerStep, value: Payload | None) -> None:
-        """An attempt goes on after a step, with this result."""
-        name = f"step {answer.name} of {answer.task_id} attempt {answer.attempt}"
-        steps = self._steps.get(answer.task_id, {})
-        if answer.name not in steps:
-            raise Violation("S1", f"{name} went on and is not on disk")
-        if steps[answer.name] != value:
-            raise Violation("S1", f"{name} went on with another result than is on disk")
-
     # ── what callers are told ────────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, epoch: int, command: Command, task: Task | None = None) -> None:
@@ -532,31 +438,10 @@ class Observer:
         self.started[agent_id, incarnation] = None
 
     def told(self, coordinator: CoordinatorProcess, event: Event) -> None:
-        """The core is about to be told this: note the races worth having seen."""
-        note, core = self._world.note, coordinator.core
-        if (type(event) is AttemptFinished or type(event) is AttemptReturned) and event.epoch < coordinator.epoch:
-            self._over.add((coordinator.epoch, event.agent_id, event.task_id, event.attempt, event.epoch))
+        """The core is about to be told this."""
+        self.races.told(coordinator, event)
         if type(event) is OutputGiven:
-            self.stateful.told(core, coordinator.epoch, event)
-        elif type(event) is AttemptFinished:
-            entry = core.book.open.get(event.task_id)
-            if entry is None and event.failure is None:
-                outcome = self.resolved.get(event.task_id)
-                ended = outcome.state.value if outcome is not None else ""
-                note("cancel raced with answer" if ended == "cancelled" else "answer of an ended task")
-            elif entry is not None and all(
-                (held.attempt, held.epoch) != (event.attempt, event.epoch) for held in entry.running()
-            ):
-                note("commit arrived after re-queue")
-            elif ("adoption", attempt_key(event.task_id, event.attempt)) in core.timers:
-                note("answer before the report")
-        elif type(event) is EstimatesReady:
-            if not any(core.asking.is_asked(task_id) for task_id, _ in event.answers):
-                note("estimates came too late")
-        elif type(event) is AgentReady:
-            for one in event.running:
-                if ("adoption", attempt_key(one.task_id, one.attempt)) in core.timers:
-                    note("attempt confirmed after restart")
+            self.stateful.told(coordinator.core, coordinator.epoch, event)
 
     def handled(self, coordinator: CoordinatorProcess, event: Event, commands: Sequence[Command]) -> None:
         """The core has been told this and answered that."""
@@ -564,8 +449,8 @@ class Observer:
         world.trace.step(coordinator.epoch, event, commands)
         for command in commands:
             kind = type(command)
-            if kind in _NOTED:
-                self._note_command(coordinator.epoch, command)
+            if kind in NOTED:
+                self.races.decided(coordinator.epoch, command)
         core = coordinator.core
         if type(event) in _OF_STATES:
             self.stateful.handled(core, event, commands)
@@ -584,82 +469,6 @@ class Observer:
             check_touched(core, *touched(event, commands))
         if self._rng.random() < COMPARED:
             self.compare(coordinator)
-
-    def _note_command(self, epoch: int, command: Command) -> None:
-        note = self._world.note
-        if type(command) is StartAttempt:
-            self._count_second(epoch, command)
-            if command.reason == "adopted":
-                self._adopted(epoch, command)
-            if command.reason != "first":
-                note(f"{command.reason} attempt")
-            elif command.choice.policy == "prefetch":
-                note("prefetched")
-            elif command.choice.policy == "batch":
-                note("sent together")
-            elif command.choice.policy == "recent":
-                note("kept with few agents")
-            self._note_routing(command.choice)
-        elif type(command) is RequeueTask and command.arrow == "outlived":
-            note("an attempt was outlived by the one beside it")
-            if command.failure is not None and command.failure.kind == "diverged":
-                note("stopped for giving other chunks")
-        elif type(command) is ResolveTask:
-            self._note_end(command.outcome)
-        elif type(command) is RefuseTask:
-            note(f"refused: {command.reason}")
-        elif type(command) is RequeueTask and command.arrow == "held_back":
-            note("held back")
-        elif type(command) is KnownTask and command.task_id != command.submitted_id:
-            note("repeat recognised by its key")
-
-    def _adopted(self, epoch: int, command: StartAttempt) -> None:
-        """Nobody is at it any more where its agent has said so, even if a report from before comes afterwards."""
-        if (epoch, command.agent_id, command.task_id, command.attempt, command.epoch) in self._over:
-            name = f"{command.task_id} attempt {command.attempt} of epoch {command.epoch}"
-            raise Violation("3", f"{name} was adopted by epoch {epoch}, which was told before that it is over")
-
-    def _count_second(self, epoch: int, command: StartAttempt) -> None:
-        """Second attempts stay within their shares of those that may have one, and what can be saved up."""
-        started, policy = self._doubled, self._world.policy.acting
-        started[epoch, command.reason if command.beside else "one"] += 1
-        if not command.beside:  # that allows more of them, and is none
-            return
-        for reason, share, burst in (
-            ("hedge", policy.hedge_share, policy.hedge_burst),
-            ("copy", policy.copy_share, policy.copy_burst),
-        ):
-            allowed = burst + share * started[epoch, "one"] if share else 0.0
-            count = started[epoch, reason]
-            if count > allowed + _EPSILON:
-                raise Violation("C1", f"{count} attempts were started as {reason}, {allowed} are allowed")
-
-    def _note_routing(self, choice: Choice) -> None:
-        note, receipt = self._world.note, choice.receipt
-        if choice.policy in _ACTED:
-            note(_ACTED[choice.policy])
-            return
-        if choice.unrouted == "late":
-            note("waited for estimates in vain")
-        if receipt is None:
-            return
-        note(choice.policy if choice.policy == "routed" else "taken over from a class that was waited for")
-        chosen = [estimate.candidate for estimate in receipt.estimates].index(receipt.chosen)
-        if choice.policy == "routed":
-            if abs(sum(receipt.propensities) - 1.0) >= 1e-9:
-                raise Violation("R1", f"propensities {receipt.propensities}")
-            if receipt.propensities[chosen] <= 0:
-                raise Violation("R1", f"{receipt.chosen} was chosen and could not be: {receipt}")
-        if receipt.explored:
-            note("explored")
-
-    def _note_end(self, outcome: Outcome) -> None:
-        note, failure = self._world.note, outcome.failure
-        if outcome.state is TaskState.DEAD and failure is not None:
-            note(f"dead: {failure.kind}")
-        elif outcome.state in (TaskState.EXPIRED, TaskState.CANCELLED):
-            running = outcome.agent_id != ""
-            note(f"{outcome.state.value} while {'running' if running else 'waiting'}")
 
     def compare(self, coordinator: CoordinatorProcess) -> None:
         """Recover from what the journal has and is about to have, and compare with what is in memory."""
@@ -721,57 +530,3 @@ class Observer:
         there_are = set(self._world.processes)
         hold(wanted == there_are, "20", f"processes {sorted(there_are ^ wanted)[:5]} are on one side only")
         self.stateful.finish(core)
-
-
-def same_books(one: Book, other: Book) -> bool:
-    """Do two books have the same in them, in the same order?"""
-    return (
-        list(one.open) == list(other.open)
-        and one.next_seq == other.next_seq
-        and one.specs == other.specs
-        and one.incarnations == other.incarnations
-        and one.routers == other.routers
-        and all(_same_entries(entry, other.open[task_id]) for task_id, entry in one.open.items())
-        and [_of_inbox(inbox) for inbox in one.inboxes.all()] == [_of_inbox(inbox) for inbox in other.inboxes.all()]
-    )
-
-
-def _same_entries(one: Entry, other: Entry) -> bool:
-    if one.stream is None or other.stream is None:
-        same = one.stream is other.stream
-    else:
-        same = _of_stream(one.stream) == _of_stream(other.stream)
-    return same and _of_entry(one) == _of_entry(other)
-
-
-def _everything(owner: type, *, apart: str = "") -> Callable[[object], tuple[object, ...]]:
-    """All that such an object has, whatever that is, but for what is compared apart: not what it can do."""
-    names = [name for name in dir(owner) if name[0] != "_" and not callable(getattr(owner, name)) and name != apart]
-    return attrgetter(*names)
-
-
-_of_entry, _of_stream, _of_inbox = _everything(Entry, apart="stream"), _everything(Stream), _everything(Inbox)
-
-
-def touched(event: Event, commands: Sequence[Command]) -> tuple[dict[TaskId, None], dict[AgentId, None]]:
-    """The tasks and agents that an event and what came of it name."""
-    task_ids: dict[TaskId, None] = {}
-    agent_ids: dict[AgentId, None] = {}
-    for one in (event, *commands):
-        kind = type(one)
-        if kind is ResolveTask:
-            task_ids[one.outcome.task_id] = None  # type: ignore[union-attr]
-        elif kind is AcceptTask:
-            task_ids[one.task.id] = None  # type: ignore[union-attr]
-        else:
-            task_id, agent_id = getattr(one, "task_id", None), getattr(one, "agent_id", None)
-            if task_id is not None:
-                task_ids[task_id] = None
-            if agent_id:
-                agent_ids[agent_id] = None
-    return task_ids, agent_ids
-
-
-def value_of(task_id: str, attempt: int, epoch: int, agent_id: str, incarnation: int) -> bytes:
-    """The answer that only this very attempt gives."""
-    return f"answer|{task_id}|{attempt}|{epoch}|{agent_id}|{incarnation}".encode()

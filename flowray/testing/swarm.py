@@ -17,13 +17,14 @@ from flowray.core.model import Failure, Payload, Task
 from flowray.testing.agent import AgentProcess, Given, Run
 from flowray.testing.callers import Caller, Operator
 from flowray.testing.chunks import Piece
+from flowray.testing.comparing import value_of
 from flowray.testing.drawing import Options
 from flowray.testing.idleness import look_for_idleness
-from flowray.testing.invariants import Violation, value_of
 from flowray.testing.rarer import RARER_POINTS
 from flowray.testing.special import draw_options
 from flowray.testing.stateful_worlds import STATEFUL_POINTS
 from flowray.testing.tally import faults_struck
+from flowray.testing.violations import Violation
 from flowray.testing.world import World
 
 # What a large run must come by, or it proves less than it seems to.
