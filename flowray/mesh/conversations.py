@@ -242,7 +242,9 @@ class Conversations:
             names = itertools.islice(itertools.chain(self.lanes, self.places.agents()), _SIMILAR)
             close = difflib.get_close_matches(receiver, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise AgentUnreachable(receiver, f"no agent of this name is known{hint}")
+            raise AgentUnreachable(
+                receiver, f"no agent of this name runs: none was added, or it is being started again{hint}"
+            )
         route = self._routes[receiver] = Route(receiver, self._outboxes.of(peer), self.limits.first_window_bytes)
         return route
 
