@@ -42,7 +42,7 @@ from flowray.testing.programs import (
     tail,
     wait_until,
 )
-from flowray.testing.spaces import Names, cluster_missing, ip, sweep
+from flowray.testing.spaces import Names, cluster_missing, ip, limit, sweep
 
 __all__ = ["ClusterFailed", "NamespaceCluster", "Process", "cluster_missing", "sweep", "tail", "wait_until"]
 
@@ -86,6 +86,7 @@ class NamespaceCluster:
         self._initial: dict[int, int] = {}  # node -> host pid of its PID 1
         self._starts = 0
         self._programs: list[Process] = []
+        self._carriers: dict[int, subprocess.Popen[bytes]] = {}  # node -> who carries the frames of its bad cable
         self.directory = Path()  # of this run, on the host: node-0, node-1 and what they printed
 
     # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────
@@ -115,6 +116,8 @@ class NamespaceCluster:
         """End every process and remove every namespace, link and file of this cluster. May be called twice."""
         for program in self._programs:
             program.kill()
+        for carrier in self._carriers.values():
+            carrier.kill()
         for node in list(self._started):
             self.kill_node(node)
         self._names.remove()
@@ -289,10 +292,35 @@ class NamespaceCluster:
             nobody = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
             ip("-n", self._names.space(node), "neigh", "replace", self.ip(other), *nobody)
 
+    def slow_cable(self, node: int, rate: str) -> None:
+        """A node's cable carries no more than this (`1mbit`), each way."""
+        limit(self._names.link(node), rate)
+        limit("eth0", rate, self._names.space(node))
+
+    def bad_cable(self, node: int, *, late_s: tuple[float, float] = (0.0, 0.0), loss: float = 0.0) -> None:
+        """A node's cable is late by a time between these, drawn anew each second, and loses this share of frames."""
+        names = self._names
+        near, far = names.spare(node)
+        ip("link", "add", near, "type", "veth", "peer", "name", far)
+        ip("link", "set", names.link(node), "nomaster")
+        ip("link", "set", far, "master", names.bridge, "up")
+        ip("link", "set", near, "up")
+        command = [sys.executable, "-m", "flowray.testing.cables", names.link(node), near]
+        command += ["--late-s", *map(str, late_s), "--loss", str(loss), "--seed", str(node)]
+        self._carriers[node] = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], start_new_session=True)
+
     def heal(self, node: int) -> None:
-        """Undo `partition` and `partition_one_way`."""
-        ip("link", "set", self._names.link(node), "up")
-        ip("-n", self._names.space(node), "neigh", "flush", "dev", "eth0", "nud", "permanent")
+        """Undo `partition`, `partition_one_way`, `slow_cable` and `bad_cable`."""
+        names = self._names
+        carrier = self._carriers.pop(node, None)
+        if carrier is not None:
+            carrier.kill()
+            carrier.wait()
+            ip("link", "delete", names.spare(node)[0])
+            ip("link", "set", names.link(node), "master", names.bridge)
+        self.slow_cable(node, "")
+        ip("link", "set", names.link(node), "up")
+        ip("-n", names.space(node), "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
     def lives(self, node: int) -> bool:
         """Is a node that was started still there? Ray leaves a node that was away for too long by itself."""

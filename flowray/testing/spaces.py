@@ -51,6 +51,10 @@ class Names:
         """The bridge's end of a node's cable."""
         return f"{self.name}v{node}"
 
+    def spare(self, node: int) -> tuple[str, str]:
+        """Both ends of the piece that a bad cable (`flowray.testing.cables`) has between its carrier and the bridge."""
+        return f"{self.name}s{node}", f"{self.name}t{node}"
+
     def record(self, directory: Path) -> None:
         """Write down what will be there, for a `sweep` after this process was killed."""
         owner = psutil.Process()
@@ -62,6 +66,7 @@ class Names:
         for node in range(self.nodes):
             ip("netns", "delete", self.space(node), check=False)
             ip("link", "delete", self.link(node), check=False)
+            ip("link", "delete", self.spare(node)[0], check=False)
         ip("link", "delete", self.bridge, check=False)
         self.file.unlink(missing_ok=True)
 
@@ -96,6 +101,21 @@ def _alive(pid: int, born: float) -> bool:
 
 def ip(*arguments: str, check: bool = True) -> None:
     """Call the tool of this name. Raises ClusterFailed when it fails, unless told not to look."""
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    _call("ip", *arguments, check=check)
+
+
+def limit(link: str, rate: str, space: str = "") -> None:
+    """Let a link, of a namespace where one is named, send no faster than this (`1mbit`); "" takes that back."""
+    words = ["-n", space] if space else []
+    if rate:
+        # More than 400 ms of frames are lost: so it is with a slow line, and TCP finds out how fast it may be.
+        shape = f"tbf rate {rate} burst 4kb latency 400ms"
+        _call("tc", *words, *f"qdisc replace dev {link} root {shape}".split(), check=True)
+    else:
+        _call("tc", *words, "qdisc", "del", "dev", link, "root", check=False)
+
+
+def _call(*words: str, check: bool) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if check and done.returncode:
-        raise ClusterFailed(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+        raise ClusterFailed(f"{' '.join(words)}: {done.stderr.strip()}")

@@ -34,6 +34,7 @@ from flowray.mesh.tokens import Tokens
 BATCH = 100
 REPEAT_RATIO = 0.02  # of the submits: the same key once more
 ASK_RATIO = 0.1  # of the tasks: their agents ask one of the other node
+SCRATCH_RATIO = 0.01  # of the tasks: they need some memory
 STATUS_S = 0.1
 
 
@@ -91,6 +92,7 @@ class Writer:
         low, high = self._settings["wait_s"]
         rng = random.Random(key)  # a repeat must ask for the same
         payload = {"key": key, "wait_s": rng.uniform(low, high), "ask": rng.random() < ASK_RATIO}
+        payload["scratch"] = rng.random() < SCRATCH_RATIO
         return {"payload": payload, "key": key}
 
     def fill(self) -> bool:

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -94,8 +94,19 @@ KINDS = {  # of faults -> what the summary calls them
     "serve": "serve_kill",  # a run of its own: test_serve_kills
     "stateful": "stateful_kill",  # a run of its own: test_accounts
     "stateful node": "stateful_node_kill",
+    "lost calls": "rpc_loss",  # these, too: test_weather
+    "slow cable": "bandwidth",
+    "late cable": "latency_and_loss",
+    "busy": "busy_machine",
+    "slow disk": "slow_disk",
+    "failing disk": "disk_error",
+    "no memory": "oom_kill",
+    "clock": "clock_jump",
+    "two": "two_at_once",
 }
 OF_COORDINATOR = ("coordinator", "stopped")
+# Judged by the longest time in which nothing ended.
+OF_ALL = ("store", "slow cable", "late cable", "busy", "slow disk", "failing disk", "clock", "two")
 
 
 @dataclass
@@ -108,10 +119,11 @@ class Fault:
     at_utc: float
     open: int = 0  # tasks open at that moment
     held: int = 0  # attempts with the victims
-    away_s: float = 0.0  # store, head: for how long nobody started it again; what follows begins with its return
+    away_s: float = 0.0  # store, head: for how long nobody started it again; what follows begins with its return. Of
+    # weather: how long it lasted
     failed: int = 0  # calls of clients that found nobody, from then to the next fault
     back_s: float | None = None  # until it was there again
-    first_s: float | None = None  # until the first outcome of a task that was running on the victim; of a store: the
+    first_s: float | None = None  # until the first outcome of a task that was running on the victim; of OF_ALL: the
     # longest time in which the writer heard of no outcome, its absence included
     last_s: float | None = None  # and the last one of them
     rerun: int = 0  # attempts that were lost with it and made again
@@ -134,7 +146,7 @@ class Report:
 
     def table(self) -> str:
         """For people: one row for each kind of fault, times in seconds."""
-        head = f"{'fault':<12} {'n':>3} {'lost':>5} {'twice':>6} {'failed':>6}   "
+        head = f"{'fault':<13} {'n':>3} {'lost':>5} {'twice':>6} {'failed':>6}   "
         head += f"{'first outcome p50':>17} {'p99':>6} {'max':>6}"
         head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}"
         rows = [head]
@@ -144,7 +156,7 @@ class Report:
                 continue
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
-            row = f"{kind:<12} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6} "
+            row = f"{kind:<13} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6} "
             row += f"{sum(f.failed for f in faults):>6}   "
             row += f"{quantile(first, 0.5):>17} {quantile(first, 0.99):>6} {quantile(first, 1.0):>6}   "
             row += f"{quantile(back, 0.5):>8} {quantile(back, 0.99):>6} {quantile(back, 1.0):>6} "
@@ -280,6 +292,15 @@ class Chaos:
             *sorted(self.directory.glob("reader*.jsonl")),
         )
         return check(self.history)
+
+    def report(self, began: float) -> Report:
+        """Finish, and tell what was found; `began` is when the run did."""
+        verdict = self.finish()
+        again = measure(self.faults, self.history)
+        asked, visitor = questions(self.history), (self.directory / "visited").read_text()
+        report = Report(self.plan.seed, time.monotonic() - began, verdict, self.faults, again, asked, visitor)
+        self.say(f"\n{verdict}\n\n{report.table()}\n\n{json.dumps(report.summary())}\n")
+        return report
 
     # ── what the runtime says ────────────────────────────────────────────────────────────────────────────────────
 
@@ -538,7 +559,7 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
         times = []
         end = faults[number + 1].at if number + 1 < len(faults) else math.inf
         fault.failed = sum(fault.at < float(r["at"]) < end for r in failures)
-        if fault.kind == "store":
+        if fault.kind in OF_ALL:
             until = fault.at + fault.away_s + 3.0
             heard = [fault.at, *(at for at, _ in outcomes if fault.at < at < until), until]
             fault.first_s = max(later - earlier for earlier, later in pairwise(heard))
@@ -582,11 +603,11 @@ def _lost(line: list[Any]) -> bool:
     return line[1] == "requeued" and bool(line[4])
 
 
-def run(plan: Plan, say: Callable[[str], None]) -> Report:
-    """The whole of it."""
+def run(plan: Plan, say: Callable[[str], None], environment: Mapping[str, str] | None = None) -> Report:
+    """The whole of it; the environment is for every process of Ray's."""
     say(f"chaos: seed {plan.seed}, {plan}")
     began = time.monotonic()
-    with NamespaceCluster(nodes=plan.machines, cpus=2, store=plan.store) as cluster:
+    with NamespaceCluster(nodes=plan.machines, cpus=2, store=plan.store, environment=environment) as cluster:
         say(f"cluster {cluster.directory.name} up after {time.monotonic() - began:.1f} s")
         chaos = Chaos(cluster, plan, say)
         chaos.start_clients()
@@ -604,9 +625,4 @@ def run(plan: Plan, say: Callable[[str], None]) -> Report:
         chaos.rng.shuffle(faults)
         for fault in faults:
             fault()
-        verdict = chaos.finish()
-        again = measure(chaos.faults, chaos.history)
-        asked, visitor = questions(chaos.history), (chaos.directory / "visited").read_text()
-        report = Report(plan.seed, time.monotonic() - began, verdict, chaos.faults, again, asked, visitor)
-        say(f"\n{verdict}\n\n{report.table()}\n\n{json.dumps(report.summary())}\n")
-    return report
+        return chaos.report(began)

@@ -15,6 +15,7 @@ from typing import Any
 import flowray as fr
 
 ASK_S = 2.0  # how long a task waits for another agent
+SCRATCH_MB = 40  # that some tasks need: more than malloc ever keeps (32), so each time the kernel is asked for it
 
 
 def answer(key: str) -> str:
@@ -30,7 +31,9 @@ class Work:
 
     def run(self, task: fr.Task, ctx: fr.Context) -> dict[str, Any]:
         key, wait_s = task.payload["key"], task.payload["wait_s"]
+        scratch = b"x" * (SCRATCH_MB << 20) if task.payload.get("scratch") else b""
         time.sleep(wait_s)
+        del scratch
         said = ""
         if task.payload.get("ask"):
             try:

@@ -37,6 +37,26 @@ except TimeoutError:
     print("silence")
 """
 
+TAKE = """
+import socket, sys
+with socket.create_server((sys.argv[1], 7002)) as port:
+    print("listening", flush=True)
+    come, _ = port.accept()
+    while come.recv(65536):
+        pass
+    come.sendall(b"!")
+"""
+
+GIVE = """
+import socket, sys, time
+began = time.monotonic()
+with socket.create_connection((sys.argv[1], 7002), timeout=20.0) as way:
+    way.sendall(bytes(int(sys.argv[2])))
+    way.shutdown(socket.SHUT_WR)
+    way.recv(1)
+print(time.monotonic() - began)
+"""
+
 SPEAK = """
 import socket, sys, time
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
@@ -139,6 +159,42 @@ def test_a_partition_one_way_lets_a_node_hear_and_not_speak(cluster: NamespaceCl
         cluster.start_node(1)
         again = heard(1, 0)
     assert again
+
+
+def took_s(cluster: NamespaceCluster, size: int) -> float:
+    """Of a connection from the second node to the first, so many bytes and an answer."""
+    taker = cluster.run(0, [sys.executable, "-c", TAKE, cluster.ip(0)])
+    wait_until(lambda: "listening" in taker.output, 30, "somebody listens")
+    said = cluster.run(1, [sys.executable, "-c", GIVE, cluster.ip(0), str(size)]).check(60)
+    taker.check(30)
+    return float(said)
+
+
+def test_a_slow_cable_carries_no_more_than_it_may(cluster: NamespaceCluster) -> None:
+    cluster.slow_cable(1, "8mbit")
+    try:
+        slow_s = took_s(cluster, 2_000_000)
+    finally:
+        cluster.heal(1)
+    assert slow_s > 1.8, "two million bytes at a million a second"
+    assert took_s(cluster, 2_000_000) < slow_s
+
+
+def test_a_bad_cable_is_late_and_loses_frames(cluster: NamespaceCluster) -> None:
+    reach = [sys.executable, "-c", REACH, *cluster.address.split(":")]
+    cluster.bad_cable(1, late_s=(0.1, 0.15))
+    try:
+        assert took_s(cluster, 100_000) > 0.4, "to connect, and to be answered, takes each way twice"
+    finally:
+        cluster.heal(1)
+    cluster.bad_cable(1, loss=1.0)
+    try:
+        assert cluster.run(1, reach).check(30).startswith("not reached")
+    finally:
+        cluster.heal(1)
+    wait_until(lambda: cluster.run(1, reach).check(30).startswith("reached"), 30, "the nodes see each other again")
+    name = cluster.directory.name.partition("-")[0]
+    assert f"{name}s1" not in links() and f"{name}t1" not in links(), "the spare piece is gone"
 
 
 def test_a_program_that_fails_says_so_with_its_output(cluster: NamespaceCluster) -> None:

@@ -1,0 +1,65 @@
+"""Slow, late and lossy cables, a busy machine, slow and failing disks, no memory, clocks that are put, two faults at
+once: nothing accepted is lost, nothing ends twice, and who is only slow is not taken for dead.
+
+Short by default; `make chaos` (--chaos-full) does each several times and for longer. FLOWRAY_WEATHER_JSON names the
+file for the figures, FLOWRAY_CALLS_JSON that of a run in which Ray loses calls, FLOWRAY_CHAOS_SEED another seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chaos_run import FULL, KINDS, Plan
+from weather_run import LONG, Weather, run, run_with_lost_calls, weather_missing
+
+QUIET = Plan(agents=0, hung=0, coordinators=0, stopped=0, nodes=0, both=0, cuts_s=(), stores_s=(), heads=0)
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.mark.timeout(1500)
+def test_no_weather_loses_an_accepted_task_or_gives_it_two_outcomes(
+    request: pytest.FixtureRequest, tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    if missing := weather_missing():
+        pytest.skip(missing)
+    full = request.config.getoption("--chaos-full")
+    plan = replace(FULL if full else Plan(), seed=seed())
+    report = run(plan, LONG if full else Weather(), say)
+    path = Path(os.environ.get("FLOWRAY_WEATHER_JSON") or tmp_path / "weather.json")
+    report.write(path)
+    say(f"figures in {path}")
+
+    assert report.verdict.good, report.verdict
+    assert report.verdict.accepted > plan.open
+    assert {fault.kind for fault in report.faults} < set(KINDS) and len({fault.kind for fault in report.faults}) == 8
+    only_slow = [fault for fault in report.faults if fault.kind in ("busy", "slow disk")]
+    assert not any(fault.victims for fault in only_slow), "who is only slow is not taken for dead"
+    assert not any(fault.failed for fault in only_slow)
+    assert report.asked.get("answered") and not report.asked.get("wrong")
+    accepted, missing_here = map(int, report.visitor.split())
+    assert accepted and not missing_here
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_calls_that_ray_loses_lose_no_task(tmp_path: Path, say: Callable[[str], None]) -> None:
+    plan = replace(QUIET, agents=4, coordinators=3, nodes=1, keepers=1, seed=seed())
+    report = run_with_lost_calls(plan, say)
+    path = Path(os.environ.get("FLOWRAY_CALLS_JSON") or tmp_path / "calls.json")
+    report.write(path)
+    say(f"figures in {path}")
+
+    assert report.verdict.good, report.verdict
+    assert report.verdict.accepted > plan.open
+    assert len(report.faults) == plan.agents + plan.coordinators + plan.nodes + plan.keepers
+    assert not report.asked.get("wrong")
+
+
+def seed() -> int:
+    """Of a run."""
+    return int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))
