@@ -20,6 +20,7 @@ from flowray.core.model import AgentSpec
 
 # Ray's words for what becomes of a placement group, and which is to be preferred.
 LATELY_S = 0.2  # what Ray's control plane has said so lately is not asked again: many agents start at once
+ROOM_S = 1.0  # for Ray to find room for a block, where there is some
 _IN_PLACE, _ITS_NODE_WAS_LOST, _WAITS = "CREATED", "RESCHEDULING", "PENDING"
 _RANK = {_IN_PLACE: 0, _ITS_NODE_WAS_LOST: 1}
 

@@ -86,11 +86,12 @@ from flowray.runtime.paths import paths_of
 from flowray.runtime.payload_keeper import keeper_of
 from flowray.runtime.payloads import IN_DATABASE
 from flowray.runtime.places import COORDINATOR
-from flowray.runtime.pools import Pools, results_as_events
+from flowray.runtime.pools import Pools
 from flowray.runtime.pump import Observer, Pump
 from flowray.runtime.questions import Questions
 from flowray.runtime.recording import answer_of, event_of
 from flowray.runtime.recovering import prepare_process, recover
+from flowray.runtime.reports import results_as_events
 from flowray.runtime.retention import sweep_for_ever, swept
 from flowray.runtime.retraining import Retrainer
 from flowray.runtime.rollout import load_versions

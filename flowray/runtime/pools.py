@@ -10,76 +10,45 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import psutil
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from flowray.config import Config
 from flowray.core.events import (
     AgentLost,
     AgentReady,
     AgentStartFailed,
-    AttemptFinished,
-    AttemptReturned,
     Event,
     MemoryTold,
-    OutputGiven,
-    SnapshotMade,
-    StateRefused,
 )
-from flowray.core.model import AgentId, AgentSpec, TaskId
+from flowray.core.model import AgentId, AgentSpec
 from flowray.core.stateful import other_seat
 from flowray.mesh.endpoint import PeerGone
 from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED, brief, seen_dead
-from flowray.runtime.blocks import LATELY_S, Blocks, Place
+from flowray.runtime.blocks import ROOM_S, Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
 from flowray.runtime.keepers import Keepers
+from flowray.runtime.making import Maker, Process
 from flowray.runtime.messages import (
     Begin,
-    Finished,
     Found,
-    Held,
-    Output,
-    Prepare,
-    Prepared,
     Renewed,
-    Result,
     Retire,
-    Returned,
-    Snapshotted,
 )
-from flowray.runtime.process import AgentActor
+from flowray.runtime.reports import ready, results_as_events
 from flowray.runtime.transport import ProcessLink
 
 _UNREACHABLE: tuple[type[BaseException], ...] = (TimeoutError, *LOST, *REFUSED)
-_ROOM_S = 1.0  # for Ray to find room for a block, where there is some
 _SEATED_S = 20.0  # a standby waits no longer than this for its active process to be somewhere
 _DYING_S = 1.0  # for a process that Ray calls dead to be gone
 _ATTEND_S = 3.0  # a new coordinator begins at the latest after this, whether all processes have answered it or not
 _ANSWER_S = 9.0  # and a process that has not answered after this is ended
-
-
-class Process:
-    """One process, and the agents in it."""
-
-    __slots__ = ("agents", "cause", "gone", "link", "made", "place", "spec_name", "stopped")
-
-    def __init__(self, link: ProcessLink, spec_name: str, place: Place) -> None:
-        self.link = link
-        self.spec_name = spec_name
-        self.place = place
-        self.made: Prepared | None = None  # where it is, once it is up
-        self.agents: dict[str, int] = {}  # agent -> its incarnation here
-        self.stopped = False  # by us
-        self.cause = ""  # of its death, where somebody said it beforehand
-        self.gone = False
 
 
 class Pools:
@@ -110,10 +79,7 @@ class Pools:
         self.directory = directory
         self._drained = drained
         self._blocks = Blocks(config)
-        self._several = False  # nodes: seen so far
-        self._look: asyncio.Task[None] | None = None  # at the nodes
-        self._looked_at = 0.0  # monotonic
-        self._actor_class = ray.remote(AgentActor)  # once: Ray exports each such class anew, and workers load each
+        self._maker = Maker(config, doorway, coordinator, self._blocks, drained)
         self._processes: dict[str, Process] = {}  # by name in the mesh, while they live
         self._at: dict[str, Process] = {}  # agent -> the process of its newest incarnation
         self._opening: dict[str, asyncio.Future[Process]] = {}  # class -> a process being started that has room
@@ -173,7 +139,7 @@ class Pools:
         Those that are too busy to answer soon are not waited for; the directory is told when they are there, or gone.
         """
         prefix = f"{self._config.name}/agent/"
-        await self._open_to_nodes()
+        await self._maker.open_to_nodes()
         named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
         names = sorted(n["name"] for n in named if n["namespace"] == NAMESPACE and n["name"].startswith(prefix))
         self._attending.update(name.removeprefix(prefix) for name in names)
@@ -291,7 +257,7 @@ class Pools:
             await asyncio.wait((starting,), timeout=_SEATED_S)
         other = self._at.get(seat)
         made = other.made if other is not None and not other.gone else None
-        return made.node_id if made is not None and self._several else ""
+        return made.node_id if made is not None and self._maker.several else ""
 
     async def _process_for(self, spec: AgentSpec, apart_from: str = "") -> Process:
         """A process with room for one more agent of this class: one of several, a warm one, or a new one."""
@@ -331,79 +297,16 @@ class Pools:
         return None
 
     async def _create(self, spec: AgentSpec, spare: Place | None = None, apart_from: str = "") -> Process:
-        """Start a process, in this place or in one that is found for it, and have it load the class.
-
-        Where there is none on another node than `apart_from`, that one will do.
-        """
-        name = f"{spec.name}-{secrets.token_hex(4)}"
-        actor, place = await asyncio.to_thread(self._create_actor, name, spec, spare, apart_from)
-        if spare is None:
-            self._spawn(self._give_way(place))
-        process = Process(ProcessLink(actor, self._endpoint, name), spec.name, place)
-        try:
-            await self._open_to_nodes()
-            prepare = Prepare(
-                name,
-                self._config.name,
-                self._doorway.door(),
-                spec,
-                place,
-                self._config.mesh.talk,
-                self._blocks.tier(spec).agents_per_actor,
-                self._doorway.issue(name),
-            )
-            process.made = await process.link.prepare(prepare, self._coordinator)
-        except BaseException:
-            process.link.kill()
-            self._endpoint.forget(name, "it did not start")
-            self._blocks.give_back(spec.name, place)
-            raise
-        self._processes[name] = process
-        self._keepers.add(process.made.node_id, name, process.made.pid)
-        if prepare.credentials is None and (credentials := self._doorway.issue(name)) is not None:
-            process.link.send(Renewed(credentials))  # another node was seen while it started
+        """Have a process made, and watch it."""
+        process = await self._maker.make(spec, spare, apart_from, self._placed)
+        assert process.made is not None
+        self._processes[process.link.process] = process
+        self._keepers.add(process.made.node_id, process.link.process, process.made.pid)
         self._spawn(self._watch(process))
         return process
 
-    def _create_actor(self, name: str, spec: AgentSpec, spare: Place | None, apart_from: str) -> tuple[Any, Place]:
-        """Blocking calls to Ray's control plane; runs in a thread."""
-        if spare is not None:
-            group, place = self._blocks.group(spare), spare
-        else:
-            avoid = tuple(self._drained())
-            found = self._blocks.take_apart(spec, apart_from, _ROOM_S, avoid) if apart_from else None
-            group, place = found or self._blocks.take(spec, avoid)
-        try:
-            actor = self._actor_class.options(
-                name=f"{self._config.name}/agent/{name}",
-                namespace=NAMESPACE,
-                lifetime="detached",
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=1000,
-                num_cpus=group.bundle_specs[place.bundle]["CPU"],
-                enable_task_events=False,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, place.bundle),
-            ).remote()
-        except BaseException:
-            self._blocks.give_back(spec.name, place)
-            raise
-        return actor, place
-
-    async def _open_to_nodes(self) -> None:
-        """Before a process is told where the coordinator is: it may be on another node."""
-        if self._several:
-            return
-        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at > LATELY_S):
-            self._looked_at = time.monotonic()
-            self._look = asyncio.create_task(self._look_at_nodes())
-        await asyncio.shield(self._look)
-
-    async def _look_at_nodes(self) -> None:
-        nodes = await asyncio.to_thread(ray.nodes)
-        if sum(node["Alive"] for node in nodes) > 1:
-            await self._doorway.open_to_nodes()
-            self._several = True  # not before: whoever relies on it wants a certificate next
+    def _placed(self, place: Place) -> None:
+        self._spawn(self._give_way(place))
 
     # ── warm processes ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -427,7 +330,7 @@ class Pools:
 
     async def _warm_one(self, spec: AgentSpec) -> None:
         try:
-            place = await asyncio.to_thread(self._blocks.take_spare, spec, _ROOM_S, tuple(self._drained()))
+            place = await asyncio.to_thread(self._blocks.take_spare, spec, ROOM_S, tuple(self._drained()))
             if place is None:
                 return
             process = await self._create(spec, place)
@@ -441,7 +344,7 @@ class Pools:
     async def _give_way(self, place: Place) -> None:
         """An agent is to be started there: if there is no room, warm processes go, of whatever class."""
         while self._warming or any(self._warm.values()):
-            await asyncio.sleep(_ROOM_S)
+            await asyncio.sleep(ROOM_S)
             if not await asyncio.to_thread(self._blocks.waits_for_room, place):
                 return
             for process in [process for warm in self._warm.values() for process in warm]:
@@ -574,7 +477,7 @@ class Pools:
                 self._put(event)
             if one.hears:
                 self.directory.put(one.agent_id, name, one.topics)
-            self._put(_ready(one, process.made.node_id))
+            self._put(ready(one, process.made.node_id))
         self._spawn(self._watch(process))
 
     def _newest(self, agent_id: str) -> int:
@@ -596,44 +499,6 @@ class Pools:
                 {"message": "starting or watching an agent failed", "exception": task.exception()}
             )
             os._exit(70)
-
-
-def results_as_events(agent_id: str, incarnation: int, results: list[Result]) -> list[Event]:
-    """What an agent reports, as the core hears it."""
-    events: list[Event] = []
-    agent = AgentId(agent_id)
-    for one in results:
-        if isinstance(one, Finished):
-            events.append(
-                AttemptFinished(
-                    TaskId(one.task_id),
-                    one.attempt,
-                    one.epoch,
-                    agent,
-                    one.value,
-                    one.failure,
-                    one.run_s,
-                    one.quality,
-                    one.cost_usd,
-                    one.chunks,
-                )
-            )
-        elif isinstance(one, Returned):
-            events.append(AttemptReturned(TaskId(one.task_id), one.attempt, one.epoch, agent))
-        elif isinstance(one, Output):
-            task_id = TaskId(one.task_id)
-            events.append(
-                OutputGiven(agent, incarnation, one.term, one.seq, task_id, one.value, one.failure, one.run_s)
-            )
-        elif isinstance(one, Snapshotted):
-            events.append(SnapshotMade(agent, incarnation, one.term, one.seq, one.digest, one.value, one.failure))
-        else:
-            events.append(StateRefused(agent, incarnation, one.failure))
-    return events
-
-
-def _ready(held: Held, node_id: str) -> AgentReady:
-    return AgentReady(AgentId(held.agent_id), held.incarnation, tuple(held.running), held.received, held.term, node_id)
 
 
 async def _ends(pid: int) -> bool:

@@ -22,7 +22,7 @@ from flowray.core.model import AgentSpec, TaskId
 from flowray.runtime import emitting, messages
 from flowray.runtime.agent import AgentHost
 from flowray.runtime.messages import Begin, Cancel, Emit, Report, Start
-from flowray.runtime.pools import results_as_events
+from flowray.runtime.reports import results_as_events
 from flowray.runtime.showing import ShowDesk
 
 T = TaskId("t0000")
