@@ -89,6 +89,7 @@ sim: $(VENV)/.dev  ## simulate SEEDS random worlds, then hunt the planted mutant
 	$(BIN)/python tests/simulation/mutants.py --summary out/sim.json
 
 hours: $(VENV)/.dev  ## simulate HOURS virtual hours, going on where an earlier run was ended, and write tests/simulation/HOURS.md
+	mkdir -p out && { test -f out/hours.jsonl || cp tests/simulation/hours.jsonl out/; }
 	$(BIN)/python -m flowray.testing --hours $(HOURS) --ledger out/hours.jsonl
 	$(BIN)/python tests/simulation/hours.py out/hours.jsonl
 

@@ -86,7 +86,10 @@ def at_a_rate(rt: fr.Runtime, texts: Texts, rate_per_s: float, seconds: float) -
 
 
 def by_the_clock(rt: fr.Runtime, texts: Texts, rate_per_s: float, seconds: float) -> list[Outcome]:
-    """The outcomes of so many tasks a second, in the order in which they came."""
+    """The outcomes of so many tasks a second, in the order in which they came.
+
+    What is due goes in at once, and the next when that is accepted: tasks come as many at a time as a sync lasts.
+    """
     handles: list[fr.Handle] = []
     began_at = time.perf_counter()
     while (passed_s := time.perf_counter() - began_at) < seconds:

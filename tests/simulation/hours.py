@@ -1,12 +1,15 @@
 """How long has been simulated: `python tests/simulation/hours.py LEDGER` writes HOURS.md beside this file.
 
-The ledger is what `python -m flowray.testing --hours 50000 --ledger LEDGER` adds to, slice by slice.
+The ledger is what `python -m flowray.testing --hours 50000 --ledger LEDGER` adds to, slice by slice. Its sums, a line
+for each commit, are kept beside this file, so that a run may end on another machine than it began on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ outputs told of, and its dead letter did not say so. All are mended, and these s
 `tests/simulation/test_swarm.py`.
 """
 TABLE = Path(__file__).with_name("HOURS.md")
+KEPT = Path(__file__).with_name("hours.jsonl")
+COUNTED = ("seeds", "virtual_s", "cpu_s", "tasks", "events")
 LEAST = 10  # times that a large run must come by each point
 HEAD = """# Virtual hours, and what was found in them
 
@@ -72,6 +77,27 @@ by process.
 """
 
 
+def merged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each commit, in the order of their seeds; of seeds that two lines have, the first one stands."""
+    found: dict[str, dict[str, Any]] = {}
+    after = 0
+    for line in sorted(lines, key=lambda line: line["first"]):
+        if line["first"] < after:
+            continue
+        after = line["first"] + line["seeds"]
+        into = found.setdefault(
+            line["commit"],
+            {"commit": line["commit"], "first": line["first"], **dict.fromkeys(COUNTED, 0)}
+            | {"faults": Counter(), "sometimes": Counter(), "violations": []},
+        )
+        for field in COUNTED:
+            into[field] += line[field]
+        for field in ("faults", "sometimes"):
+            into[field].update(line[field])
+        into["violations"] += line["violations"]
+    return list(found.values())
+
+
 def _row(name: str, lines: list[dict[str, Any]]) -> str:
     first, last = min(line["first"] for line in lines), max(line["first"] + line["seeds"] for line in lines) - 1
     broken = [str(seed) for line in lines for seed in line["violations"]]
@@ -94,9 +120,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ledger", type=Path, nargs="+", help="what a run with --ledger wrote")
     options = parser.parse_args()
-    lines = [line for path in options.ledger for line in read_ledger(path)]
-    if not lines:
+    new = [line for path in options.ledger for line in read_ledger(path)]
+    if not new:
         parser.error(f"nothing in {', '.join(map(str, options.ledger))}")
+    lines = merged([*read_ledger(KEPT), *new])
+    KEPT.write_text("".join(json.dumps(line) + "\n" for line in lines))
     TABLE.write_text(describe(lines))
     sys.stdout.write(
         f"{_hours(lines):.1f} virtual hours, {len([s for one in lines for s in one['violations']])} "
