@@ -57,8 +57,8 @@ class Journal(ABC):
         """What has to be done before anything is acknowledged. Once, after `begin_epoch`."""
 
     @abstractmethod
-    def checkpoint_if_due(self) -> None:
-        """Tidy up now and then. Called after the acknowledgements: nobody waits for it."""
+    def checkpoint_if_due(self, *, idle: bool) -> None:
+        """Tidy up now and then. Called after the acknowledgements; with `idle` nothing waits to be written."""
 
     @abstractmethod
     def begin(self) -> None:

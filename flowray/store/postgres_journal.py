@@ -92,7 +92,7 @@ class PostgresJournal(Journal):
     def settle(self) -> None:
         """Nothing: a server whose sync failed stops, and repeats its log before it goes on."""
 
-    def checkpoint_if_due(self) -> None:
+    def checkpoint_if_due(self, *, idle: bool) -> None:
         """Nothing: that is the server's business."""
 
     def begin(self) -> None:

@@ -157,7 +157,7 @@ class Writer:
             self._left.notify_all()
         while self._in_hand:
             self._in_hand.popleft().done(None)
-        self._journal.checkpoint_if_due()
+        self._journal.checkpoint_if_due(idle=not self._queue)
 
     def _do_chore(self, chore: _Chore) -> None:
         finished = chore.step()
@@ -167,7 +167,7 @@ class Writer:
         else:
             with self._lock:
                 self._queue.append(chore)  # behind what arrived meanwhile: appends do not wait for all of it
-        self._journal.checkpoint_if_due()
+        self._journal.checkpoint_if_due(idle=not self._queue)
 
     def _fail(self, error: StoreError) -> None:
         """Nothing is written from here on: a failed fsync cannot be repeated, and a fence is for ever."""

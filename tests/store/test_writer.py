@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flowray.errors import StoreError
-from flowray.store import verify
+from flowray.store import sqlite_journal, verify
+from flowray.store.sqlite_journal import SqliteJournal
 
-from .builders import Answers, accept, life, opened, save, snapshot, write
+from .builders import Answers, accept, config, life, opened, save, snapshot, write
 from .places import Place
 
 
@@ -136,6 +139,33 @@ def test_the_log_is_copied_into_the_database_now_and_then(tmp_path: Path) -> Non
         assert write(store, life(number)) is None
     assert (tmp_path / "flowray.db-wal").stat().st_size < 1_000_000
     store.close()
+
+
+def test_a_little_of_the_log_is_copied_when_nothing_waits_and_all_of_it_when_it_is_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = SqliteJournal(tmp_path, config(checkpoint_bytes=800_000))
+    journal.begin_epoch("test")
+    now, took_s = 100.0, 0.5
+    monkeypatch.setattr(sqlite_journal, "time", SimpleNamespace(monotonic=lambda: now))
+    copied = []
+
+    def copy(_: SqliteJournal) -> None:
+        nonlocal now
+        now += took_s
+        copied.append(number)
+
+    monkeypatch.setattr(SqliteJournal, "_checkpoint", copy)
+    for number in range(60):  # about 25,000 bytes each, by the journal's estimate
+        journal.write_group(life(number))
+        journal.checkpoint_if_due(idle=number < 30)
+        now += 1.0
+    journal.close()
+    # A tenth of a megabyte is enough while nothing waits, but not within twenty times as long as the last one took.
+    idle, busy = [n for n in copied if n < 30], [n for n in copied if n >= 30]
+    assert 2 <= idle[0] <= 6
+    assert all(10 <= later - earlier <= 12 for earlier, later in pairwise(idle)) and len(idle) >= 2
+    assert len(busy) == 1, "while something waits, not before all of it has come together"
 
 
 def test_a_snapshot_removes_the_rows_it_covers_from_the_file(tmp_path: Path) -> None:
