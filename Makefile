@@ -77,8 +77,10 @@ format: $(VENV)/.dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-crash-points: $(VENV)/.dev  ## kill and fail the real journal at each of its system calls, then flip its bits (half an hour)
-	$(BIN)/python tests/store/crash_points.py
+crash-points: $(VENV)/.dev  ## kill and fail the real journal at each of its system calls, then flip its bits (half an hour on two cores)
+	pids=""; seed=0; for fault in KILL EIO ENOSPC delay; do seed=$$((seed + 1)); \
+	$(BIN)/python tests/store/crash_points.py --faults $$fault --flips 500 --seed $$seed & pids="$$pids $$!"; done; \
+	status=0; for pid in $$pids; do wait $$pid || status=1; done; exit $$status
 
 router: $(VENV)/.dev  ## train the routing network that is shipped anew, and its int8 form (four minutes on two idle cores)
 	$(BIN)/flowray router train --device cpu $(ROUTER_DATA) -o out/router

@@ -58,7 +58,11 @@ def translated(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{doing}: {error}") from error
+    except UnicodeDecodeError as error:  # the name of a table, in SQLite's own message
+        raise StoreCorrupt(f"{doing}: a text in the database is damaged: {error}") from error
     except sqlite3.Error as error:
+        if "decode to UTF-8" in str(error):  # sqlite3 has no name for that
+            raise StoreCorrupt(f"{doing}: a text in the database is damaged: {error}") from error
         name = getattr(error, "sqlite_errorname", "") or type(error).__name__
         kind = StoreCorrupt if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) else StoreError
         raise kind(f"{doing}: {error} ({name})") from error

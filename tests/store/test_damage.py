@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowray.errors import StoreError
+from flowray.errors import StoreCorrupt, StoreError
 from flowray.store import SqliteStore
 
 from .builders import config, life, opened, save, snapshot, write
@@ -120,3 +122,19 @@ def test_a_flipped_bit_in_an_index_is_detected(tmp_path: Path) -> None:
                 detected += 1
             position = sound.find(text, position + 1)
     assert detected >= 8
+
+
+def test_a_text_that_is_none_any_more_is_called_damage(tmp_path: Path) -> None:
+    """sqlite3 has no code for a text that cannot be read, and no error of its own for such a name in the schema."""
+    target = image(tmp_path, "database")
+    with contextlib.closing(sqlite3.connect(target / "flowray.db")) as database, database:
+        database.execute("UPDATE outcomes SET fingerprint = CAST(X'30FF30' AS TEXT) WHERE task_id = 't-000007'")
+    with pytest.raises(StoreCorrupt, match="read from the store: a text in the database is damaged"):
+        content(target)
+
+    target = image(tmp_path / "another", "database")
+    sound = (target / "flowray.db").read_bytes()
+    at = sound.index(b"tablechunkschunks") + 8
+    (target / "flowray.db").write_bytes(sound[:at] + bytes([sound[at] | 0x80]) + sound[at + 1 :])
+    with pytest.raises(StoreCorrupt, match="a text in the database is damaged"):
+        content(target)
