@@ -30,7 +30,7 @@ from flowray.core.model import (
 from flowray.core.states import TaskState
 
 
-class AcceptTask(Struct, frozen=True, tag="accept", omit_defaults=True):
+class AcceptTask(Struct, frozen=True, tag="accept", omit_defaults=True, gc=False):
     """The task is ours from now on. Tell its caller, once on disk."""
 
     durable: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class AcceptTask(Struct, frozen=True, tag="accept", omit_defaults=True):
     seq: int
 
 
-class KnownTask(Struct, frozen=True, tag="known"):
+class KnownTask(Struct, frozen=True, tag="known", gc=False):
     """A repeat: the caller gets the handle of the task accepted earlier."""
 
     durable: ClassVar[bool] = False
@@ -49,7 +49,7 @@ class KnownTask(Struct, frozen=True, tag="known"):
     task_id: TaskId  # the earlier one; equal to submitted_id when the same submit came twice
 
 
-class RefuseTask(Struct, frozen=True, tag="refuse"):
+class RefuseTask(Struct, frozen=True, tag="refuse", gc=False):
     """Not accepted; nothing is stored."""
 
     durable: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class RefuseTask(Struct, frozen=True, tag="refuse"):
     retry_after_s: float | None = None
 
 
-class RequestEstimates(Struct, frozen=True, tag="estimates"):
+class RequestEstimates(Struct, frozen=True, tag="estimates", gc=False):
     """Ask the router about this task. Answered by EstimatesReady or EstimatesFailed; late answers change nothing.
 
     The shell may gather several of these and ask once.
@@ -73,7 +73,7 @@ class RequestEstimates(Struct, frozen=True, tag="estimates"):
     tried: tuple[tuple[str, float], ...] = ()  # (agent class, 0 or 1) what came of earlier attempts at this very task
 
 
-class StartAttempt(Struct, frozen=True, tag="start", omit_defaults=True):
+class StartAttempt(Struct, frozen=True, tag="start", omit_defaults=True, gc=False):
     """Send the task to this agent. The shell finds the task itself by `Coordination.task(task_id)`."""
 
     durable: ClassVar[bool] = True
@@ -90,7 +90,7 @@ class StartAttempt(Struct, frozen=True, tag="start", omit_defaults=True):
     beside: bool = False  # another attempt of the task is running and goes on
 
 
-class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True):
+class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True, gc=False):
     """The attempt is over without an outcome; the task waits again, until `not_before` if it must back off.
 
     Where another attempt of it is running (`outlived`), that one goes on instead, and nothing waits.
@@ -110,7 +110,7 @@ class RequeueTask(Struct, frozen=True, tag="requeue", omit_defaults=True):
     run_s: float = 0.0  # and took
 
 
-class WakeTask(Struct, frozen=True, tag="wake"):
+class WakeTask(Struct, frozen=True, tag="wake", gc=False):
     """A back-off is over."""
 
     durable: ClassVar[bool] = True
@@ -119,7 +119,7 @@ class WakeTask(Struct, frozen=True, tag="wake"):
     at: float
 
 
-class ResolveTask(Struct, frozen=True, tag="resolve", omit_defaults=True):
+class ResolveTask(Struct, frozen=True, tag="resolve", omit_defaults=True, gc=False):
     """The one outcome. Record it, then show it to whoever waits."""
 
     durable: ClassVar[bool] = True
@@ -129,7 +129,7 @@ class ResolveTask(Struct, frozen=True, tag="resolve", omit_defaults=True):
     asked: Asked | None = None  # set for tasks that a router had a word in
 
 
-class GradeTask(Struct, frozen=True, tag="grade", omit_defaults=True):
+class GradeTask(Struct, frozen=True, tag="grade", omit_defaults=True, gc=False):
     """What the answer of a task that has ended turned out to be worth. Of several the newest counts."""
 
     durable: ClassVar[bool] = True
@@ -140,7 +140,7 @@ class GradeTask(Struct, frozen=True, tag="grade", omit_defaults=True):
     by: str = ""
 
 
-class RecordStep(Struct, frozen=True, tag="step", omit_defaults=True):
+class RecordStep(Struct, frozen=True, tag="step", omit_defaults=True, gc=False):
     """A step of a running attempt has this result, for good: later attempts are given it."""
 
     durable: ClassVar[bool] = True
@@ -153,7 +153,7 @@ class RecordStep(Struct, frozen=True, tag="step", omit_defaults=True):
     value: Payload | None = None
 
 
-class AnswerStep(Struct, frozen=True, tag="answer_step", omit_defaults=True):
+class AnswerStep(Struct, frozen=True, tag="answer_step", omit_defaults=True, gc=False):
     """Tell the agent what became of its step, once what is recorded is on disk."""
 
     durable: ClassVar[bool] = False
@@ -170,7 +170,7 @@ class AnswerStep(Struct, frozen=True, tag="answer_step", omit_defaults=True):
     number: int = 0  # of the request
 
 
-class RecordChunks(Struct, frozen=True, tag="chunks", omit_defaults=True):
+class RecordChunks(Struct, frozen=True, tag="chunks", omit_defaults=True, gc=False):
     """Chunks of a running attempt stand from now on, from `first` on. Once on disk, show them to whoever reads.
 
     What stood there before is withdrawn: where it did, this is a restart. Without chunks it is nothing else.
@@ -190,7 +190,7 @@ class RecordChunks(Struct, frozen=True, tag="chunks", omit_defaults=True):
     body: bytes = b""  # the chunks (`flowray.chunks`); the store keeps them apart from its journal
 
 
-class AnswerChunks(Struct, frozen=True, tag="answer_chunks"):
+class AnswerChunks(Struct, frozen=True, tag="answer_chunks", gc=False):
     """Tell the agent what became of a batch of chunks, once what is recorded is on disk."""
 
     durable: ClassVar[bool] = False
@@ -205,7 +205,7 @@ class AnswerChunks(Struct, frozen=True, tag="answer_chunks"):
     detail: str = ""  # why it was refused
 
 
-class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
+class CancelAttempt(Struct, frozen=True, tag="cancel_attempt", gc=False):
     """Tell the agent to stop this attempt; its answer no longer matters, but must come, to free the slot."""
 
     durable: ClassVar[bool] = False
@@ -217,7 +217,7 @@ class CancelAttempt(Struct, frozen=True, tag="cancel_attempt"):
     epoch: int  # of the coordinator that started the attempt
 
 
-class AnswerCancel(Struct, frozen=True, tag="answer_cancel"):
+class AnswerCancel(Struct, frozen=True, tag="answer_cancel", gc=False):
     """Tell whoever asked for the cancel what became of it.
 
     None: no open task has this id. RUNNING: it is an input with a number, which is applied whatever happens.
@@ -229,7 +229,7 @@ class AnswerCancel(Struct, frozen=True, tag="answer_cancel"):
     state: TaskState | None
 
 
-class AddAgents(Struct, frozen=True, tag="add_agents"):
+class AddAgents(Struct, frozen=True, tag="add_agents", gc=False):
     """The team has these agents from now on."""
 
     durable: ClassVar[bool] = True
@@ -238,7 +238,7 @@ class AddAgents(Struct, frozen=True, tag="add_agents"):
     at: float
 
 
-class StartAgent(Struct, frozen=True, tag="start_agent"):
+class StartAgent(Struct, frozen=True, tag="start_agent", gc=False):
     """Start one agent's process."""
 
     durable: ClassVar[bool] = True
@@ -249,7 +249,7 @@ class StartAgent(Struct, frozen=True, tag="start_agent"):
     at: float
 
 
-class MarkNode(Struct, frozen=True, tag="mark_node"):
+class MarkNode(Struct, frozen=True, tag="mark_node", gc=False):
     """A node shall have no agents any more, or may have some again."""
 
     durable: ClassVar[bool] = True
@@ -259,7 +259,7 @@ class MarkNode(Struct, frozen=True, tag="mark_node"):
     at: float
 
 
-class RecordVersion(Struct, frozen=True, tag="router_version"):
+class RecordVersion(Struct, frozen=True, tag="router_version", gc=False):
     """Which version of the router is in force from now on, and why.
 
     The shell has done so by then: if this is lost, the next coordinator goes on with the version before.
@@ -275,7 +275,7 @@ class RecordVersion(Struct, frozen=True, tag="router_version"):
         return self.record.at
 
 
-class LogInput(Struct, frozen=True, tag="log_input"):
+class LogInput(Struct, frozen=True, tag="log_input", gc=False):
     """The task has a number among the inputs of a stateful agent: whoever has the state applies it."""
 
     durable: ClassVar[bool] = True
@@ -286,7 +286,7 @@ class LogInput(Struct, frozen=True, tag="log_input"):
     at: float
 
 
-class Promote(Struct, frozen=True, tag="promote", omit_defaults=True):
+class Promote(Struct, frozen=True, tag="promote", omit_defaults=True, gc=False):
     """From now on the outputs of this process count, and of no other. Begins a term of the instance."""
 
     durable: ClassVar[bool] = True
@@ -299,7 +299,7 @@ class Promote(Struct, frozen=True, tag="promote", omit_defaults=True):
     why: str = ""
 
 
-class KeepSnapshot(Struct, frozen=True, tag="keep_snapshot"):
+class KeepSnapshot(Struct, frozen=True, tag="keep_snapshot", gc=False):
     """The state after an input, instead of that input and all before it."""
 
     durable: ClassVar[bool] = True
@@ -310,7 +310,7 @@ class KeepSnapshot(Struct, frozen=True, tag="keep_snapshot"):
     at: float
 
 
-class SkipInput(Struct, frozen=True, tag="skip_input"):
+class SkipInput(Struct, frozen=True, tag="skip_input", gc=False):
     """An input that nobody's state has is never applied: its task ended otherwise.
 
     Ends the term: no output counts before the next promotion.
@@ -324,7 +324,7 @@ class SkipInput(Struct, frozen=True, tag="skip_input"):
     barred: dict[str, int] = {}  # agent -> its incarnation that may have applied it: that process's state is not used
 
 
-class RecordMismatch(Struct, frozen=True, tag="mismatch"):
+class RecordMismatch(Struct, frozen=True, tag="mismatch", gc=False):
     """A standby had another state than the active process after the same inputs."""
 
     durable: ClassVar[bool] = True
@@ -335,7 +335,7 @@ class RecordMismatch(Struct, frozen=True, tag="mismatch"):
     at: float
 
 
-class RestoreState(Struct, frozen=True, tag="restore_state"):
+class RestoreState(Struct, frozen=True, tag="restore_state", gc=False):
     """Have a process take this state over; None: the one that it was made with."""
 
     durable: ClassVar[bool] = False
@@ -345,7 +345,7 @@ class RestoreState(Struct, frozen=True, tag="restore_state"):
     snapshot: StateSnapshot | None
 
 
-class ActivateSeat(Struct, frozen=True, tag="activate"):
+class ActivateSeat(Struct, frozen=True, tag="activate", gc=False):
     """Tell a process that its outputs count."""
 
     durable: ClassVar[bool] = False
@@ -355,7 +355,7 @@ class ActivateSeat(Struct, frozen=True, tag="activate"):
     term: int
 
 
-class DeliverInput(Struct, frozen=True, tag="deliver"):
+class DeliverInput(Struct, frozen=True, tag="deliver", gc=False):
     """Give an input to a process, once its number is on disk."""
 
     durable: ClassVar[bool] = False
@@ -369,7 +369,7 @@ class DeliverInput(Struct, frozen=True, tag="deliver"):
     answered: int  # outputs up to this number need not be kept any more: their outcomes are on disk
 
 
-class DemandSnapshot(Struct, frozen=True, tag="demand_snapshot"):
+class DemandSnapshot(Struct, frozen=True, tag="demand_snapshot", gc=False):
     """Have a process say what its state is right after an input."""
 
     durable: ClassVar[bool] = False
@@ -379,7 +379,7 @@ class DemandSnapshot(Struct, frozen=True, tag="demand_snapshot"):
     seq: int
 
 
-class StopAgent(Struct, frozen=True, tag="stop_agent"):
+class StopAgent(Struct, frozen=True, tag="stop_agent", gc=False):
     """End one agent's process: it hangs, is not wanted any more, or belongs to an earlier incarnation."""
 
     durable: ClassVar[bool] = False

@@ -3,6 +3,9 @@
 Everything here is frozen and crosses boundaries (journal, processes), so fields are only ever added, with defaults.
 Times named `_at` are seconds on the coordinator's time-line: monotonic within one life of the coordinator, and
 never going back from one life to the next.
+
+They are trees, as are commands, events and messages, so the garbage collector has nothing to find in them (`gc=False`):
+who keeps thousands of outcomes would otherwise stand still for a tenth of a second while it looks through them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ TaskId = NewType("TaskId", str)
 AgentId = NewType("AgentId", str)
 
 
-class Payload(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Payload(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A task's input or result: small ones inline, large ones by reference."""
 
     codec: str = "msgpack"  # how the bytes were made: "msgpack" (plain data) or "pickle" (any other Python object)
@@ -28,7 +31,7 @@ class Payload(Struct, frozen=True, kw_only=True, omit_defaults=True):
     size_bytes: int = 0  # of the encoded bytes, wherever they are
 
 
-class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Task(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What a caller wants done. Built by the shell from user input, so it is valid by construction."""
 
     id: TaskId
@@ -66,7 +69,7 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return 512 + len(self.prompt) + len(self.choices) + len(self.tools) + inline
 
 
-class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Why an attempt, a start or a task failed."""
 
     kind: str  # application | quality | agent_lost | diverged | timeout | deadline | cancelled | poison | no_agent
@@ -79,7 +82,7 @@ class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 AGENTS_FAULT = frozenset({"application", "quality", "timeout"})  # kinds of failure that say something of the agent
 
 
-class StoryLine(Struct, frozen=True, array_like=True):
+class StoryLine(Struct, frozen=True, array_like=True, gc=False):
     """One line of a task's story."""
 
     at: float
@@ -89,7 +92,7 @@ class StoryLine(Struct, frozen=True, array_like=True):
     detail: str = ""
 
 
-class Estimate(Struct, frozen=True, array_like=True):
+class Estimate(Struct, frozen=True, array_like=True, gc=False):
     """What to expect of one candidate, a class of agents, at one task. None: not known."""
 
     candidate: str  # name of the agent class
@@ -101,7 +104,7 @@ class Estimate(Struct, frozen=True, array_like=True):
     related: float = 0.0  # of `success`, what is due to whose answer the task goes on from
 
 
-class Receipt(Struct, frozen=True, array_like=True):
+class Receipt(Struct, frozen=True, array_like=True, gc=False):
     """The record of one routed choice: what was estimated, what it was worth, and what part chance had in it.
 
     `estimates`, `values` and `propensities` are of the candidates that could be chosen, in the same order. What the
@@ -129,7 +132,7 @@ class Receipt(Struct, frozen=True, array_like=True):
     detail: str = ""  # why Serve did not answer, where it was to
 
 
-class Choice(Struct, frozen=True, array_like=True):
+class Choice(Struct, frozen=True, array_like=True, gc=False):
     """Why this agent: what `explain()` says of one attempt."""
 
     # only_one | power_of_two | prefetch | same | batch | recent | adopted | next_free | routed | taken_over,
@@ -142,7 +145,7 @@ class Choice(Struct, frozen=True, array_like=True):
     detail: str = ""  # what failed then, in words
 
 
-class NotEnough(Struct, frozen=True, array_like=True):
+class NotEnough(Struct, frozen=True, array_like=True, gc=False):
     """An answer that fell short of its task's `least_quality`: what it was worth, and what making it took."""
 
     attempt: int
@@ -151,7 +154,7 @@ class NotEnough(Struct, frozen=True, array_like=True):
     cost_usd: float | None = None
 
 
-class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The one final result of a task. Recorded before anyone sees it and never changed after."""
 
     task_id: TaskId
@@ -176,7 +179,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     restarts: tuple[int, ...] = ()  # for each time that chunks were withdrawn, how many stood after it
 
 
-class Asked(Struct, frozen=True, array_like=True):
+class Asked(Struct, frozen=True, array_like=True, gc=False):
     """What a router read of a task, cut to what is kept: recorded beside the outcome, which has none of it."""
 
     text: str  # the prompt
@@ -186,7 +189,7 @@ class Asked(Struct, frozen=True, array_like=True):
     counts: dict[str, float] = {}  # of what was offered, uncut
 
 
-class Grade(Struct, frozen=True, array_like=True):
+class Grade(Struct, frozen=True, array_like=True, gc=False):
     """What an answer turned out to be worth, said later."""
 
     task_id: TaskId
@@ -195,7 +198,7 @@ class Grade(Struct, frozen=True, array_like=True):
     by: str = ""  # who or what said so
 
 
-class Recorded(Struct, frozen=True, kw_only=True):
+class Recorded(Struct, frozen=True, kw_only=True, gc=False):
     """All that is kept of a task that has ended."""
 
     outcome: Outcome
@@ -203,7 +206,7 @@ class Recorded(Struct, frozen=True, kw_only=True):
     grade: Grade | None = None  # the newest
 
 
-class StatefulSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StatefulSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How the state of a class of stateful agents is kept (see `flowray.core.stateful`)."""
 
     standby: str = "cold"  # cold: a new process restores the state; warm: a second process has it already
@@ -212,7 +215,7 @@ class StatefulSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     of: str = ""  # set for the standbys of a class: its name
 
 
-class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A class of agents that should exist: `count` of them, in one tier. The shell knows how to start one."""
 
     name: str  # unique; agents are called "<name>-<n>"
@@ -229,7 +232,7 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stateful: StatefulSpec | None = None  # set where its agents keep a state
 
 
-class Held(Struct, frozen=True, array_like=True):
+class Held(Struct, frozen=True, array_like=True, gc=False):
     """An attempt that the book has at an agent."""
 
     attempt: int
@@ -239,7 +242,7 @@ class Held(Struct, frozen=True, array_like=True):
     started_at: float
 
 
-class Running(Struct, frozen=True, array_like=True):
+class Running(Struct, frozen=True, array_like=True, gc=False):
     """What an agent says it is running, when a new coordinator asks."""
 
     task_id: TaskId
@@ -247,7 +250,7 @@ class Running(Struct, frozen=True, array_like=True):
     epoch: int
 
 
-class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A task that is not yet terminal, as a snapshot keeps it."""
 
     task: Task
@@ -272,7 +275,7 @@ class OpenTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stream: SavedStream | None = None  # of its chunks, where it has given out some
 
 
-class Logged(Struct, frozen=True, array_like=True):
+class Logged(Struct, frozen=True, array_like=True, gc=False):
     """One input of a stateful agent, with its number."""
 
     seq: int  # from 1 in the life of the instance
@@ -280,7 +283,7 @@ class Logged(Struct, frozen=True, array_like=True):
     at: float  # when it was given its number
 
 
-class StateSnapshot(Struct, frozen=True, array_like=True):
+class StateSnapshot(Struct, frozen=True, array_like=True, gc=False):
     """The state of a stateful agent after an input."""
 
     seq: int  # of the last input that it has
@@ -288,7 +291,7 @@ class StateSnapshot(Struct, frozen=True, array_like=True):
     value: Payload | None = None
 
 
-class OpenInbox(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class OpenInbox(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is kept of one stateful agent, as a snapshot of the core has it."""
 
     agent_id: AgentId
@@ -303,7 +306,7 @@ class OpenInbox(Struct, frozen=True, kw_only=True, omit_defaults=True):
     barred: dict[str, int] = {}
 
 
-class RouterPlace(Struct, frozen=True, array_like=True):
+class RouterPlace(Struct, frozen=True, array_like=True, gc=False):
     """One version of the router, and where it lies."""
 
     version: str  # as `flowray.routing.versions` makes it; "none" of a router that was never trained
@@ -311,7 +314,7 @@ class RouterPlace(Struct, frozen=True, array_like=True):
     history: str = ""  # directory; "" for none
 
 
-class RouterRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RouterRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A decision about which version of the router is in force, and what was so from then on."""
 
     at: float
@@ -324,7 +327,7 @@ class RouterRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     evidence: Evidence | None = None  # of the stage, so that a restarted coordinator goes on with it
 
 
-class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The durable part of the core at a moment: what a restarted coordinator must know again."""
 
     at: float

@@ -34,7 +34,7 @@ def decode(body: bytes, kind: type[T]) -> T:
 # ── driver and coordinator ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Submit(Struct, frozen=True, array_like=True, tag="submit"):
+class Submit(Struct, frozen=True, array_like=True, tag="submit", gc=False):
     """Tasks to accept; answered by one Answer for each, in order, once the accepted ones are on disk."""
 
     number: int  # of this request; its answer has the same
@@ -42,7 +42,7 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     again: bool = False  # sent before, without an answer
 
 
-class Answer(Struct, frozen=True, array_like=True):
+class Answer(Struct, frozen=True, array_like=True, gc=False):
     """What became of one submitted task."""
 
     task_id: str  # the task to wait for: an earlier one's, when this was a repeat
@@ -51,27 +51,27 @@ class Answer(Struct, frozen=True, array_like=True):
     retry_after_s: float | None = None
 
 
-class Answers(Struct, frozen=True, array_like=True, tag="answers"):
+class Answers(Struct, frozen=True, array_like=True, tag="answers", gc=False):
     """The answer to a Submit."""
 
     number: int
     answers: list[Answer]
 
 
-class Want(Struct, frozen=True, array_like=True, tag="want"):
+class Want(Struct, frozen=True, array_like=True, tag="want", gc=False):
     """Send the outcomes of these tasks too (those of what this client submits come by themselves)."""
 
     task_ids: list[str]
 
 
-class Outcomes(Struct, frozen=True, array_like=True, tag="outcomes"):
+class Outcomes(Struct, frozen=True, array_like=True, tag="outcomes", gc=False):
     """What this client waits for, as it becomes known. Each at least once."""
 
     outcomes: list[Outcome]
     unknown: list[str] = []  # of those wanted: no task has this id
 
 
-class Question(Struct, frozen=True, array_like=True, tag="question"):
+class Question(Struct, frozen=True, array_like=True, tag="question", gc=False):
     """Anything else asked of the coordinator."""
 
     what: str  # see questions.py
@@ -91,7 +91,7 @@ class Question(Struct, frozen=True, array_like=True, tag="question"):
     node: str = ""  # the same of a node: Ray's id
 
 
-class Reply(Struct, frozen=True, array_like=True, tag="reply"):
+class Reply(Struct, frozen=True, array_like=True, tag="reply", gc=False):
     """The answer to a Question: `body` is the view asked for, encoded; or `error` says why not."""
 
     body: bytes = b""
@@ -100,7 +100,7 @@ class Reply(Struct, frozen=True, array_like=True, tag="reply"):
     number: int = 0
 
 
-class Introduction(Struct, frozen=True, array_like=True):
+class Introduction(Struct, frozen=True, array_like=True, gc=False):
     """What a coordinator says of itself."""
 
     config: bytes
@@ -112,14 +112,14 @@ class Introduction(Struct, frozen=True, array_like=True):
     bulk_port: int = 0  # where a client outside sends large payloads
 
 
-class Admission(Struct, frozen=True, array_like=True):
+class Admission(Struct, frozen=True, array_like=True, gc=False):
     """For a client on another node than the coordinator: where to go, and what to show there."""
 
     address: str  # host:port
     credentials: Credentials
 
 
-class Farewell(Struct, frozen=True, array_like=True, tag="farewell"):
+class Farewell(Struct, frozen=True, array_like=True, tag="farewell", gc=False):
     """The coordinator leaves for good."""
 
     reason: str
@@ -128,7 +128,7 @@ class Farewell(Struct, frozen=True, array_like=True, tag="farewell"):
 # ── coordinator and agent ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Door(Struct, frozen=True, array_like=True):
+class Door(Struct, frozen=True, array_like=True, gc=False):
     """Where the coordinator is to be reached, and what to show there."""
 
     instance: str  # of its process in the mesh
@@ -142,7 +142,7 @@ class Door(Struct, frozen=True, array_like=True):
         return f"Door({self.path!r})"
 
 
-class Prepare(Struct, frozen=True, array_like=True):
+class Prepare(Struct, frozen=True, array_like=True, gc=False):
     """The first message to a process."""
 
     process: str  # its name in the mesh
@@ -155,7 +155,7 @@ class Prepare(Struct, frozen=True, array_like=True):
     credentials: Credentials | None = None  # for a process on another node than the coordinator's
 
 
-class Prepared(Struct, frozen=True, array_like=True):
+class Prepared(Struct, frozen=True, array_like=True, gc=False):
     """The process is up and connected."""
 
     node_id: str
@@ -163,7 +163,7 @@ class Prepared(Struct, frozen=True, array_like=True):
     pid: int
 
 
-class Begin(Struct, frozen=True, array_like=True):
+class Begin(Struct, frozen=True, array_like=True, gc=False):
     """Host this agent."""
 
     agent_id: str
@@ -179,7 +179,7 @@ class Begin(Struct, frozen=True, array_like=True):
     fence_all: bool = False  # and the others no longer either
 
 
-class Begun(Struct, frozen=True, array_like=True):
+class Begun(Struct, frozen=True, array_like=True, gc=False):
     """The agent is there, or why not."""
 
     failure: Failure | None = None
@@ -187,7 +187,7 @@ class Begun(Struct, frozen=True, array_like=True):
     topics: tuple[str, ...] = ()  # that it wants to hear of
 
 
-class Start(Struct, frozen=True, array_like=True, tag="start"):
+class Start(Struct, frozen=True, array_like=True, tag="start", gc=False):
     """Run this attempt."""
 
     agent_id: str
@@ -199,7 +199,7 @@ class Start(Struct, frozen=True, array_like=True, tag="start"):
     cursor: int = 0  # chunks that these gave out, and stand
 
 
-class Step(Struct, frozen=True, array_like=True, tag="step"):
+class Step(Struct, frozen=True, array_like=True, tag="step", gc=False):
     """Record this step of a running attempt."""
 
     agent_id: str
@@ -212,7 +212,7 @@ class Step(Struct, frozen=True, array_like=True, tag="step"):
     value: Payload | None = None
 
 
-class StepAnswer(Struct, frozen=True, array_like=True, tag="step_answer"):
+class StepAnswer(Struct, frozen=True, array_like=True, tag="step_answer", gc=False):
     """What became of a step; what is recorded is on disk."""
 
     agent_id: str
@@ -222,7 +222,7 @@ class StepAnswer(Struct, frozen=True, array_like=True, tag="step_answer"):
     detail: str = ""
 
 
-class Emit(Struct, frozen=True, array_like=True, tag="emit"):
+class Emit(Struct, frozen=True, array_like=True, tag="emit", gc=False):
     """Record these chunks of a running attempt, and show them."""
 
     agent_id: str
@@ -237,7 +237,7 @@ class Emit(Struct, frozen=True, array_like=True, tag="emit"):
     paced: bool = False  # it waits for readers, and wants to hear of them
 
 
-class Emitted(Struct, frozen=True, array_like=True, tag="emitted"):
+class Emitted(Struct, frozen=True, array_like=True, tag="emitted", gc=False):
     """What became of a batch of chunks; what is recorded is on disk."""
 
     agent_id: str
@@ -247,7 +247,7 @@ class Emitted(Struct, frozen=True, array_like=True, tag="emitted"):
     read: int = 0  # chunks that the foremost reader has
 
 
-class Read(Struct, frozen=True, array_like=True, tag="read"):
+class Read(Struct, frozen=True, array_like=True, tag="read", gc=False):
     """The foremost reader of a task has so many chunks."""
 
     agent_id: str
@@ -255,7 +255,7 @@ class Read(Struct, frozen=True, array_like=True, tag="read"):
     seq: int
 
 
-class Page(Struct, frozen=True, array_like=True):
+class Page(Struct, frozen=True, array_like=True, gc=False):
     """Chunks of a task for one reader: the answer to the question "chunks". They are on disk."""
 
     seq: int  # number of the first one
@@ -265,7 +265,7 @@ class Page(Struct, frozen=True, array_like=True):
     state: str = ""  # of a task that has ended, when there are no chunks after these
 
 
-class Renew(Struct, frozen=True, array_like=True, tag="renew"):
+class Renew(Struct, frozen=True, array_like=True, tag="renew", gc=False):
     """May this agent's exclusive attempts go on?"""
 
     agent_id: str
@@ -274,7 +274,7 @@ class Renew(Struct, frozen=True, array_like=True, tag="renew"):
     ordinary: bool = False  # or may those that are not exclusive?
 
 
-class Leased(Struct, frozen=True, array_like=True, tag="leased"):
+class Leased(Struct, frozen=True, array_like=True, tag="leased", gc=False):
     """They may. There is no other answer."""
 
     agent_id: str
@@ -282,7 +282,7 @@ class Leased(Struct, frozen=True, array_like=True, tag="leased"):
     ordinary: bool = False
 
 
-class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
+class Cancel(Struct, frozen=True, array_like=True, tag="cancel", gc=False):
     """Stop this attempt; say so when it is over."""
 
     agent_id: str
@@ -292,7 +292,7 @@ class Cancel(Struct, frozen=True, array_like=True, tag="cancel"):
     by: int  # epoch of the coordinator that says this
 
 
-class Finished(Struct, frozen=True, array_like=True, tag="finished"):
+class Finished(Struct, frozen=True, array_like=True, tag="finished", gc=False):
     """An attempt is over."""
 
     task_id: str
@@ -306,7 +306,7 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     chunks: int = 0  # that it gave out, those included that it went on from
 
 
-class Returned(Struct, frozen=True, array_like=True, tag="returned"):
+class Returned(Struct, frozen=True, array_like=True, tag="returned", gc=False):
     """An attempt was not begun and is handed back."""
 
     task_id: str
@@ -314,7 +314,7 @@ class Returned(Struct, frozen=True, array_like=True, tag="returned"):
     epoch: int
 
 
-class Restore(Struct, frozen=True, array_like=True, tag="restore"):
+class Restore(Struct, frozen=True, array_like=True, tag="restore", gc=False):
     """Of a stateful agent: this is the state after input `seq`; 0: the one it was made with."""
 
     agent_id: str
@@ -322,14 +322,14 @@ class Restore(Struct, frozen=True, array_like=True, tag="restore"):
     value: Payload | None = None
 
 
-class Activate(Struct, frozen=True, array_like=True, tag="activate"):
+class Activate(Struct, frozen=True, array_like=True, tag="activate", gc=False):
     """Its outputs count, in this term."""
 
     agent_id: str
     term: int
 
 
-class Input(Struct, frozen=True, array_like=True, tag="input"):
+class Input(Struct, frozen=True, array_like=True, tag="input", gc=False):
     """Apply this input."""
 
     agent_id: str
@@ -340,14 +340,14 @@ class Input(Struct, frozen=True, array_like=True, tag="input"):
     answered: int  # outcomes of inputs up to this number are on disk
 
 
-class TakeSnapshot(Struct, frozen=True, array_like=True, tag="take_snapshot"):
+class TakeSnapshot(Struct, frozen=True, array_like=True, tag="take_snapshot", gc=False):
     """Say what the state is after this input."""
 
     agent_id: str
     seq: int
 
 
-class Output(Struct, frozen=True, array_like=True, tag="output"):
+class Output(Struct, frozen=True, array_like=True, tag="output", gc=False):
     """What applying an input came to."""
 
     seq: int
@@ -358,7 +358,7 @@ class Output(Struct, frozen=True, array_like=True, tag="output"):
     run_s: float = 0.0
 
 
-class Snapshotted(Struct, frozen=True, array_like=True, tag="snapshotted"):
+class Snapshotted(Struct, frozen=True, array_like=True, tag="snapshotted", gc=False):
     """The state after an input, or why there is none."""
 
     seq: int
@@ -368,7 +368,7 @@ class Snapshotted(Struct, frozen=True, array_like=True, tag="snapshotted"):
     failure: Failure | None = None
 
 
-class Refused(Struct, frozen=True, array_like=True, tag="refused"):
+class Refused(Struct, frozen=True, array_like=True, tag="refused", gc=False):
     """The process cannot have the state that it should have."""
 
     failure: Failure
@@ -377,26 +377,26 @@ class Refused(Struct, frozen=True, array_like=True, tag="refused"):
 Result = Finished | Returned | Output | Snapshotted | Refused
 
 
-class Retire(Struct, frozen=True, array_like=True, tag="retire"):
+class Retire(Struct, frozen=True, array_like=True, tag="retire", gc=False):
     """This agent is not wanted any more; its process goes on for others."""
 
     agent_id: str
 
 
-class Acknowledge(Struct, frozen=True, array_like=True, tag="acknowledge"):
+class Acknowledge(Struct, frozen=True, array_like=True, tag="acknowledge", gc=False):
     """The agent's results up to this number are on disk."""
 
     agent_id: str
     last: int
 
 
-class Renewed(Struct, frozen=True, array_like=True, tag="renewed"):
+class Renewed(Struct, frozen=True, array_like=True, tag="renewed", gc=False):
     """A process's new certificate; connections that are open go on with the old one."""
 
     credentials: Credentials
 
 
-class Report(Struct, frozen=True, array_like=True, tag="report"):
+class Report(Struct, frozen=True, array_like=True, tag="report", gc=False):
     """What an agent did since its last report."""
 
     agent_id: str
@@ -405,7 +405,7 @@ class Report(Struct, frozen=True, array_like=True, tag="report"):
     results: list[Result]
 
 
-class Held(Struct, frozen=True, array_like=True):
+class Held(Struct, frozen=True, array_like=True, gc=False):
     """What an agent holds, for a coordinator that just began its epoch."""
 
     agent_id: str
@@ -418,7 +418,7 @@ class Held(Struct, frozen=True, array_like=True):
     term: int = 0  # of a stateful agent: for which it is the active process
 
 
-class Found(Struct, frozen=True, array_like=True):
+class Found(Struct, frozen=True, array_like=True, gc=False):
     """What a process says to a new coordinator."""
 
     made: Prepared | None = None
@@ -431,24 +431,24 @@ class Found(Struct, frozen=True, array_like=True):
 # ── for agents and drivers that talk to one another ──────────────────────────────────────────────────────────────────
 
 
-class Learn(Struct, frozen=True, array_like=True, tag="learn"):
+class Learn(Struct, frozen=True, array_like=True, tag="learn", gc=False):
     """Tell this process of every change of the directory, from the one that it has."""
 
     epoch: int
     version: int
 
 
-class Reach(Struct, frozen=True, array_like=True, tag="reach"):
+class Reach(Struct, frozen=True, array_like=True, tag="reach", gc=False):
     """Where is this process?"""
 
     process: str
 
 
-class Listen(Struct, frozen=True, array_like=True, tag="listen"):
+class Listen(Struct, frozen=True, array_like=True, tag="listen", gc=False):
     """Another process wants to dial this one."""
 
 
-class Listening(Struct, frozen=True, array_like=True, tag="listening"):
+class Listening(Struct, frozen=True, array_like=True, tag="listening", gc=False):
     """Where this process can be dialled."""
 
     node: str  # that the path is on
@@ -457,7 +457,7 @@ class Listening(Struct, frozen=True, array_like=True, tag="listening"):
     port: int = 0  # 0: not from other nodes
 
 
-class Reached(Struct, frozen=True, array_like=True, tag="reached"):
+class Reached(Struct, frozen=True, array_like=True, tag="reached", gc=False):
     """The answer to Reach: where the process is, or the reason why nobody can say."""
 
     process: str
@@ -468,7 +468,7 @@ class Reached(Struct, frozen=True, array_like=True, tag="reached"):
     reason: str = ""
 
 
-class Subscribe(Struct, frozen=True, array_like=True, tag="subscribe"):
+class Subscribe(Struct, frozen=True, array_like=True, tag="subscribe", gc=False):
     """A driver hears what is sent to this name, and what is published to these topics."""
 
     agent_id: str
@@ -476,13 +476,13 @@ class Subscribe(Struct, frozen=True, array_like=True, tag="subscribe"):
     gone: bool = False  # it does so no more
 
 
-class Told(Struct, frozen=True, array_like=True, tag="told"):
+class Told(Struct, frozen=True, array_like=True, tag="told", gc=False):
     """What has changed in the directory."""
 
     changes: Changes
 
 
-class Lost(Struct, frozen=True, array_like=True, tag="lost"):
+class Lost(Struct, frozen=True, array_like=True, tag="lost", gc=False):
     """This process is gone: whoever waits for it waits in vain."""
 
     process: str
