@@ -358,7 +358,8 @@ class Pools:
     async def _watch(self, process: Process) -> None:
         cause, certain = await process.link.watch()
         made = process.made
-        if not certain and made is not None and made.node_id == self._node_id:
+        if made is not None and made.node_id == self._node_id:
+            # Ray calls a process dead when its connection is gone, which is a moment before the process is, if it is.
             certain = await _ends(made.pid)
         self._lost(process, "stopped by the coordinator" if process.stopped else cause, certain=certain)
 

@@ -162,10 +162,10 @@ def test_a_partition_one_way_lets_a_node_hear_and_not_speak(cluster: NamespaceCl
 
 
 def took_s(cluster: NamespaceCluster, size: int) -> float:
-    """Of a connection from the second node to the first, so many bytes and an answer."""
-    taker = cluster.run(0, [sys.executable, "-c", TAKE, cluster.ip(0)])
+    """Of a connection from beside the second node to beside the first, so many bytes and an answer."""
+    taker = cluster.run(0, [sys.executable, "-c", TAKE, cluster.ip(0)], beside=True)
     wait_until(lambda: "listening" in taker.output, 30, "somebody listens")
-    said = cluster.run(1, [sys.executable, "-c", GIVE, cluster.ip(0), str(size)]).check(60)
+    said = cluster.run(1, [sys.executable, "-c", GIVE, cluster.ip(0), str(size)], beside=True).check(60)
     taker.check(30)
     return float(said)
 
@@ -189,10 +189,12 @@ def test_a_bad_cable_is_late_and_loses_frames(cluster: NamespaceCluster) -> None
         cluster.heal(1)
     cluster.bad_cable(1, loss=1.0)
     try:
-        assert cluster.run(1, reach).check(30).startswith("not reached")
+        assert cluster.run(1, reach, beside=True).check(30).startswith("not reached")
     finally:
         cluster.heal(1)
-    wait_until(lambda: cluster.run(1, reach).check(30).startswith("reached"), 30, "the nodes see each other again")
+    wait_until(
+        lambda: cluster.run(1, reach, beside=True).check(30).startswith("reached"), 30, "the nodes see each other again"
+    )
     name = cluster.directory.name.partition("-")[0]
     assert f"{name}s1" not in links() and f"{name}t1" not in links(), "the spare piece is gone"
 
