@@ -123,6 +123,9 @@ class Strikes:
         self.emptied.add(process.node)
         for other in world.processes.values():
             self.came_up(other)
+        if world.leader is not None:  # it may not have heard of the death of some that were there
+            there = [agent for agent in world.leader.core.registry.agents() if agent.node == process.node]
+            world.observer.may_leave.update((agent.id, agent.incarnation) for agent in there)
         world.tell_leader(0.0, NodeDrained(process.node))
         world.tell_leader(self._places.uniform(0.0, 30.0), NodeDrained(process.node, drained=False))
 

@@ -22,7 +22,8 @@ lost when it was sent on, and nobody gave its stream up, as any transport would.
 long that it came when its caller had been refused, and was accepted: that task was given no time to end. In 5331 an
 agent that was leaving, and therefore given nothing, was called idle. In 8747 a caller asked six times in 400 s,
 and each time one that had been a coordinator and was dead. In 151 a task was accepted as late as in 2566, and nobody
-waited for those who read its chunks. All five are mistakes of the simulator, not of the core.
+waited for those who read its chunks. In 142159 a node was drained of a process whose death was not known yet, and its
+start elsewhere was taken for that of a third loss. All six are mistakes of the simulator, not of the core.
 
 Two are of the core. In 79733 an attempt that had ended when it was told to was adopted, as the report that it ran came
 late: its answer could not come any more. In 74844 an input whose own output was lost was part of a state that later
