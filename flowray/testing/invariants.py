@@ -28,6 +28,8 @@ S3  an attempt is given every step recorded before it, and no other
 X1  attempts of an exclusive task do not overlap (what is stopped, as by `kill -STOP`, does not run)
 S4  of a task's attempts a later one has a higher fence, and no two have the same
 R1  whom a router's estimates chose could be chosen, with a known probability
+
+S1 to S4 and X1 are judged by `flowray.testing.attempts`, R1 and what the order of events tells by `races`.
 """
 
 from __future__ import annotations

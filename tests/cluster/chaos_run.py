@@ -271,6 +271,11 @@ class Chaos:
         except ClusterFailed as error:
             raise ClusterFailed(f"{error}\nlast status: {json.dumps(self._status)}\n{self._said()}") from None
 
+    def wait(self, seconds: float) -> None:
+        """At once an error when a client has ended meanwhile."""
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= end, "the clients are there")
+
     def _said(self) -> str:
         """What the coordinators printed, the newest last: for a run that fails."""
         files = sorted(self.cluster.logs(HEAD, "worker-*.err"), key=lambda file: file.stat().st_mtime)
@@ -336,8 +341,7 @@ class Chaos:
     def calm(self) -> dict[str, Any]:
         """Wait until all is well and then for a random while; the status at that moment."""
         self.until(self.busy, "all agents ready and the queue full")
-        end = time.monotonic() + self.rng.uniform(0.0, self.plan.calm_s)
-        self.until(lambda: time.monotonic() >= end, "a random moment")
+        self.wait(self.rng.uniform(0.0, self.plan.calm_s))
         return self.status()
 
     def note(self, kind: str, victims: list[str], status: dict[str, Any]) -> Fault:
@@ -382,8 +386,7 @@ class Chaos:
         os.kill(victim, signal.SIGKILL)
         if twice:
             victim = self.until(lambda: self._coordinator_but(victim), "a coordinator's process")
-            end = time.monotonic() + self.rng.uniform(0.0, 1.0)
-            self.until(lambda: time.monotonic() >= end, "a random moment")
+            self.wait(self.rng.uniform(0.0, 1.0))
             fault = self.note("coordinator", [str(victim)], status)
             os.kill(victim, signal.SIGKILL)
         self.back(fault, lambda s: s["epoch"] > status["epoch"] and s["at"] > fault.at)
@@ -410,8 +413,7 @@ class Chaos:
         self.rng.shuffle(victims)
         fault = self.note("both", [agent_id], status)
         os.kill(victims[0], signal.SIGKILL)
-        end = time.monotonic() + self.rng.uniform(0.0, 0.5)
-        self.until(lambda: time.monotonic() >= end, "a random moment")
+        self.wait(self.rng.uniform(0.0, 0.5))
         os.kill(victims[1], signal.SIGKILL)
         self.back(fault, lambda s: s["epoch"] > status["epoch"] and _ready_again(s, {agent_id: incarnation}))
         self.say(f"coordinator and {agent_id} ({fault.open} open): both back after {fault.back_s:.2f} s")
@@ -426,8 +428,7 @@ class Chaos:
         node, there = self._other_node(status)
         fault = self.note("node", sorted(there), status)
         self.cluster.kill_node(node)
-        end = time.monotonic() + self.rng.uniform(1.0, 3.0)  # how long the machine is away
-        self.until(lambda: time.monotonic() >= end, "a random moment")
+        self.wait(self.rng.uniform(1.0, 3.0))  # how long the machine is away
         self.cluster.start_node(node)
         returned_s = time.monotonic() - fault.at
         self.back(fault, lambda s: _ready_again(s, there))
@@ -448,8 +449,7 @@ class Chaos:
         fault = self.note("head", there, status)
         del self._programs["read"]
         self.cluster.kill_node(HEAD)
-        end = time.monotonic() + self.rng.uniform(0.5, 3.0)
-        self.until(lambda: time.monotonic() >= end, "a random moment")
+        self.wait(self.rng.uniform(0.5, 3.0))
         fault.away_s = time.monotonic() - fault.at
         self.cluster.start_node(HEAD)
         started_s = time.monotonic() - fault.at - fault.away_s
@@ -475,8 +475,7 @@ class Chaos:
         fault.away_s = away_s
         self.until(lambda: self.cluster.store_process() not in (0, victim), "another control store is there")
         fault.back_s = time.monotonic() - fault.at - away_s
-        end = time.monotonic() + 3.0  # whatever follows from it has its time
-        self.until(lambda: time.monotonic() >= end, "the clients are there")
+        self.wait(3.0)  # whatever follows from it has its time
         self.say(f"control store ({fault.open} open, away for {away_s:g} s): started again in {fault.back_s:.3f} s")
 
     def kill_keeper(self) -> None:
@@ -508,10 +507,7 @@ class Chaos:
             self.cluster.heal(node)
         # Ray gives up a node that was away for some seconds, and the node leaves as soon as it hears of that.
         self.until(lambda: not self.cluster.lives(node) or self._settled(there), "the node is back, or gone for good")
-        left = not self.cluster.lives(node)
-        if left:
-            self.cluster.kill_node(node)
-            self.cluster.start_node(node)
+        left = self.bring_back(node)
         self.until(self.ready, "all agents are ready")
         fault.back_s = time.monotonic() - fault.at
         most = {name: max(mb, _resident_mb(watched[name])) for name, mb in most.items()}
@@ -520,6 +516,14 @@ class Chaos:
         self.say(
             f"{fault.kind} for {away_s:g} s ({fault.open} open, {went}): all agents ready after {fault.back_s:.2f} s"
         )
+
+    def bring_back(self, node: int) -> bool:
+        """Start a node that has left, because Ray gave it up, or was killed. False where it is there."""
+        if self.cluster.lives(node):
+            return False
+        self.cluster.kill_node(node)
+        self.cluster.start_node(node)
+        return True
 
     def _settled(self, there: dict[str, int]) -> bool:
         """Has the cut been noticed by nobody, or been dealt with?"""

@@ -107,9 +107,7 @@ class Storm(Chaos):
             self._last(fault, seconds)
         finally:
             self.cluster.heal(node)
-        if not self.cluster.lives(node):  # Ray may give a node up that it hears so seldom of
-            self.cluster.kill_node(node)
-            self.cluster.start_node(node)
+        self.bring_back(node)  # Ray may give a node up that it hears so seldom of
         self._well_again(fault)
 
     def _begin(self, kind: str) -> tuple[Fault, dict[str, object]]:
@@ -118,7 +116,7 @@ class Storm(Chaos):
 
     def _last(self, fault: Fault, seconds: float) -> None:
         fault.away_s = seconds
-        self.until(lambda: time.monotonic() >= fault.at + seconds, "the clients are there")
+        self.wait(seconds)
 
     def _well_again(self, fault: Fault) -> None:
         end = time.monotonic()
@@ -194,32 +192,26 @@ class Storm(Chaos):
         }
         first, second = names = self.rng.sample(sorted(faults), 2)
         faults[first]()
-        self._wait(self.rng.uniform(0.0, 0.5))
+        self.wait(self.rng.uniform(0.0, 0.5))
         with contextlib.suppress(ProcessLookupError):  # the first one took it
             faults[second]()
         if any("cut" in name or "late" in name for name in names):
-            self._wait(self.rng.uniform(2.0, 6.0))
+            self.wait(self.rng.uniform(2.0, 6.0))
         self.cluster.heal(node)
-        self._wait(1.0)
+        self.wait(1.0)
         self.until(lambda: self._there(node), "the node is there, or gone")
         self._well_again(fault)
         self.say(f"two at once: {' and '.join(names)}")
 
     def _there(self, node: int) -> bool:
         """Start a node that has left, or was killed; true when all are ready."""
-        if not self.cluster.lives(node):
-            self.cluster.kill_node(node)
-            self.cluster.start_node(node)
+        self.bring_back(node)
         return self.ready() and self._status["at"] > time.monotonic() - 1.0
 
     # ── how ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _any_far(self) -> int:
         return self.rng.randrange(1, self.plan.machines)
-
-    def _wait(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        self.until(lambda: time.monotonic() >= end, "the clients are there")
 
     @contextlib.contextmanager
     def _traced(self, pid: object, fault: str) -> Iterator[None]:

@@ -36,7 +36,7 @@ def main(where: str, count: str, pace: str, volatile: str = "") -> None:
         schema=schema,
         allow_filesystems=allowed if volatile else ANYWHERE,
         allow_volatile=bool(volatile),
-        checkpoint_bytes=200_000,
+        checkpoint_bytes=1_600_000,  # an eighth of it while nothing waits
         queue_commands=500,
         group_commands=100,
     )
