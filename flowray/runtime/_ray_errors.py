@@ -9,8 +9,8 @@ from ray import exceptions as rex
 
 from flowray.errors import CoordinatorUnavailable, FlowrayError, InvalidTask, StoreError
 
-# The process is gone for good: no later call can reach it.
-GONE: tuple[type[BaseException], ...] = (rex.ActorDiedError, rex.ActorUnschedulableError)
+# The process is gone for good, or its node is: no later call can reach it.
+GONE: tuple[type[BaseException], ...] = (rex.ActorDiedError, rex.ActorUnschedulableError, rex.TaskUnschedulableError)
 # Ray cannot reach it now, and may be starting it again.
 ABSENT: tuple[type[BaseException], ...] = (rex.ActorUnavailableError,)
 # It may be gone, restarting or only unreachable, and the call may have been executed or not.

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import math
 import os
+import select
 import signal
 import time
 from collections.abc import Iterable, Mapping
@@ -108,6 +109,10 @@ class Keeper:
         with contextlib.suppress(TimeoutError, *LOST, *REFUSED):  # a coordinator that is away hears it from Ray
             await asyncio.wait_for(self._coordinator.died.remote(one.name, one.pid), _MEMORY_S)
 
+    async def pid(self) -> int:
+        """As its node calls it."""
+        return os.getpid()
+
     async def stay(self) -> None:
         """Never return: whoever waits for this learns when the keeper dies."""
         await asyncio.Event().wait()
@@ -141,6 +146,20 @@ class Keeper:
         if state_of(one.pid) == "T":  # it may have gone on meanwhile
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+
+def gone(pid: int, within_s: float) -> bool:
+    """Has the process of this node that is called so ended, now or within that time?"""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(within_s * 1000.0))
+    finally:
+        os.close(handle)
 
 
 def free_memory() -> float:

@@ -10,11 +10,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flowray.runtime._ray_errors import LOST, NOT_CREATED, REFUSED
+from flowray.runtime._ray_errors import GONE, LOST, NOT_CREATED, REFUSED
 from flowray.runtime.cluster import NAMESPACE
-from flowray.runtime.keeper import COORDINATOR, Keeper, Watched, encode
+from flowray.runtime.keeper import COORDINATOR, Keeper, Watched, encode, gone
 
 _GATHER_S = 0.2  # changes within this are told together
+_END_S = 2.0  # at a time, for a keeper's process to end
 _AGAIN_S = 1.0  # until a keeper that died, or could not be started, is started again
 
 
@@ -29,6 +30,7 @@ class Keepers:
         self._pids: dict[str, dict[str, int]] = {node_id: {COORDINATOR: os.getpid()}}  # node -> process -> pid
         self._minding: dict[str, asyncio.Task[None]] = {}  # node -> who has a keeper there
         self._changed: dict[str, asyncio.Event] = {}
+        self._ending: dict[str, int] = {}  # node -> pid of the keeper that was told to end
         self._closed = False
 
     def add(self, node_id: str, name: str, pid: int) -> None:
@@ -41,14 +43,38 @@ class Keepers:
         if self._pids.get(node_id, {}).pop(name, None) is not None:
             self._tell(node_id)
 
-    async def dismiss(self, node_id: str) -> None:
-        """A node is drained: its keeper goes, too. (With the next process there comes another one.)"""
-        if not self._pids.get(node_id):
-            await asyncio.to_thread(self._end, node_id)
+    async def dismiss(self, node_id: str) -> list[str]:
+        """A node is drained: its keeper goes, too. (With the next process there comes another one.) Gives its name
+        as long as it may be there still."""
+        if not self._pids.get(node_id) and not await asyncio.to_thread(self._end, node_id):
+            return [self._name(node_id)]
+        return []
 
-    def _end(self, node_id: str) -> None:
-        with contextlib.suppress(ValueError, *LOST):  # there is none
-            ray.kill(ray.get_actor(self._name(node_id), namespace=NAMESPACE), no_restart=True)
+    def _end(self, node_id: str) -> bool:
+        """Blocking calls; has it gone? Ray calls it dead as soon as it is told to end it, and lets go of its name; so
+        a process of Ray's own on that node asks the kernel."""
+        try:
+            keeper = ray.get_actor(self._name(node_id), namespace=NAMESPACE)
+        except ValueError:
+            if node_id not in self._ending:
+                return True  # there is none
+        else:
+            with contextlib.suppress(*LOST):  # it has died, or does not answer: then it is ended unseen
+                self._ending[node_id] = ray.get(keeper.pid.remote(), timeout=_END_S)
+            ray.kill(keeper, no_restart=True)
+            if node_id not in self._ending:
+                return False  # once more, for its name
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        asking = ray.remote(gone).options(num_cpus=0, scheduling_strategy=there, enable_task_events=False)
+        try:
+            ended = ray.get(asking.remote(self._ending[node_id], _END_S))
+        except GONE:
+            ended = True  # with its node
+        except NOT_CREATED:
+            ended = False  # the one that asked has died: once more
+        if ended:
+            del self._ending[node_id]
+        return bool(ended)
 
     def _name(self, node_id: str) -> str:
         return f"{self._runtime}/keeper/{node_id}"

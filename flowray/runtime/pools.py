@@ -187,7 +187,7 @@ class Pools:
         await asyncio.to_thread(self._blocks.vacate, node_id)
         left = sorted(agent_id for one in there if not one.gone for agent_id in one.agents)
         if not left and not any(not one.gone for one in there):
-            await self._keepers.dismiss(node_id)
+            return await self._keepers.dismiss(node_id)
         return left or [one.link.process for one in there if not one.gone]
 
     def blocks(self) -> dict[str, str]:

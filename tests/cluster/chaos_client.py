@@ -1,10 +1,11 @@
 """The clients of the chaos runs: programs that write down all they do and see.
 
     python chaos_client.py start {...}   in the head node: starts the runtime, which stays, and leaves tickets
-    python chaos_client.py write {...}   beside it, without Ray: keeps many tasks open, reads every outcome
+    python chaos_client.py write {...}   beside it, without Ray: hands in tasks, reads every outcome
     python chaos_client.py read  {...}   in the head node, through Ray: reads outcomes by id over and over, all at last
-    python chaos_client.py visit {...}   beside another node, without Ray, over the network: keeps some tasks open too
+    python chaos_client.py visit {...}   beside another node, without Ray, over the network: hands in some, too
 
+The load is open-loop where there is a `rate_per_s`; else so many tasks are kept open, and all agents have work always.
 What the checker judges is in the history files; the writer also notes the runtime's status several times a second,
 from which the chaos run learns whom it may kill and when something is back. A file named `phase` says what to do next.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from arrivals import Arrivals
 from chaos_work import FarWork, HeadWork, answer
 from msgspec import structs
 
@@ -36,6 +38,7 @@ REPEAT_RATIO = 0.02  # of the submits: the same key once more
 ASK_RATIO = 0.1  # of the tasks: their agents ask one of the other node
 SCRATCH_RATIO = 0.01  # of the tasks: they need some memory
 STATUS_S = 0.1
+WAIT_S = 0.02  # at a time, for outcomes
 
 
 class Journal:
@@ -73,7 +76,7 @@ def seen(handle: fr.Handle) -> dict[str, Any]:
 
 
 class Writer:
-    """Keeps `open` tasks open, and hears of every outcome."""
+    """Hands in `rate_per_s` tasks a second, or keeps `open` of them open; and hears of every outcome."""
 
     def __init__(self, rt: fr.Runtime, settings: dict[str, Any], name: str = "writer") -> None:
         self._rt = rt
@@ -83,6 +86,8 @@ class Writer:
         self._journal = Journal(Path(settings["directory"]) / f"{name}.jsonl", name)
         self._arrived: SimpleQueue[tuple[float, int, fr.Handle]] = SimpleQueue()
         self._asked: list[str] = []
+        rate_per_s = settings.get("rate_per_s")
+        self._arrivals = Arrivals(rate_per_s, time.monotonic(), self._rng) if rate_per_s else None
         self.tasks: list[str] = []
         self.missing = 0  # tasks whose outcome has not come
         self.on_unavailable: Callable[[CoordinatorUnavailable], None] = lambda _: None
@@ -95,21 +100,32 @@ class Writer:
         payload["scratch"] = rng.random() < SCRATCH_RATIO
         return {"payload": payload, "key": key}
 
-    def fill(self) -> bool:
-        """Submit one batch if there is room; False when there is none."""
-        room = self._settings["open"] - self.missing
-        if room < min(BATCH, self._settings["open"]) // 4:
-            return False
-        keys = [f"{self._name}-{self._settings['seed']}-{len(self._asked) + n}" for n in range(min(room, BATCH))]
+    def fill(self) -> float:
+        """Submit one batch, if it is time or there is room; for how long there will be none, in seconds."""
+        if self._arrivals is not None:
+            times = self._arrivals.due(time.monotonic(), BATCH)
+            more: list[dict[str, Any]] = [{"due": at} for at in times]
+        else:
+            room = self._settings["open"] - self.missing
+            enough = room >= min(BATCH, self._settings["open"]) // 4
+            more = [{}] * min(room, BATCH) if enough else []
+        if not more:
+            until_next_s = self._arrivals.next_at - time.monotonic() if self._arrivals is not None else WAIT_S
+            return max(0.0, min(WAIT_S, until_next_s))
+        keys = [f"{self._name}-{self._settings['seed']}-{len(self._asked) + n}" for n in range(len(more))]
         self._asked.extend(keys)
-        repeated = self._rng.choices(self._asked, k=max(1, int(len(keys) * REPEAT_RATIO)))
-        self._submit(keys, wait=True)
-        self._submit(repeated, wait=False)
-        return True
+        repeated = [self._rng.choice(self._asked) for _ in keys if self._rng.random() < REPEAT_RATIO]
+        self._submit(keys, more, wait=True)
+        if repeated:
+            self._submit(repeated, [{}] * len(repeated), wait=False)
+        return 0.0
 
-    def _submit(self, keys: list[str], *, wait: bool) -> None:
+    def _submit(self, keys: list[str], more: list[dict[str, Any]], *, wait: bool) -> None:
         while True:
-            ops = [self._journal.invoke("submit", key=key, expect=answer(key)) for key in keys]
+            ops = [
+                self._journal.invoke("submit", key=key, expect=answer(key), **one)
+                for key, one in zip(keys, more, strict=True)
+            ]
             try:
                 handles = self._rt.submit_many([self.request(key) for key in keys])
             except CoordinatorUnavailable as error:
@@ -212,11 +228,9 @@ def write(settings: dict[str, Any]) -> None:
 
 
 def load_until(writer: Writer, phase: Path, settings: dict[str, Any]) -> None:
-    """Keep tasks open until the phase changes; then wait for all outcomes."""
+    """Hand in tasks until the phase changes; then wait for all outcomes."""
     while not phase.exists():
-        if not writer.fill():
-            writer.take(0.02)
-        writer.take(0.0)
+        writer.take(writer.fill())
     deadline = time.monotonic() + settings["drain_s"]
     while writer.missing and time.monotonic() < deadline:
         writer.take(0.1)
@@ -226,7 +240,8 @@ def visit(settings: dict[str, Any]) -> None:
     directory = Path(settings["directory"])
     with fr.Runtime.connect(address=str(directory / "ticket.json")) as rt:
         assert "ray" not in sys.modules
-        writer = Writer(rt, {**settings, "open": settings["visitor_open"]}, "visitor")
+        own = {"open": settings["visitor_open"], "rate_per_s": settings["visitor_rate_per_s"]}
+        writer = Writer(rt, {**settings, **own}, "visitor")
         load_until(writer, directory / "phase", settings)
         (directory / "visited").write_text(f"{len(writer.tasks)} {writer.missing}")
 

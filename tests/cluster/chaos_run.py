@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 HEAD, FAR = 0, 1  # FAR: the first of the nodes that have agents only
 LISTEN_PORT = 7443  # for the client without Ray; in a network of its own
 KEEPER = r"^ray::Keeper"  # how Ray calls their processes
+CAUGHT_UP_S = 0.5  # open-loop load: all is well when no more is open than comes in so long
 BACK_S = 90.0  # longest wait for something killed to be back, before the run fails
 
 
@@ -55,6 +56,8 @@ class Plan:
     far_agents: int = 2
     open: int = 1000  # tasks kept open by the client in the head node
     visitor_open: int = 20  # and by the one without Ray
+    rate_per_s: float = 0.0  # if not 0, instead: tasks that the one hands in whatever becomes of those before
+    visitor_rate_per_s: float = 0.0  # and the other
     wait_s: tuple[float, float] = (0.002, 0.05)  # how long a task takes
     calm_s: float = 0.7  # longest wait between two faults
     seed: int = 0
@@ -76,7 +79,16 @@ FULL = Plan(
     head_agents=3,
     far_agents=4,
     calm_s=2.0,
+    rate_per_s=70.0,  # with those of the other client: six tenths of the agents are at work in the mean (measured)
+    visitor_rate_per_s=4.0,
+    wait_s=(0.01, 0.09),
 )
+SATURATED = replace(FULL, rate_per_s=0.0, visitor_rate_per_s=0.0, wait_s=Plan().wait_s)  # all have work at each fault
+
+
+def full(seed: int) -> Plan:
+    """In full counts; every second seed keeps tasks open instead of handing them in by the clock."""
+    return replace(FULL if seed % 2 else SATURATED, seed=seed)
 
 
 KINDS = {  # of faults -> what the summary calls them
@@ -126,10 +138,18 @@ class Fault:
     first_s: float | None = None  # until the first outcome of a task that was running on the victim; of OF_ALL: the
     # longest time in which the writer heard of no outcome, its absence included
     last_s: float | None = None  # and the last one of them
+    again_s: float | None = None  # until an agent had begun again with one of those tasks
+    slowest_s: float | None = None  # the longest that a task took that was open then or came before the next fault,
+    # from when it was due; None of tasks that were not due at any time
     rerun: int = 0  # attempts that were lost with it and made again
     resident_mb: dict[str, tuple[int, int]] = field(
         default_factory=dict
     )  # cut: of processes, before and the most since
+
+    @property
+    def useful_s(self) -> float | None:
+        """Until there was useful work again: interrupted tasks are under way elsewhere, or there are outcomes."""
+        return self.first_s if self.again_s is None else self.again_s
 
 
 @dataclass
@@ -143,25 +163,34 @@ class Report:
     executed_again: int = 0
     asked: dict[str, int] = field(default_factory=dict)  # what became of the questions to the other node
     visitor: str = ""  # tasks of the client without Ray, and how many of them it never heard of again
+    offered_per_s: float | None = None  # tasks of the writer by the times at which they were due; None without any
+    latencies_s: dict[str, float | None] = field(default_factory=dict)  # from there to the outcome, over all its tasks
 
     def table(self) -> str:
         """For people: one row for each kind of fault, times in seconds."""
         head = f"{'fault':<13} {'n':>3} {'lost':>5} {'twice':>6} {'failed':>6}   "
-        head += f"{'first outcome p50':>17} {'p99':>6} {'max':>6}"
-        head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}"
+        head += f"{'begun again p50':>15} {'p99':>6} {'max':>6}   {'first outcome p50':>17} {'p99':>6} {'max':>6}"
+        head += f"   {'back p50':>8} {'p99':>6} {'max':>6} {'rerun':>6}   {'slowest task':>12}"
         rows = [head]
         for kind in KINDS:
             faults = [f for f in self.faults if f.kind == kind]
             if not faults:
                 continue
+            again = [f.again_s for f in faults if f.again_s is not None]
             first = [f.first_s for f in faults if f.first_s is not None]
             back = [f.back_s for f in faults if f.back_s is not None]
             row = f"{kind:<13} {len(faults):>3} {len(self.verdict.lost):>5} {len(self.verdict.twice):>6} "
             row += f"{sum(f.failed for f in faults):>6}   "
+            row += f"{quantile(again, 0.5):>15} {quantile(again, 0.99):>6} {quantile(again, 1.0):>6}   "
             row += f"{quantile(first, 0.5):>17} {quantile(first, 0.99):>6} {quantile(first, 1.0):>6}   "
             row += f"{quantile(back, 0.5):>8} {quantile(back, 0.99):>6} {quantile(back, 1.0):>6} "
-            rows.append(row + f"{sum(f.rerun for f in faults):>6}")
+            slowest = [f.slowest_s for f in faults if f.slowest_s is not None]
+            rows.append(row + f"{sum(f.rerun for f in faults):>6}   {quantile(slowest, 1.0):>12}")
         rows.append(f"(lost and twice: of the whole run and its {self.verdict.accepted} tasks)")
+        if self.offered_per_s is not None:
+            rows.append(
+                f"{self.offered_per_s:.1f} tasks a second were due; from then to the outcome: {self.latencies_s} s"
+            )
         rows.append(
             f"questions to the other node: {self.asked}; the client without Ray, tasks and missing: {self.visitor}"
         )
@@ -172,11 +201,11 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         """Of each kind how many, what was lost and done twice in the whole run, and the time from each to useful work
-        elsewhere: to the first outcome of what it had interrupted, in seconds."""
+        elsewhere, in seconds."""
         rows = []
         for kind, name in KINDS.items():
             faults = [f for f in self.faults if f.kind == kind]
-            times = [f.first_s for f in faults if f.first_s is not None]
+            times = [f.useful_s for f in faults if f.useful_s is not None]
             row: dict[str, Any] = {"fault": name, "n": len(faults)}
             row |= {"lost": len(self.verdict.lost), "twice": len(self.verdict.twice)}
             row |= {"failed": sum(f.failed for f in faults)}
@@ -188,7 +217,7 @@ class Report:
         """As JSON."""
         verdict = {**asdict(self.verdict), "good": self.verdict.good}
         body = {"seed": self.seed, "duration_s": self.duration_s, "verdict": verdict}
-        named = [{**asdict(fault), "fault": KINDS[fault.kind]} for fault in self.faults]
+        named = [{**asdict(fault), "useful_s": fault.useful_s, "fault": KINDS[fault.kind]} for fault in self.faults]
         path.write_text(json.dumps({**body, "faults": named}, indent=1))
 
 
@@ -232,6 +261,8 @@ class Chaos:
             "listen": f"{self.cluster.ip(HEAD)}:{LISTEN_PORT}",
             "far": f"in({far})",
             "visitor_open": self.plan.visitor_open,
+            "rate_per_s": self.plan.rate_per_s,
+            "visitor_rate_per_s": self.plan.visitor_rate_per_s,
             "head_agents": self.plan.head_agents,
             "far_agents": self.plan.far_agents,
             "open": self.plan.open,
@@ -304,6 +335,7 @@ class Chaos:
         again = measure(self.faults, self.history)
         asked, visitor = questions(self.history), (self.directory / "visited").read_text()
         report = Report(self.plan.seed, time.monotonic() - began, verdict, self.faults, again, asked, visitor)
+        report.offered_per_s, report.latencies_s = latencies(self.faults, self.history)
         self.say(f"\n{verdict}\n\n{report.table()}\n\n{json.dumps(report.summary())}\n")
         return report
 
@@ -333,8 +365,12 @@ class Chaos:
         return len(agents) == wanted and all(state == "ready" for _, state, *_ in agents)
 
     def busy(self) -> bool:
-        """Is every agent ready, and nearly as much open as there should be?"""
-        return self.ready() and self.status()["open"] >= 0.9 * self.plan.open
+        """Is every agent ready, and nearly as much open as there should be, or all that came meanwhile done?"""
+        if not self.ready():
+            return False
+        if self.plan.rate_per_s:
+            return bool(self.status()["open"] <= CAUGHT_UP_S * self.plan.rate_per_s)
+        return bool(self.status()["open"] >= 0.9 * self.plan.open)
 
     # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -364,11 +400,12 @@ class Chaos:
         self.until(now, f"{fault.kind} {', '.join(fault.victims)} is back")
 
     def kill_agent(self, kind: str = "agent") -> None:
-        """Kill one, or (`hung`) stop it: then it is for others to notice."""
+        """Kill one that has work, or (`hung`) stop it: then it is for others to notice."""
         send = signal.SIGSTOP if kind == "hung" else signal.SIGKILL
         while True:
             status = self.calm()
-            agent_id, _, incarnation, node, pid, _ = self.rng.choice(status["agents"])
+            at_work = [agent for agent in status["agents"] if agent[5]]
+            agent_id, _, incarnation, node, pid, _ = self.rng.choice(at_work or status["agents"])
             fault = self.note(kind, [agent_id], status)
             try:
                 os.kill(self.cluster.host_pid(self.cluster.node_of(node), pid), send)
@@ -560,7 +597,7 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
     for number, fault in enumerate(faults):
         later = [f.at_utc for f in faults[number + 1 :]]
         end_utc = later[0] if later else math.inf
-        times = []
+        times, begun = [], []
         end = faults[number + 1].at if number + 1 < len(faults) else math.inf
         fault.failed = sum(fault.at < float(r["at"]) < end for r in failures)
         if fault.kind in OF_ALL:
@@ -588,10 +625,35 @@ def measure(faults: list[Fault], history: list[Record]) -> int:
                 fault.rerun += len(lost)
                 if lost:
                     times.append(at - fault.at)
+                    begun.append((outcome["value"] or {}).get("began", at) - fault.at)
+        fault.again_s = min(begun, default=None)
         if times:
             fault.first_s = min(times)
             fault.last_s = max(times) if fault.kind not in (*OF_COORDINATOR, "head") else None
     return sum(max(0, outcome["attempts"] - 1) for _, outcome in outcomes)
+
+
+def latencies(faults: list[Fault], history: list[Record]) -> tuple[float | None, dict[str, float | None]]:
+    """How many of the writer's tasks were due in a second, and the latencies of all; of each fault its slowest task."""
+    due, key_of, ended = {}, {}, {}
+    for record in history:
+        if record["client"] != "writer":
+            continue
+        if "due" in record:
+            due[record["key"]] = float(record["due"])  # of a repeated call the same
+        elif record["f"] == "submit" and record["type"] == "ok":
+            key_of.setdefault(record["task"], record["key"])
+        elif record["f"] == "read" and record["type"] == "ok":
+            ended[key_of[record["task"]]] = float(record["at"])
+    if not due:
+        return None, {}
+    times = {key: ended[key] - at for key, at in due.items() if key in ended}
+    for fault, later in zip(faults, [*(fault.at for fault in faults[1:]), math.inf], strict=True):
+        met = [took for key, took in times.items() if due[key] < later and ended[key] > fault.at]
+        fault.slowest_s = max(met, default=None)
+    names = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    found = {name: nearest(list(times.values()), q) for name, q in names}
+    return len(due) / (max(due.values()) - min(due.values())), found
 
 
 def questions(history: list[Record]) -> dict[str, int]:

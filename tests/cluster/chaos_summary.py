@@ -1,12 +1,13 @@
 """Joins what several chaos runs found: `python tests/cluster/chaos_summary.py out/chaos`.
 
 Prints a table and, as the last line, the same as JSON: of each kind of fault how often it happened, what was lost and
-what ended twice in the runs that had it, how many calls of clients failed, and the time in seconds from the fault (of
-a head: from its return) to the first outcome of what it had interrupted; of a control store the longest time without
-any outcome, of Serve the slowest task of the following seconds; of stateful agents the time until all entities whose
-process was killed are answered again. `disordered`: inputs of an entity that were not applied in the order in which
-they were acknowledged. `zombie_s`: how long attempts behind a cut cable went on at most, ordinary and exclusive ones,
-as seen from outside, and `zombie_n` of how many.
+what ended twice in the runs that had it, how many calls of clients failed, and the time in seconds from the fault to
+useful work elsewhere: until an agent has begun again with what it had interrupted; of a coordinator, and of a head
+(from its return), to the first outcome; of a control store the longest time without any outcome, of Serve the slowest
+task of the following seconds; of stateful agents the time until all entities whose process was killed are answered
+again. `disordered`: inputs of an entity that were not applied in the order in which they were acknowledged.
+`zombie_s`: how long attempts behind a cut cable went on at most, ordinary and exclusive ones, as seen from outside,
+and `zombie_n` of how many.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for fault in run.get("faults", ()):
             counts[fault["fault"]]["n"] += 1
             counts[fault["fault"]]["failed"] += fault["failed"]
-            if fault["first_s"] is not None:
-                times[fault["fault"]].append(fault["first_s"])
+            if fault["useful_s"] is not None:
+                times[fault["fault"]].append(fault["useful_s"])
     rows = []
     for name in KINDS.values():
         if counts[name]["n"]:

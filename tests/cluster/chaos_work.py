@@ -25,11 +25,12 @@ def answer(key: str) -> str:
 
 class Work:
     """Sleeps as told and answers. `by` and `nonce` differ between two executions of one task, so that readers who
-    see two of them can tell."""
+    see two of them can tell; `began` is when this one did, on the machine's monotonic clock."""
 
     other = ""  # an agent of the other node
 
     def run(self, task: fr.Task, ctx: fr.Context) -> dict[str, Any]:
+        began = time.monotonic()
         key, wait_s = task.payload["key"], task.payload["wait_s"]
         scratch = b"x" * (SCRATCH_MB << 20) if task.payload.get("scratch") else b""
         time.sleep(wait_s)
@@ -40,7 +41,8 @@ class Work:
                 said = "answered" if ctx.ask(self.other, key, timeout_s=ASK_S).result() == answer(key) else "wrong"
             except (fr.AskTimeout, fr.AgentUnreachable, fr.NoRoom) as error:
                 said = f"{type(error).__name__}: {re.sub('[0-9a-f]{8}', '*', error.detail)}"
-        return {"of": key, "answer": answer(key), "by": os.getpid(), "nonce": secrets.token_hex(4), "asked": said}
+        value = {"of": key, "answer": answer(key), "by": os.getpid(), "nonce": secrets.token_hex(4)}
+        return value | {"asked": said, "began": began}
 
     def on_message(self, message: fr.Message) -> str:
         return answer(message.body)

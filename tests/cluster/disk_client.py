@@ -64,9 +64,7 @@ def work(settings: dict[str, Any]) -> None:
             loader.take(0.1)
         tell(directory / "running", "yes")
         while not (directory / "end").exists():
-            if not loader.fill():
-                loader.take(0.02)
-            loader.take(0.0)
+            loader.take(loader.fill())
             if said and not (directory / "resumed").exists():
                 tell(directory / "resumed", "yes")
             time.sleep(0.05)

@@ -11,7 +11,7 @@ from chaos_summary import joined, main, table
 
 
 def run(*faults: tuple[str, float | None], lost: int = 0, failed: int = 0) -> dict[str, Any]:
-    found = [{"fault": name, "first_s": first_s, "failed": failed} for name, first_s in faults]
+    found = [{"fault": name, "useful_s": useful_s, "failed": failed} for name, useful_s in faults]
     return {"verdict": {"lost": ["x"] * lost, "twice": []}, "faults": found}
 
 

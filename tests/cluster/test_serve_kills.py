@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.chaos]
 REPLICA, CONTROLLER = r"^ray::ServeReplica", r"^ray::ServeController"  # as Ray calls their processes
 KILLS, STOPS, CONTROLLERS = 8, 5, 2
 STOPPED_S = (0.5, 5.0)  # for how long
+RATE_PER_S = 40.0  # seven tenths of what two agents can do
 WATCHED_S = 3.0  # what was handed in so long after a fault is measured for it
 SEED = int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))
 
@@ -40,7 +41,8 @@ class Run:
         self.directory.mkdir()
         self.faults: list[Fault] = []
         self.rng = random.Random(SEED)
-        settings = {"directory": str(self.directory), "seed": SEED, "open": 8, "wait_s": (0.02, 0.05), "drain_s": 60.0}
+        settings = {"directory": str(self.directory), "seed": SEED, "rate_per_s": RATE_PER_S, "wait_s": (0.02, 0.05)}
+        settings["drain_s"] = 60.0
         program = [sys.executable, str(HERE / "serve_client.py"), json.dumps(settings)]
         self.client: Process = cluster.run(0, program, name="serve-client")
 

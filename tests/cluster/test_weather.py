@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chaos_run import FULL, KINDS, Plan
+from chaos_run import KINDS, Plan, full
 from weather_run import LONG, Weather, run, run_with_lost_calls, weather_missing
 
 QUIET = Plan(agents=0, hung=0, coordinators=0, stopped=0, nodes=0, both=0, cuts_s=(), stores_s=(), heads=0)
@@ -27,9 +27,9 @@ def test_no_weather_loses_an_accepted_task_or_gives_it_two_outcomes(
 ) -> None:
     if missing := weather_missing():
         pytest.skip(missing)
-    full = request.config.getoption("--chaos-full")
-    plan = replace(FULL if full else Plan(), seed=seed())
-    report = run(plan, LONG if full else Weather(), say)
+    long = request.config.getoption("--chaos-full")
+    plan = full(seed()) if long else Plan(seed=seed())
+    report = run(plan, LONG if long else Weather(), say)
     path = Path(os.environ.get("FLOWRAY_WEATHER_JSON") or tmp_path / "weather.json")
     report.write(path)
     say(f"figures in {path}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flowray.runtime.keeper import COORDINATOR, Keeper, Stopped, Watched, encode, state_of
+from flowray.runtime.keeper import COORDINATOR, Keeper, Stopped, Watched, encode, gone, state_of
 
 
 @pytest.fixture
@@ -149,3 +149,11 @@ async def test_who_is_not_watched_any_more_may_die(sleeper: subprocess.Popen[byt
     await until_dead(sleeper)
     await asyncio.sleep(0.1)
     assert coordinator.dead.empty()
+
+
+def test_a_process_has_gone_when_the_kernel_says_so(sleeper: subprocess.Popen[bytes]) -> None:
+    assert not gone(sleeper.pid, 0.01)
+    sleeper.kill()
+    assert gone(sleeper.pid, 30.0)
+    sleeper.wait()
+    assert gone(sleeper.pid, 0.0), "and nobody is called so"
