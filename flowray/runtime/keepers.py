@@ -53,27 +53,28 @@ class Keepers:
     def _end(self, node_id: str) -> bool:
         """Blocking calls; has it gone? Ray calls it dead as soon as it is told to end it, and lets go of its name; so
         a process of Ray's own on that node asks the kernel."""
+        pid = self._ending.get(node_id)
         try:
             keeper = ray.get_actor(self._name(node_id), namespace=NAMESPACE)
         except ValueError:
-            if node_id not in self._ending:
+            if pid is None:
                 return True  # there is none
         else:
             with contextlib.suppress(*LOST):  # it has died, or does not answer: then it is ended unseen
-                self._ending[node_id] = ray.get(keeper.pid.remote(), timeout=_END_S)
+                pid = self._ending[node_id] = ray.get(keeper.pid.remote(), timeout=_END_S)
             ray.kill(keeper, no_restart=True)
-            if node_id not in self._ending:
+            if pid is None:
                 return False  # once more, for its name
         there = NodeAffinitySchedulingStrategy(node_id, soft=False)
         asking = ray.remote(gone).options(num_cpus=0, scheduling_strategy=there, enable_task_events=False)
         try:
-            ended = ray.get(asking.remote(self._ending[node_id], _END_S))
+            ended = ray.get(asking.remote(pid, _END_S))
         except GONE:
             ended = True  # with its node
         except NOT_CREATED:
             ended = False  # the one that asked has died: once more
         if ended:
-            del self._ending[node_id]
+            self._ending.pop(node_id, None)
         return bool(ended)
 
     def _name(self, node_id: str) -> str:
