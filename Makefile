@@ -48,9 +48,10 @@ CHAOS_FILES = FLOWRAY_CHAOS_SEED=$(1) FLOWRAY_CHAOS_JSON=out/chaos/seed-$(1).jso
 	FLOWRAY_SERVE_JSON=out/chaos/serve-$(1).json FLOWRAY_ZOMBIES_JSON=out/chaos/zombies-$(1).json \
 	FLOWRAY_STATEFUL_JSON=out/chaos/stateful-$(1).json FLOWRAY_WEATHER_JSON=out/chaos/weather-$(1).json \
 	FLOWRAY_CALLS_JSON=out/chaos/calls-$(1).json
-CHAOS_FAULTS = $(foreach name,chaos accounts serve_kills zombies,tests/cluster/test_$(name).py)
-CHAOS_ALSO = $(foreach name,drained moving overload,tests/cluster/test_$(name).py)
-CHAOS_WAITING = $(foreach name,cluster/test_weather cluster/test_long_outage cluster/test_full_disk \
+CHAOS_FAULTS = $(foreach name,chaos accounts serve_kills,tests/cluster/test_$(name).py)
+CHAOS_ALSO = tests/cluster/test_overload.py
+CHAOS_WAITING = $(foreach name,cluster/test_weather cluster/test_lost_calls cluster/test_zombies cluster/test_moving \
+	cluster/test_drained cluster/test_long_outage cluster/test_full_disk \
 	mesh/test_namespaces mesh/test_faults, \
 	tests/$(name).py) tests/runtime/test_head_on_ray.py::test_a_head_on_a_redis_survives
 
@@ -64,7 +65,8 @@ chaos: $(VENV)/.dev  ## kill agents, coordinators, nodes and the head of a real 
 chaos-long: $(VENV)/.dev  ## the same faults with ROUNDS seeds: hours, for a night (needs root)
 	rm -rf out/chaos && mkdir -p out/chaos
 	status=0; for seed in $$(seq 1 $(ROUNDS)); do \
-	$(call CHAOS_FILES,$$seed) $(BIN)/pytest --chaos-full -s $(CHAOS_FAULTS) tests/cluster/test_weather.py || status=1; done; \
+	$(call CHAOS_FILES,$$seed) $(BIN)/pytest --chaos-full -s $(CHAOS_FAULTS) \
+	$(foreach name,weather lost_calls zombies,tests/cluster/test_$(name).py) || status=1; done; \
 	$(BIN)/python tests/cluster/chaos_summary.py out/chaos || status=1; exit $$status
 
 check: $(VENV)/.dev  ## format, lint, types, layers

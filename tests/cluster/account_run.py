@@ -18,7 +18,7 @@ from chaos_run import HEAD, HERE, Fault, Report
 from checker import read_history
 from entities import check_entities
 
-from flowray.testing.cluster import NamespaceCluster, Process, tail, wait_until
+from flowray.testing.cluster import ClusterFailed, NamespaceCluster, Process, tail, wait_until
 
 AGAIN_S = 60.0  # for answers to come again
 LATE_S = 0.5  # since the newest answer of an entity whose process is at work
@@ -87,7 +87,11 @@ class Run:
             assert self.program.returncode is None, tail(self.program.output)
             return condition()
 
-        return wait_until(now, timeout_s, what, poll_s=0.01)
+        try:
+            return wait_until(now, timeout_s, what, poll_s=0.01)
+        except ClusterFailed as error:
+            agents = (self.directory / "agents.json").read_text()
+            raise ClusterFailed(f"{error}; gone: {sorted(self._gone)}, agents: {agents}, last: {self.last()}") from None
 
     def whole(self) -> list[list[str]]:
         """The instances that have two processes, by the entities that one of these has just answered."""
@@ -145,6 +149,7 @@ class Run:
         self.cluster.kill_node(node)
         self.next_answers(fault, there, gone)
         self.cluster.start_node(node)
+        self._gone = {one for one in self._gone if one[0] != ip}  # its pids begin anew, so others have them now
 
     def _note(self, kind: str, entities: list[str]) -> Fault:
         self.faults.append(Fault(kind, entities, time.monotonic(), time.time()))

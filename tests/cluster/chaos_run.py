@@ -78,7 +78,7 @@ FULL = Plan(
     machines=3,
     head_agents=3,
     far_agents=4,
-    calm_s=2.0,
+    calm_s=1.0,
     rate_per_s=70.0,  # with those of the other client: six tenths of the agents are at work in the mean (measured)
     visitor_rate_per_s=4.0,
     wait_s=(0.01, 0.09),
@@ -106,7 +106,7 @@ KINDS = {  # of faults -> what the summary calls them
     "serve": "serve_kill",  # a run of its own: test_serve_kills
     "stateful": "stateful_kill",  # a run of its own: test_accounts
     "stateful node": "stateful_node_kill",
-    "lost calls": "rpc_loss",  # these, too: test_weather
+    "lost calls": "rpc_loss",  # test_lost_calls; these: test_weather
     "slow cable": "bandwidth",
     "late cable": "latency_and_loss",
     "busy": "busy_machine",
@@ -139,8 +139,8 @@ class Fault:
     # longest time in which the writer heard of no outcome, its absence included
     last_s: float | None = None  # and the last one of them
     again_s: float | None = None  # until an agent had begun again with one of those tasks
-    slowest_s: float | None = None  # the longest that a task took that was open then or came before the next fault,
-    # from when it was due; None of tasks that were not due at any time
+    slowest_s: float | None = None  # the longest that a task took that was due between half a second before it and the
+    # next fault, from when it was due
     rerun: int = 0  # attempts that were lost with it and made again
     resident_mb: dict[str, tuple[int, int]] = field(
         default_factory=dict
@@ -217,6 +217,7 @@ class Report:
         """As JSON."""
         verdict = {**asdict(self.verdict), "good": self.verdict.good}
         body = {"seed": self.seed, "duration_s": self.duration_s, "verdict": verdict}
+        body |= {"offered_per_s": self.offered_per_s, "latencies_s": self.latencies_s}
         named = [{**asdict(fault), "useful_s": fault.useful_s, "fault": KINDS[fault.kind]} for fault in self.faults]
         path.write_text(json.dumps({**body, "faults": named}, indent=1))
 
@@ -649,7 +650,7 @@ def latencies(faults: list[Fault], history: list[Record]) -> tuple[float | None,
         return None, {}
     times = {key: ended[key] - at for key, at in due.items() if key in ended}
     for fault, later in zip(faults, [*(fault.at for fault in faults[1:]), math.inf], strict=True):
-        met = [took for key, took in times.items() if due[key] < later and ended[key] > fault.at]
+        met = [took for key, took in times.items() if fault.at - CAUGHT_UP_S <= due[key] < later]
         fault.slowest_s = max(met, default=None)
     names = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
     found = {name: nearest(list(times.values()), q) for name, q in names}

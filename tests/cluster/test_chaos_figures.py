@@ -26,14 +26,15 @@ def test_latencies_go_from_when_a_task_was_due_to_its_outcome() -> None:
     faults = [Fault("agent", [], 2.0, 0.0), Fault("agent", [], 4.0, 0.0), Fault("agent", [], 100.0, 0.0)]
     history = [
         *task(1, 0.0, 0.1, 1.0),  # before any fault
-        *task(2, 1.5, 1.6, 2.25),  # open at the first
-        *task(3, 3.0, 3.9, 4.5, again=3.5),  # between them, and over the second
+        *task(2, 1.75, 1.8, 2.5),  # open at the first
+        *task(3, 3.0, 3.9, 4.5, again=3.5),  # between them, long before the second
+        *task(5, 3.75, 3.8, 4.25),  # open at the second
         *task(4, 10.0, 10.1, None),
     ]
     rate, found = latencies(faults, history)
-    assert rate == pytest.approx(4 / 10.0)
-    assert found == {"p50": 1.0, "p99": 1.5, "max": 1.5}
-    assert [fault.slowest_s for fault in faults] == [1.5, 1.5, None]
+    assert rate == pytest.approx(5 / 10.0)
+    assert found == {"p50": 0.75, "p99": 1.5, "max": 1.5}
+    assert [fault.slowest_s for fault in faults] == [1.5, 0.5, None]
 
 
 def test_of_others_tasks_and_of_tasks_kept_open_there_are_none() -> None:
