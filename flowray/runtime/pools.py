@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
-import psutil
 import ray
 
 from flowray.config import Config
@@ -33,6 +31,7 @@ from flowray.runtime.blocks import ROOM_S, Blocks, Place
 from flowray.runtime.cluster import NAMESPACE
 from flowray.runtime.directory import TalkDirectory
 from flowray.runtime.doorway import Doorway
+from flowray.runtime.keeper import gone
 from flowray.runtime.keepers import Keepers
 from flowray.runtime.making import Maker, Process
 from flowray.runtime.messages import (
@@ -360,7 +359,7 @@ class Pools:
         made = process.made
         if made is not None and made.node_id == self._node_id:
             # Ray calls a process dead when its connection is gone, which is a moment before the process is, if it is.
-            certain = await _ends(made.pid)
+            certain = await asyncio.to_thread(gone, made.pid, _DYING_S)
         self._lost(process, "stopped by the coordinator" if process.stopped else cause, certain=certain)
 
     def _lost(self, process: Process, cause: str, *, certain: bool = False) -> None:
@@ -389,13 +388,13 @@ class Pools:
         process = self._processes.get(peer)
         if process is None or process.made is None or process.made.node_id != self._node_id:
             return
-        if not _lives(process.made.pid):
+        if gone(process.made.pid, 0.0):
             self._died(process)
         else:  # a killed process closes its sockets a moment before it is dead
             self._spawn(self._look_again(process, process.made.pid))
 
     async def _look_again(self, process: Process, pid: int) -> None:
-        if await _ends(pid):
+        if await asyncio.to_thread(gone, pid, _DYING_S):
             self._died(process)
 
     def _died(self, process: Process) -> None:
@@ -500,21 +499,3 @@ class Pools:
                 {"message": "starting or watching an agent failed", "exception": task.exception()}
             )
             os._exit(70)
-
-
-async def _ends(pid: int) -> bool:
-    """Is this process of this machine gone, or within a moment?"""
-    until = time.monotonic() + _DYING_S
-    while _lives(pid):
-        if time.monotonic() > until:
-            return False
-        await asyncio.sleep(_DYING_S / 50)
-    return True
-
-
-def _lives(pid: int) -> bool:
-    """Is there such a process on this machine, and not only its remains?"""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

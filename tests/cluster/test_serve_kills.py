@@ -28,7 +28,7 @@ REPLICA, CONTROLLER = r"^ray::ServeReplica", r"^ray::ServeController"  # as Ray 
 KILLS, STOPS, CONTROLLERS = 8, 5, 2
 STOPPED_S = (0.5, 5.0)  # for how long
 RATE_PER_S = 20.0  # seven tenths of what one agent can do: for a while all tasks are of one trade
-WATCHED_S = 2.0  # what was handed in so long after a fault is measured for it
+WATCHED_S = 3.0  # what was handed in so long after a fault is measured for it
 SEED = int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))
 
 
