@@ -86,6 +86,11 @@ FULL = Plan(
 SATURATED = replace(FULL, rate_per_s=0.0, visitor_rate_per_s=0.0, wait_s=Plan().wait_s)  # all have work at each fault
 
 
+def chosen_seed() -> int:
+    """Of a run: FLOWRAY_CHAOS_SEED, or 1."""
+    return int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))
+
+
 def full(seed: int) -> Plan:
     """In full counts; every second seed keeps tasks open instead of handing them in by the clock."""
     return replace(FULL if seed % 2 else SATURATED, seed=seed)

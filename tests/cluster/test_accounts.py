@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from account_run import FULL, Plan, run
+from chaos_run import chosen_seed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -22,7 +23,7 @@ def test_no_kill_loses_an_acknowledged_input_or_applies_it_twice(
     request: pytest.FixtureRequest, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     plan = FULL if request.config.getoption("--chaos-full") else Plan()
-    report = run(replace(plan, seed=int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))), say)
+    report = run(replace(plan, seed=chosen_seed()), say)
     report.write(Path(os.environ.get("FLOWRAY_STATEFUL_JSON") or tmp_path / "stateful.json"))
 
     assert report.verdict.good, report.verdict

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chaos_run import Plan, full, run
+from chaos_run import Plan, chosen_seed, full, run
 
 # What a process may grow by while its peers are cut off. The bounds are wider (a link holds up to 32 MiB for each
 # peer); with this load a queue that nobody empties would show.
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def test_no_kill_loses_an_accepted_task_or_gives_it_two_outcomes(
     request: pytest.FixtureRequest, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
-    seed = int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))
+    seed = chosen_seed()
     plan = full(seed) if request.config.getoption("--chaos-full") else Plan(seed=seed)
     report = run(plan, say)
     path = Path(os.environ.get("FLOWRAY_CHAOS_JSON") or tmp_path / "chaos.json")

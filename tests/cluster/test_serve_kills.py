@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_run import HERE, Fault, Report
+from chaos_run import HERE, Fault, Report, chosen_seed
 from checker import check, read_history
 
 from flowray.testing.cluster import NamespaceCluster, Process, tail, wait_until
@@ -29,7 +29,7 @@ KILLS, STOPS, CONTROLLERS = 8, 5, 2
 STOPPED_S = (0.5, 5.0)  # for how long
 RATE_PER_S = 20.0  # seven tenths of what one agent can do: for a while all tasks are of one trade
 WATCHED_S = 3.0  # what was handed in so long after a fault is measured for it
-SEED = int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))
+SEED = chosen_seed()
 
 
 class Run:

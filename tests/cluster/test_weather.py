@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chaos_run import KINDS, Plan, full
+from chaos_run import KINDS, Plan, chosen_seed, full
 from weather_run import LONG, Weather, run, weather_missing
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -25,7 +25,7 @@ def test_no_weather_loses_an_accepted_task_or_gives_it_two_outcomes(
     if missing := weather_missing():
         pytest.skip(missing)
     long = request.config.getoption("--chaos-full")
-    plan = full(seed()) if long else Plan(seed=seed())
+    plan = full(chosen_seed()) if long else Plan(seed=chosen_seed())
     report = run(plan, LONG if long else Weather(), say)
     path = Path(os.environ.get("FLOWRAY_WEATHER_JSON") or tmp_path / "weather.json")
     report.write(path)
@@ -40,8 +40,3 @@ def test_no_weather_loses_an_accepted_task_or_gives_it_two_outcomes(
     assert report.asked.get("answered") and not report.asked.get("wrong")
     accepted, missing_here = map(int, report.visitor.split())
     assert accepted and not missing_here
-
-
-def seed() -> int:
-    """Of a run."""
-    return int(os.environ.get("FLOWRAY_CHAOS_SEED", "1"))
